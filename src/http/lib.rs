@@ -1,1 +1,20 @@
-//! placeholder
+//! The HTTP edge: listeners, the table of endpoints, what a handler is given and what it answers,
+//! rate limits, and the one place where errors become JSON. Nothing of Matrix's domain is here,
+//! and nothing above this member sees hyper.
+//!
+//! A request goes through the files in this order: `listener` (accept, sizes and times, real
+//! client address), `edge` (one request from start to end), `table` (path to endpoint), `auth`
+//! (access token to requester), `limit`, `body`, the handler, `reply`.
+
+mod limit;
+mod paths;
+mod reply;
+mod request;
+mod router;
+
+pub use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+pub use limit::{LimitClass, Limits, Rate};
+pub use paths::{Paths, api_v1, media_v3, raw, unstable, v1, v3};
+pub use reply::Reply;
+pub use request::Request;
+pub use router::{Auth, Router, Routes};
