@@ -1,0 +1,99 @@
+//! Why a statement did not do what it should.
+
+use std::fmt;
+
+use tokio_postgres::error::SqlState;
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A failure of the database or of the way to it.
+#[derive(Debug)]
+pub enum Error {
+    /// The connection was lost or could not be had; the outcome of a commit is not known.
+    Lost(String),
+    /// PostgreSQL refused a statement; the transaction has no effect.
+    Refused { statement: &'static str, cause: tokio_postgres::Error },
+    /// A row did not have the shape that the code expects.
+    Corrupt(String),
+}
+
+impl Error {
+    /// SQLSTATE of a refused statement.
+    pub fn state(&self) -> Option<&SqlState> {
+        match self {
+            Self::Refused { cause, .. } => cause.code(),
+            _ => None,
+        }
+    }
+
+    /// Whether a unique constraint was violated.
+    pub fn is_unique_violation(&self) -> bool {
+        self.state() == Some(&SqlState::UNIQUE_VIOLATION)
+    }
+
+    /// Whether `chatd_fence` found that this instance no longer owns a shard (R6).
+    pub fn is_fenced(&self) -> bool {
+        self.state().is_some_and(|state| state.code() == "CH001")
+    }
+
+    pub(crate) fn from_postgres(statement: &'static str, cause: tokio_postgres::Error) -> Self {
+        let lost = cause.is_closed()
+            || cause.code().is_none()
+            || cause.code().is_some_and(|state| {
+                // Class 57 but for a cancelled query: shutdown and crash of the server.
+                state.code().starts_with("08")
+                    || [
+                        SqlState::ADMIN_SHUTDOWN,
+                        SqlState::CRASH_SHUTDOWN,
+                        SqlState::CANNOT_CONNECT_NOW,
+                    ]
+                    .contains(state)
+            });
+        if lost && !is_client_side(&cause) {
+            Self::Lost(format!("{statement}: {}", describe(&cause)))
+        } else {
+            Self::Refused { statement, cause }
+        }
+    }
+}
+
+/// Wrong parameter types and the like: found before anything was sent.
+fn is_client_side(cause: &tokio_postgres::Error) -> bool {
+    let text = cause.to_string();
+    cause.code().is_none()
+        && (text.contains("serializing parameter") || text.contains("deserializing column"))
+}
+
+fn describe(cause: &tokio_postgres::Error) -> String {
+    match cause.as_db_error() {
+        Some(db) => format!("{} ({})", db.message(), db.code().code()),
+        None => cause.to_string(),
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lost(what) => write!(f, "the database cannot be reached: {what}"),
+            Self::Refused { statement, cause } => {
+                write!(f, "the database refused {statement}: {}", describe(cause))
+            }
+            Self::Corrupt(what) => write!(f, "unexpected data in the database: {what}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<Error> for chatd_base::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Lost(_) => {
+                tracing::warn!(%error, "database unavailable");
+                chatd_base::Refusal::new(503, "M_UNKNOWN", "the database is unavailable; try again")
+                    .into()
+            }
+            other => Self::internal(other),
+        }
+    }
+}

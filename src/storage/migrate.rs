@@ -1,0 +1,54 @@
+//! Embedded, forward-only migrations. The first instance migrates, the others wait for it.
+
+use crate::{Error, Pool, Result};
+
+macro_rules! migrations {
+    ($($name:literal),* $(,)?) => {
+        const MIGRATIONS: &[(&str, &str)] =
+            &[$(($name, include_str!(concat!("migrations/", $name, ".sql")))),*];
+    };
+}
+
+migrations!["0001_streams", "0002_rooms", "0003_user_streams"];
+
+/// Key of the advisory lock that makes instances migrate one after the other.
+const MIGRATION_LOCK: i64 = 0x6368_6174_6400;
+
+/// Brings the schema up to date. Each file is one transaction; a failed one leaves the schema
+/// as the files before it made it.
+pub async fn migrate(pool: &Pool) -> Result<()> {
+    let mut client = pool.client().await?;
+    let lost = |cause| Error::from_postgres("migration", cause);
+    client
+        .batch_execute(&format!("SELECT pg_advisory_lock({MIGRATION_LOCK})"))
+        .await
+        .map_err(lost)?;
+    client
+        .batch_execute(
+            "CREATE TABLE IF NOT EXISTS schema_migrations (
+                 name text PRIMARY KEY,
+                 applied_at timestamptz NOT NULL DEFAULT now())",
+        )
+        .await
+        .map_err(lost)?;
+    let done: Vec<String> = client
+        .query("SELECT name FROM schema_migrations", &[])
+        .await
+        .map_err(lost)?
+        .iter()
+        .map(|row| row.get(0))
+        .collect();
+    for (name, sql) in MIGRATIONS.iter().filter(|(name, _)| !done.iter().any(|d| d == name)) {
+        tracing::info!(migration = name, "migrating the database");
+        let txn = client.transaction().await.map_err(lost)?;
+        txn.batch_execute(sql).await.map_err(|cause| Error::from_postgres(name, cause))?;
+        txn.execute("INSERT INTO schema_migrations (name) VALUES ($1)", &[name])
+            .await
+            .map_err(lost)?;
+        txn.commit().await.map_err(lost)?;
+    }
+    client
+        .batch_execute(&format!("SELECT pg_advisory_unlock({MIGRATION_LOCK})"))
+        .await
+        .map_err(lost)
+}

@@ -1,0 +1,245 @@
+//! Connections to PostgreSQL and the few ways to use one.
+
+use std::{path::PathBuf, time::Duration};
+
+use chatd_base::cost;
+use deadpool_postgres::{Client, Manager, ManagerConfig, RecyclingMethod, Runtime};
+use tokio_postgres::{Config, NoTls, Row, types::ToSql};
+
+use crate::{Batch, BatchRows, Error, Result, Statement};
+
+/// Where PostgreSQL listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Host {
+    Tcp {
+        host: String,
+        port: u16,
+    },
+    /// Folder of the unix socket, and the port that is part of the socket's name.
+    Socket {
+        folder: PathBuf,
+        port: u16,
+    },
+}
+
+/// How the connection is secured; the words are libpq's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SslMode {
+    #[default]
+    Disable,
+    Prefer,
+    Require,
+}
+
+/// What it takes to connect.
+#[derive(Clone, Debug)]
+pub struct ConnectSettings {
+    pub host: Host,
+    pub user: String,
+    pub password: Option<String>,
+    pub database: String,
+    pub max_connections: usize,
+    pub ssl_mode: SslMode,
+    pub application_name: String,
+}
+
+/// A bounded set of connections. Cheap to clone.
+#[derive(Clone)]
+pub struct Pool {
+    inner: deadpool_postgres::Pool,
+}
+
+/// How long a request waits for a free connection.
+const WAIT_FOR_CONNECTION: Duration = Duration::from_secs(20);
+
+impl Pool {
+    /// Prepares the pool; connects lazily.
+    pub fn open(settings: &ConnectSettings) -> Result<Self> {
+        let mut config = Config::new();
+        config
+            .user(&settings.user)
+            .dbname(&settings.database)
+            .application_name(&settings.application_name)
+            .connect_timeout(Duration::from_secs(10));
+        if let Some(password) = &settings.password {
+            config.password(password);
+        }
+        match &settings.host {
+            Host::Tcp { host, port } => config.host(host).port(*port),
+            Host::Socket { folder, port } => config.host_path(folder).port(*port),
+        };
+        config.ssl_mode(match settings.ssl_mode {
+            SslMode::Disable => tokio_postgres::config::SslMode::Disable,
+            SslMode::Prefer => tokio_postgres::config::SslMode::Prefer,
+            SslMode::Require => tokio_postgres::config::SslMode::Require,
+        });
+        let fast = ManagerConfig { recycling_method: RecyclingMethod::Fast };
+        let manager = match settings.ssl_mode {
+            SslMode::Disable => Manager::from_config(config, NoTls, fast),
+            SslMode::Prefer | SslMode::Require => {
+                Manager::from_config(config, tls::connector(), fast)
+            }
+        };
+        let inner = deadpool_postgres::Pool::builder(manager)
+            .max_size(settings.max_connections)
+            .runtime(Runtime::Tokio1)
+            .wait_timeout(Some(WAIT_FOR_CONNECTION))
+            .create_timeout(Some(WAIT_FOR_CONNECTION))
+            .build()
+            .map_err(|error| Error::Lost(error.to_string()))?;
+        Ok(Self { inner })
+    }
+
+    /// A connection for work that the other functions do not cover (migrations, `COPY`).
+    pub(crate) async fn client(&self) -> Result<Client> {
+        self.inner.get().await.map_err(|error| Error::Lost(error.to_string()))
+    }
+
+    /// Runs one reading statement and returns its rows. One round trip.
+    pub async fn query(
+        &self,
+        statement: &'static Statement,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>> {
+        let client = self.client().await?;
+        let prepared = client
+            .prepare_cached(statement.sql)
+            .await
+            .map_err(|cause| Error::from_postgres(statement.name, cause))?;
+        cost::note_round_trip(1);
+        metrics::counter!("chatd_db_statements_total").increment(1);
+        client
+            .query(&prepared, params)
+            .await
+            .map_err(|cause| Error::from_postgres(statement.name, cause))
+    }
+
+    /// Like [`Pool::query`] for statements that return at most one row.
+    pub async fn query_opt(
+        &self,
+        statement: &'static Statement,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Option<Row>> {
+        Ok(self.query(statement, params).await?.into_iter().next())
+    }
+
+    /// Runs one writing statement on its own (auto-commit) and returns the rows that it touched.
+    pub async fn execute(
+        &self,
+        statement: &'static Statement,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<u64> {
+        let client = self.client().await?;
+        let prepared = client
+            .prepare_cached(statement.sql)
+            .await
+            .map_err(|cause| Error::from_postgres(statement.name, cause))?;
+        cost::note_round_trip(1);
+        metrics::counter!("chatd_db_statements_total").increment(1);
+        client
+            .execute(&prepared, params)
+            .await
+            .map_err(|cause| Error::from_postgres(statement.name, cause))
+    }
+
+    /// Runs all statements of `batch` in one transaction and one round trip. On return the
+    /// transaction is durable (R1). [`Error::Lost`] means that the outcome is not known.
+    pub async fn commit(&self, batch: Batch) -> Result<BatchRows> {
+        let client = self.client().await?;
+        cost::note_round_trip(u32::try_from(batch.len()).unwrap_or(u32::MAX));
+        metrics::counter!("chatd_db_statements_total").increment(batch.len() as u64);
+        metrics::counter!("chatd_db_commits_total").increment(1);
+        let mut guard = Unfinished(Some(client));
+        let outcome = batch.run(guard.client()).await;
+        if !matches!(outcome, Err(Error::Lost(_))) {
+            guard.finish();
+        }
+        outcome
+    }
+}
+
+/// Keeps a connection with an unfinished transaction from going back to the pool when the task
+/// that runs it is cancelled or fails.
+struct Unfinished(Option<Client>);
+
+impl Unfinished {
+    fn client(&self) -> &Client {
+        self.0.as_ref().expect("only `finish` and `drop` take the client")
+    }
+
+    /// The transaction is over: the connection may be used again.
+    fn finish(&mut self) {
+        drop(self.0.take());
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Some(client) = self.0.take() {
+            drop(deadpool_postgres::Object::take(client));
+        }
+    }
+}
+
+mod tls {
+    //! TLS to PostgreSQL. Like libpq's `prefer` and `require`, it encrypts and does not verify.
+
+    use std::sync::Arc;
+
+    use rustls::{
+        ClientConfig, DigitallySignedStruct, SignatureScheme,
+        client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+        crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
+        pki_types::{CertificateDer, ServerName, UnixTime},
+    };
+    use tokio_postgres_rustls::MakeRustlsConnect;
+
+    pub fn connector() -> MakeRustlsConnect {
+        let provider = Arc::new(ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()
+            .expect("ring supports the default TLS versions")
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Unverified(provider)))
+            .with_no_client_auth();
+        MakeRustlsConnect::new(config)
+    }
+
+    #[derive(Debug)]
+    struct Unverified(Arc<CryptoProvider>);
+
+    impl ServerCertVerifier for Unverified {
+        fn verify_server_cert(
+            &self,
+            _: &CertificateDer<'_>,
+            _: &[CertificateDer<'_>],
+            _: &ServerName<'_>,
+            _: &[u8],
+            _: UnixTime,
+        ) -> Result<ServerCertVerified, rustls::Error> {
+            Ok(ServerCertVerified::assertion())
+        }
+
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            cert: &CertificateDer<'_>,
+            dss: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            cert: &CertificateDer<'_>,
+            dss: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            self.0.signature_verification_algorithms.supported_schemes()
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! What an instance has seen of a stream, and who is told of new rows.
+
+use std::{collections::BTreeMap, fmt::Debug, sync::Arc, time::Duration};
+
+use chatd_base::{Position, WriterId};
+use chatd_storage::positions::StreamId;
+use parking_lot::{Mutex, RwLock};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::sync::watch;
+
+use crate::{
+    StreamToken,
+    bus::{Bus, Encode},
+};
+
+/// A kind of facts.
+pub trait Stream: Send + Sync + Sized + 'static {
+    const NAME: &'static str;
+    const ID: StreamId;
+    /// One fact; carries all that readers need, so that nobody reads it back.
+    type Row: Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static;
+}
+
+/// Rows of one commit, in order. `previous` is where the writer was before it.
+#[derive(Clone, Debug)]
+pub struct Frame<S: Stream> {
+    pub writer: WriterId,
+    pub previous: Position,
+    pub position: Position,
+    pub rows: Arc<[(Position, S::Row)]>,
+}
+
+impl<S: Stream> Encode for Frame<S> {
+    fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(&(self.writer, self.previous, self.position, &*self.rows))
+            .expect("rows are plain data, which always serialises")
+    }
+}
+
+type Fold<S> = Box<dyn Fn(&Frame<S>) + Send + Sync>;
+
+/// One stream as this instance sees it.
+pub struct Feed<S: Stream> {
+    bus: Arc<dyn Bus>,
+    /// Held while a frame is folded, so that frames of several writers do not interleave.
+    folds: Mutex<Vec<Fold<S>>>,
+    writers: RwLock<BTreeMap<WriterId, Position>>,
+    moved: watch::Sender<StreamToken>,
+}
+
+impl<S: Stream> Feed<S> {
+    /// A feed that stands where the tables say; `known` lists positions of all streams.
+    pub(crate) fn new(bus: Arc<dyn Bus>, known: &[(i16, WriterId, Position)]) -> Arc<Self> {
+        let writers: BTreeMap<_, _> = known
+            .iter()
+            .filter(|(stream, ..)| *stream == S::ID.number)
+            .map(|(_, writer, position)| (*writer, *position))
+            .collect();
+        let (moved, _) = watch::channel(StreamToken::from_writers(&writers));
+        Arc::new(Self { bus, folds: Mutex::default(), writers: RwLock::new(writers), moved })
+    }
+
+    /// Adds a view that is to see every row from now on. A fold must be quick and must not wait;
+    /// it may not call back into this feed. Called while the instance is wired.
+    pub fn on_rows(&self, fold: impl Fn(&Frame<S>) + Send + Sync + 'static) {
+        self.folds.lock().push(Box::new(fold));
+    }
+
+    /// How far this instance has folded the stream.
+    pub fn token(&self) -> StreamToken {
+        self.moved.borrow().clone()
+    }
+
+    /// How far it has folded one writer.
+    pub fn position_of(&self, writer: WriterId) -> Position {
+        self.writers.read().get(&writer).copied().unwrap_or_default()
+    }
+
+    /// Changes each time that the token does.
+    pub fn watch(&self) -> watch::Receiver<StreamToken> {
+        self.moved.subscribe()
+    }
+
+    /// Waits until everything that `token` covers has been folded here; false after `bound`.
+    pub async fn wait_for(&self, token: &StreamToken, bound: Duration) -> bool {
+        let mut moved = self.moved.subscribe();
+        let reached = moved.wait_for(|now| now.is_at_least(token));
+        matches!(tokio::time::timeout(bound, reached).await, Ok(Ok(_)))
+    }
+
+    /// Takes in a durable frame of this instance's own writer and hands it to the others.
+    pub(crate) fn publish(&self, frame: &Frame<S>) {
+        self.apply(frame);
+        self.bus.publish(S::NAME, frame);
+    }
+
+    /// Folds a frame, then moves the token. A frame that was seen before is ignored (R4).
+    pub fn apply(&self, frame: &Frame<S>) {
+        let folds = self.folds.lock();
+        if frame.position <= self.position_of(frame.writer) {
+            return;
+        }
+        for fold in folds.iter() {
+            fold(frame);
+        }
+        let token = {
+            let mut writers = self.writers.write();
+            writers.insert(frame.writer, frame.position);
+            StreamToken::from_writers(&writers)
+        };
+        metrics::gauge!("chatd_stream_position", "stream" => S::NAME).set(frame.position.0 as f64);
+        self.moved.send_replace(token);
+    }
+}

@@ -1,0 +1,202 @@
+//! The one committer of a stream on this instance: it turns all writes that wait into one
+//! transaction (group commit), which also carries the writer's new position.
+
+use std::{sync::Arc, time::Duration};
+
+use chatd_base::{Position, Result, Stop, WriterId, tasks};
+use chatd_storage::{
+    Batch, Error, Pool,
+    positions::{self, POSITION_BLOCK},
+};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{Feed, Frame, Stream};
+
+/// How a stream's changes are stored.
+pub trait Persist: Stream {
+    /// What a caller asks to have written. It may put several rows on the stream.
+    type Change: Send + Sync + 'static;
+
+    /// The rows that the change puts on the stream: at least one.
+    fn rows(change: &Self::Change) -> Vec<Self::Row>;
+
+    /// Adds the statements that store `changes`, as arrays over all of them. The position of a
+    /// change's first row is `currval(sequence) + offset`, its second row's is one more …
+    fn persist(batch: &mut Batch, changes: &[(i64, &Self::Change)]);
+}
+
+struct Job<S: Persist> {
+    change: S::Change,
+    done: oneshot::Sender<Result<Position, Error>>,
+}
+
+/// Handle to the committer. Cheap to clone.
+pub struct Writer<S: Persist> {
+    queue: mpsc::Sender<Job<S>>,
+}
+
+impl<S: Persist> Clone for Writer<S> {
+    fn clone(&self) -> Self {
+        Self { queue: self.queue.clone() }
+    }
+}
+
+/// Changes that may wait for the committer (R8).
+const QUEUE: usize = 4096;
+/// Changes that one commit may hold.
+const MOST_CHANGES: usize = 512;
+/// How long a change waits for a database that is away before it fails.
+const PATIENCE: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_millis(100);
+
+impl<S: Persist> Writer<S> {
+    /// Starts the committer.
+    pub fn start(pool: &Pool, feed: &Arc<Feed<S>>, writer: WriterId, stop: &Stop) -> Self {
+        let (queue, jobs) = mpsc::channel(QUEUE);
+        let committer = Committer { pool: pool.clone(), feed: feed.clone(), writer };
+        tasks::spawn(S::NAME, committer.run(jobs, stop.clone()));
+        Self { queue }
+    }
+
+    /// Writes `change`. On return it is durable (R1) and folded on this instance; the position is
+    /// that of its last row. A unique violation is returned as it is, alone.
+    pub async fn append(&self, change: S::Change) -> Result<Position, Error> {
+        let (done, outcome) = oneshot::channel();
+        let gone = |_| Error::Lost("the server is stopping".to_owned());
+        self.queue.send(Job { change, done }).await.map_err(|_| gone(()))?;
+        outcome.await.map_err(|_| gone(()))?
+    }
+}
+
+struct Committer<S: Persist> {
+    pool: Pool,
+    feed: Arc<Feed<S>>,
+    writer: WriterId,
+}
+
+impl<S: Persist> Committer<S> {
+    /// Until all handles are gone, or the end was asked for and nothing waits any more.
+    async fn run(self, mut jobs: mpsc::Receiver<Job<S>>, stop: Stop) {
+        let mut waiting = Vec::with_capacity(MOST_CHANGES);
+        loop {
+            let received = tokio::select! {
+                biased;
+                count = jobs.recv_many(&mut waiting, MOST_CHANGES) => count,
+                () = stop.triggered() => 0,
+            };
+            if received == 0 {
+                return;
+            }
+            self.commit_all(std::mem::take(&mut waiting)).await;
+        }
+    }
+
+    /// Commits `jobs`; a batch that the database refuses is split in halves, so that one bad
+    /// change fails alone.
+    async fn commit_all(&self, jobs: Vec<Job<S>>) {
+        let mut stack = vec![jobs];
+        while let Some(mut jobs) = stack.pop() {
+            let mut count = 0;
+            let fits = jobs.iter().take_while(|job| {
+                count += S::rows(&job.change).len() as i64;
+                count <= POSITION_BLOCK
+            });
+            let fits = fits.count().max(1);
+            if fits < jobs.len() {
+                stack.push(jobs.split_off(fits));
+            }
+            match self.commit(&jobs).await {
+                Ok(positions) => {
+                    for (job, position) in jobs.into_iter().zip(positions) {
+                        // A caller that has gone away needs no answer.
+                        let _ = job.done.send(Ok(position));
+                    }
+                }
+                Err(error) if jobs.len() == 1 || matches!(error, Error::Lost(_)) => {
+                    let mut error = Some(error);
+                    for job in jobs {
+                        let why = error.take().unwrap_or_else(|| Error::Lost("commit".to_owned()));
+                        let _ = job.done.send(Err(why));
+                    }
+                }
+                Err(_) => {
+                    let second = jobs.split_off(jobs.len() / 2);
+                    stack.push(second);
+                    stack.push(jobs);
+                }
+            }
+        }
+    }
+
+    /// One commit of all `jobs`; returns the last position of each.
+    async fn commit(&self, jobs: &[Job<S>]) -> Result<Vec<Position>, Error> {
+        let mut rows = Vec::new();
+        let mut offsets = Vec::with_capacity(jobs.len());
+        let mut last = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            offsets.push(rows.len() as i64);
+            rows.extend(S::rows(&job.change));
+            last.push(rows.len() as i64 - 1);
+        }
+        let base = durable(&self.pool, &self.feed, self.writer, rows.len(), || {
+            let mut batch = Batch::new();
+            let begun = positions::begin(&mut batch, S::ID, self.writer);
+            let changes: Vec<_> =
+                offsets.iter().copied().zip(jobs.iter().map(|job| &job.change)).collect();
+            S::persist(&mut batch, &changes);
+            positions::advance(&mut batch, S::ID, self.writer, rows.len());
+            (batch, begun)
+        })
+        .await?;
+        publish(&self.feed, self.writer, base, rows);
+        Ok(last.into_iter().map(|offset| Position(base.0 + offset)).collect())
+    }
+}
+
+/// Puts the rows of a commit that is durable on the feed.
+pub fn publish<S: Stream>(feed: &Feed<S>, writer: WriterId, base: Position, rows: Vec<S::Row>) {
+    let rows: Arc<[_]> =
+        rows.into_iter().zip(base.0..).map(|(row, at)| (Position(at), row)).collect();
+    let Some((position, _)) = rows.last() else { return };
+    feed.publish(&Frame {
+        writer,
+        previous: feed.position_of(writer),
+        position: *position,
+        rows: rows.clone(),
+    });
+}
+
+/// Makes the batch that `build` makes durable and returns its first position. If the connection
+/// is lost, finds out what became of the commit before it tries again, so that nothing is
+/// written twice and nothing that was written is reported as failed. `build` may be called
+/// several times; the batch must begin and advance `count` rows of `writer`.
+pub async fn durable<S: Stream>(
+    pool: &Pool,
+    feed: &Feed<S>,
+    writer: WriterId,
+    count: usize,
+    build: impl Fn() -> (Batch, usize),
+) -> Result<Position, Error> {
+    let begun_at = tokio::time::Instant::now();
+    loop {
+        let (batch, begun) = build();
+        let lost = match pool.commit(batch).await {
+            Ok(rows) => return positions::base_of(&rows, begun),
+            Err(Error::Lost(what)) => what,
+            Err(refused) => return Err(refused),
+        };
+        let settled = loop {
+            if begun_at.elapsed() > PATIENCE {
+                return Err(Error::Lost(lost));
+            }
+            match positions::settled(pool, S::ID, writer).await {
+                Ok(position) => break position,
+                Err(_) => tokio::time::sleep(PAUSE).await,
+            }
+        };
+        if settled > feed.position_of(writer) {
+            return Ok(Position(settled.0 - (count as i64 - 1)));
+        }
+        tracing::info!(stream = S::NAME, %lost, "repeating a commit that the database lost");
+    }
+}
