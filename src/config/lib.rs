@@ -1,1 +1,44 @@
-//! placeholder
+//! The configuration: Synapse's YAML files and `CHATD_` variables become one typed [`Config`];
+//! `roles/*.toml` become roles; the assignment decides what this instance does.
+//!
+//! Nothing here opens a socket or a database. Files are read while loading and never later.
+
+mod accounts;
+mod chatd;
+mod check;
+mod config;
+mod database;
+mod error;
+mod known;
+mod listeners;
+mod load;
+mod names;
+mod presence;
+mod rates;
+mod rooms;
+mod secrets;
+mod source;
+mod suggest;
+#[cfg(test)]
+mod tests;
+pub mod units;
+mod voip;
+mod workers;
+
+pub use accounts::{
+    PasswordLogin, PasswordPolicy, PasswordUse, Passwords, Registration, Sessions, UiAuth,
+};
+pub use chatd::Chatd;
+pub use config::{Config, Overrides, Tls};
+pub use database::{Database, PoolSize, PostgresDatabase, SslMode};
+pub use error::ConfigError;
+pub use listeners::{Bind, Listener, ListenerKind, ResourceName, Resources};
+pub use names::{RouterName, StreamName, TaskName};
+pub use presence::{Presence, PresenceMode, Profiles};
+pub use rates::{InviteRates, JoinRates, LoginRates, PresenceRates, Rate, RateLimits};
+pub use rooms::{
+    EncryptedByDefault, PowerLevelOverrides, PrejoinState, RoomRule, Rooms, RuleAction,
+};
+pub use units::Secret;
+pub use voip::Voip;
+pub use workers::{InstanceAddress, MAIN, Redis, StreamWriters, Workers};

@@ -1,0 +1,98 @@
+//! `chatd:` — what Synapse has no key for: limits of caches and queues (R8), and switches for
+//! tests and measurements. Every number can stay as it is.
+
+use std::{path::PathBuf, time::Duration};
+
+use serde::Deserialize;
+
+use crate::units;
+
+/// The section `chatd:`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+pub struct Chatd {
+    /// Where chatd keeps its own files (embedded database, generated keys). Default
+    /// `./chatd-data`; `--data-dir` wins.
+    pub data_dir: Option<PathBuf>,
+    /// Answer each request with `x-chatd-cost: statements=…, round_trips=…`. For tests and
+    /// measurements only.
+    pub expose_request_cost: bool,
+    /// Largest request body of the client API. Default 1 MiB.
+    #[serde(deserialize_with = "units::size")]
+    pub max_request_body: u64,
+    /// Connections that one listener keeps open at most. Default 20 000.
+    pub max_connections: usize,
+    /// How long a client may take to send its request. Default 30 s.
+    #[serde(deserialize_with = "units::duration")]
+    pub request_read_timeout: Duration,
+    /// How long the end waits for requests under way after SIGTERM. Default 5 s.
+    #[serde(deserialize_with = "units::duration")]
+    pub shutdown_timeout: Duration,
+    /// Buckets of each rate limit kept in memory. Default 100 000.
+    pub rate_limit_cache: usize,
+    /// Access tokens kept in memory. Default 50 000.
+    pub token_cache: usize,
+    /// Interned ids of each kind (users, rooms, event types and keys) kept in memory.
+    /// Default 100 000.
+    pub id_cache: usize,
+    /// Rooms whose state a room owner keeps in memory. Default 5 000.
+    pub room_cache: usize,
+    /// State snapshots and chunks kept in memory, in bytes. Default 64 MiB.
+    #[serde(deserialize_with = "units::size")]
+    pub state_cache_bytes: u64,
+    /// Rooms whose recent events a sync instance keeps in memory. Default 5 000.
+    pub sync_room_cache: usize,
+    /// Recent events kept for each such room. Default 50.
+    pub sync_room_events: usize,
+    /// Entities that the change index of each stream remembers. Default 200 000.
+    pub change_index: usize,
+    /// Rows of each stream kept in memory for syncs. Default 20 000.
+    pub stream_rows: usize,
+    /// Longest `timeout` that a sync waits. Default 5 minutes.
+    #[serde(deserialize_with = "units::duration")]
+    pub max_sync_timeout: Duration,
+    /// Events in one commit. Default 256.
+    pub lane_batch_events: usize,
+    /// Bytes of event JSON in one commit. Default 4 MiB.
+    #[serde(deserialize_with = "units::size")]
+    pub lane_batch_bytes: u64,
+    /// Events that may wait for one lane before senders are told to slow down. Default 10 000.
+    pub lane_queue: usize,
+    /// Rows that may wait on the in-process bus for one reader. Default 10 000.
+    pub bus_queue: usize,
+    /// Longest time for one SQL statement. Default 60 s.
+    #[serde(deserialize_with = "units::duration")]
+    pub statement_timeout: Duration,
+    /// Password hashes computed at the same time. Default: one less than the cores, at least 1.
+    pub hash_threads: usize,
+}
+
+impl Default for Chatd {
+    fn default() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            data_dir: None,
+            expose_request_cost: false,
+            max_request_body: 1 << 20,
+            max_connections: 20_000,
+            request_read_timeout: Duration::from_secs(30),
+            shutdown_timeout: Duration::from_secs(5),
+            rate_limit_cache: 100_000,
+            token_cache: 50_000,
+            id_cache: 100_000,
+            room_cache: 5_000,
+            state_cache_bytes: 64 << 20,
+            sync_room_cache: 5_000,
+            sync_room_events: 50,
+            change_index: 200_000,
+            stream_rows: 20_000,
+            max_sync_timeout: Duration::from_secs(300),
+            lane_batch_events: 256,
+            lane_batch_bytes: 4 << 20,
+            lane_queue: 10_000,
+            bus_queue: 10_000,
+            statement_timeout: Duration::from_secs(60),
+            hash_threads: cores.saturating_sub(1).max(1),
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! What single keys cannot tell: values out of range, and keys that contradict each other.
+
+use crate::{Config, ConfigError, ListenerKind};
+
+/// Refuses what could not work, and adds warnings for what works but is not what was meant.
+pub(crate) fn check(config: &mut Config) -> Result<(), ConfigError> {
+    check_registration(config)?;
+    check_listeners(config)?;
+    check_public_baseurl(config)?;
+    let rounds = config.passwords.bcrypt_rounds;
+    if !(4..=31).contains(&rounds) {
+        return Err(
+            ConfigError::at("bcrypt_rounds", "expected a number from 4 to 31").found(rounds)
+        );
+    }
+    let pool = config.database.pool();
+    if pool.max == 0 || pool.min > pool.max {
+        return Err(ConfigError::at(
+            "database.args.cp_max",
+            "must be at least 1 and at least cp_min",
+        )
+        .found(pool.max));
+    }
+    Ok(())
+}
+
+fn check_registration(config: &Config) -> Result<(), ConfigError> {
+    let registration = &config.registration;
+    let open =
+        registration.enabled && !registration.requires_token && !registration.without_verification;
+    if open {
+        return Err(ConfigError::at(
+            "enable_registration",
+            "would let anybody register without any check",
+        )
+        .found("true")
+        .remedy(
+            "add `registration_requires_token: true`, or, if anybody really may, \
+                 `enable_registration_without_verification: true`",
+        ));
+    }
+    Ok(())
+}
+
+fn check_listeners(config: &Config) -> Result<(), ConfigError> {
+    let key = if config.workers.is_main() { "listeners" } else { "worker_listeners" };
+    for (index, listener) in config.listeners.iter().enumerate() {
+        if listener.tls && config.tls.is_none() {
+            return Err(ConfigError::at(format!("{key}.{index}.tls"), "needs a certificate")
+                .found("true")
+                .remedy(
+                    "add tls_certificate_path and tls_private_key_path, or let a proxy do TLS",
+                ));
+        }
+        if listener.tls && listener.kind == ListenerKind::Metrics {
+            return Err(ConfigError::at(
+                format!("{key}.{index}.tls"),
+                "metrics listeners have no TLS",
+            ));
+        }
+        if let Some(other) = config.listeners[..index].iter().position(|o| o.bind == listener.bind)
+        {
+            return Err(ConfigError::at(
+                format!("{key}.{index}"),
+                format!("listens where listener {other} listens already: {listener}"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn check_public_baseurl(config: &Config) -> Result<(), ConfigError> {
+    match &config.public_baseurl {
+        Some(url) if !url.starts_with("https://") && !url.starts_with("http://") => {
+            Err(ConfigError::at("public_baseurl", "expected an address that begins with https://")
+                .found(format!("{url:?}")))
+        }
+        _ => Ok(()),
+    }
+}

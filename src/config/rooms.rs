@@ -1,0 +1,143 @@
+//! How rooms are made and found.
+
+use ruma_common::RoomVersionId;
+use serde::{Deserialize, Deserializer, Serialize, de};
+use serde_json::{Map, Value};
+
+/// How rooms are made and found.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+pub struct Rooms {
+    /// `default_room_version`. Default 12.
+    #[serde(rename = "default_room_version", deserialize_with = "room_version")]
+    pub default_version: RoomVersionId,
+    /// `encryption_enabled_by_default_for_room_type`: which new rooms are encrypted by the server.
+    #[serde(rename = "encryption_enabled_by_default_for_room_type")]
+    pub encrypted_by_default: EncryptedByDefault,
+    /// `allow_public_rooms_without_auth`: whether the directory needs no access token.
+    pub allow_public_rooms_without_auth: bool,
+    /// `allow_public_rooms_over_federation`: whether other servers may read the directory.
+    pub allow_public_rooms_over_federation: bool,
+    /// `enable_room_list_search`: whether the directory answers at all. Default true.
+    pub enable_room_list_search: bool,
+    /// `require_membership_for_aliases`: only members may add aliases to a room. Default true.
+    pub require_membership_for_aliases: bool,
+    /// `alias_creation_rules`: first match wins. Default: everything is allowed.
+    pub alias_creation_rules: Option<Vec<RoomRule>>,
+    /// `room_list_publication_rules`: first match wins. Default: everything is allowed.
+    pub room_list_publication_rules: Option<Vec<RoomRule>>,
+    /// `default_power_level_content_override` by preset.
+    pub default_power_level_content_override: PowerLevelOverrides,
+    /// `block_non_admin_invites`.
+    pub block_non_admin_invites: bool,
+    /// `forget_rooms_on_leave`.
+    pub forget_rooms_on_leave: bool,
+    /// `exclude_rooms_from_sync`.
+    pub exclude_rooms_from_sync: Vec<String>,
+    /// `filter_timeline_limit`: most events in one timeline that a filter can ask for.
+    /// Default 100; negative means no limit of the admin's.
+    pub filter_timeline_limit: i64,
+    /// `room_prejoin_state`: which state events invited and knocking users are shown.
+    #[serde(rename = "room_prejoin_state")]
+    pub prejoin_state: PrejoinState,
+}
+
+impl Default for Rooms {
+    fn default() -> Self {
+        Self {
+            default_version: RoomVersionId::V12,
+            encrypted_by_default: EncryptedByDefault::Off,
+            allow_public_rooms_without_auth: false,
+            allow_public_rooms_over_federation: false,
+            enable_room_list_search: true,
+            require_membership_for_aliases: true,
+            alias_creation_rules: None,
+            room_list_publication_rules: None,
+            default_power_level_content_override: PowerLevelOverrides::default(),
+            block_non_admin_invites: false,
+            forget_rooms_on_leave: false,
+            exclude_rooms_from_sync: Vec::new(),
+            filter_timeline_limit: 100,
+            prejoin_state: PrejoinState::default(),
+        }
+    }
+}
+
+/// `encryption_enabled_by_default_for_room_type`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EncryptedByDefault {
+    /// All new rooms.
+    All,
+    /// Rooms with the presets `private_chat` and `trusted_private_chat`.
+    Invite,
+    /// None.
+    #[default]
+    Off,
+}
+
+/// One rule about aliases or the directory; `*` and `?` are wildcards.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+pub struct RoomRule {
+    /// Who asks.
+    pub user_id: String,
+    /// The alias.
+    pub alias: String,
+    /// The room.
+    pub room_id: String,
+    /// What happens.
+    pub action: RuleAction,
+}
+
+impl Default for RoomRule {
+    fn default() -> Self {
+        let any = || "*".to_owned();
+        Self { user_id: any(), alias: any(), room_id: any(), action: RuleAction::Allow }
+    }
+}
+
+/// What a rule decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RuleAction {
+    /// It may be done.
+    Allow,
+    /// It may not.
+    Deny,
+}
+
+/// `default_power_level_content_override`: members put over the power levels of new rooms.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct PowerLevelOverrides {
+    /// Of the preset `private_chat`.
+    pub private_chat: Option<Map<String, Value>>,
+    /// Of the preset `trusted_private_chat`.
+    pub trusted_private_chat: Option<Map<String, Value>>,
+    /// Of the preset `public_chat`.
+    pub public_chat: Option<Map<String, Value>>,
+}
+
+/// `room_prejoin_state`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct PrejoinState {
+    /// Leave out the usual types (create, join rules, canonical alias, avatar, encryption, name,
+    /// topic).
+    pub disable_default_event_types: bool,
+    /// Types to add. Entries are a type, or a pair of type and state key.
+    pub additional_event_types: Vec<Value>,
+}
+
+fn room_version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<RoomVersionId, D::Error> {
+    let text = crate::units::text_or_number(deserializer)?;
+    let stable = (1..=12).any(|n: u8| n.to_string() == text);
+    match RoomVersionId::try_from(text.as_str()) {
+        Ok(version) if stable => Ok(version),
+        _ => Err(de::Error::invalid_value(
+            de::Unexpected::Str(&text),
+            &"a stable room version, \"1\" to \"12\"",
+        )),
+    }
+}
