@@ -51,12 +51,11 @@ CREATE TABLE event_json (
     rest bytea COMPRESSION lz4 NOT NULL
 );
 
--- Forward extremities with the state after each.
+-- Forward extremities of each room, and the state after each of them.
 CREATE TABLE room_heads (
-    room int4 NOT NULL,
-    event int8 NOT NULL,
-    snapshot_after int8 NOT NULL,
-    PRIMARY KEY (room, event)
+    room int4 PRIMARY KEY,
+    events int8[] NOT NULL,
+    snapshots int8[] NOT NULL
 ) WITH (fillfactor = 50);
 
 CREATE TABLE state_snapshots (
@@ -66,7 +65,7 @@ CREATE TABLE state_snapshots (
     chain int8[] NOT NULL,
     -- Entries that differ from the parent, packed (see storage/state.rs).
     delta bytea NOT NULL,
-    -- For a root: packed entries, or chunk ids if they are many.
+    -- For a root: packed entries, or digests of chunks if they are many.
     root bytea COMPRESSION lz4,
     entries int4 NOT NULL,
     PRIMARY KEY (room, id)
@@ -74,11 +73,10 @@ CREATE TABLE state_snapshots (
 
 CREATE TABLE state_chunks (
     room int4 NOT NULL,
-    id int8 NOT NULL,
-    digest bytea NOT NULL,
+    -- First half of SHA-256 over `data`.
+    digest uuid NOT NULL,
     data bytea COMPRESSION lz4 NOT NULL,
-    PRIMARY KEY (room, id),
-    UNIQUE (room, digest)
+    PRIMARY KEY (room, digest)
 );
 
 CREATE TABLE current_state (
@@ -155,8 +153,8 @@ CREATE TABLE pending_redactions (
 CREATE TABLE event_notifications (
     room int4 NOT NULL,
     pos int8 NOT NULL,
-    -- nid of the thread's root event; 0 for the main timeline.
-    thread int8 NOT NULL,
+    -- Event id of the thread's root; '' for the main timeline.
+    thread text NOT NULL COLLATE "C",
     notify int4[] NOT NULL,
     -- Subset of `notify` whose count is a highlight.
     highlight int4[] NOT NULL,
