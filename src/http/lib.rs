@@ -6,15 +6,29 @@
 //! client address), `edge` (one request from start to end), `table` (path to endpoint), `auth`
 //! (access token to requester), `limit`, `body`, the handler, `reply`.
 
+mod auth;
+mod body;
+mod builtin;
+mod client;
+mod edge;
 mod limit;
+mod listener;
+mod metrics;
 mod paths;
 mod reply;
 mod request;
 mod router;
+mod server;
+mod table;
+#[cfg(test)]
+mod tests;
+mod tls;
 
 pub use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
-pub use limit::{LimitClass, Limits, Rate};
+pub use limit::{LimitClass, Limits};
+pub use metrics::Metrics;
 pub use paths::{Paths, api_v1, media_v3, raw, unstable, v1, v3};
 pub use reply::Reply;
 pub use request::Request;
 pub use router::{Auth, Router, Routes};
+pub use server::Server;

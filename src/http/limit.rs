@@ -3,32 +3,33 @@
 use std::sync::Arc;
 
 use chatd_base::{Clock, Refusal, Result};
+use chatd_config::{Rate, RateLimits};
 use parking_lot::Mutex;
 use quick_cache::sync::Cache;
 
-/// Most callers whose buckets are remembered; who has not called for longest is forgotten (R8).
-const MAX_BUCKETS: usize = 100_000;
-
-/// How many actions a second are allowed, and how many at once.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Rate {
-    pub per_second: f64,
-    pub burst_count: f64,
-}
-
 macro_rules! classes {
-    ($($(#[$doc:meta])* $name:ident = $key:literal;)*) => {
-        /// What is limited; each has its own rate in the configuration.
+    ($($(#[$doc:meta])* $name:ident = $($path:ident).+ ;)*) => {
+        /// What is limited; each class has its own rate in the configuration.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub enum LimitClass { $($(#[$doc])* $name,)* }
+        pub enum LimitClass {
+            $($(#[$doc])* $name,)*
+            /// Redactions by administrators; as [`LimitClass::Message`] unless configured.
+            AdminRedaction,
+        }
 
         impl LimitClass {
-            /// Every class.
-            pub const ALL: &[LimitClass] = &[$(Self::$name,)*];
+            fn key(self) -> &'static str {
+                match self {
+                    $(Self::$name => stringify!($($path).+),)*
+                    Self::AdminRedaction => "admin_redaction",
+                }
+            }
 
-            /// The configuration key, dots between levels.
-            pub fn key(self) -> &'static str {
-                match self { $(Self::$name => $key,)* }
+            fn rate(self, rates: &RateLimits) -> Rate {
+                match self {
+                    $(Self::$name => rates.$($path).+,)*
+                    Self::AdminRedaction => rates.admin_redaction.unwrap_or(rates.message),
+                }
             }
         }
     };
@@ -36,37 +37,35 @@ macro_rules! classes {
 
 classes! {
     /// Events that a user sends.
-    Message = "rc_message";
+    Message = message;
     /// New accounts, by address.
-    Registration = "rc_registration";
-    /// Checks of registration tokens, by address.
-    RegistrationTokenValidity = "rc_registration_token_validity";
+    Registration = registration;
+    /// Questions about registration tokens, by address.
+    RegistrationTokenValidity = registration_token_validity;
     /// Logins by address.
-    LoginAddress = "rc_login.address";
+    LoginAddress = login.address;
     /// Logins by account.
-    LoginAccount = "rc_login.account";
+    LoginAccount = login.account;
     /// Failed logins by account.
-    LoginFailedAttempts = "rc_login.failed_attempts";
-    /// Redactions by administrators.
-    AdminRedaction = "rc_admin_redaction";
+    LoginFailedAttempts = login.failed_attempts;
     /// Joins of rooms that this server is in, by user.
-    JoinsLocal = "rc_joins.local";
+    JoinsLocal = joins.local;
     /// Joins of rooms that it is not in, by user.
-    JoinsRemote = "rc_joins.remote";
+    JoinsRemote = joins.remote;
     /// Joins by room.
-    JoinsPerRoom = "rc_joins_per_room";
+    JoinsPerRoom = joins_per_room;
     /// Invites by room.
-    InvitesPerRoom = "rc_invites.per_room";
+    InvitesPerRoom = invites.per_room;
     /// Invites by invited user.
-    InvitesPerUser = "rc_invites.per_user";
+    InvitesPerUser = invites.per_user;
     /// Invites by inviting user.
-    InvitesPerIssuer = "rc_invites.per_issuer";
+    InvitesPerIssuer = invites.per_issuer;
     /// Presence that a user sets.
-    PresencePerUser = "rc_presence.per_user";
+    PresencePerUser = presence.per_user;
     /// Rooms that a user creates.
-    RoomCreation = "rc_room_creation";
+    RoomCreation = room_creation;
     /// Reports by user.
-    Reports = "rc_reports";
+    Reports = reports;
 }
 
 struct Bucket {
@@ -77,16 +76,16 @@ struct Bucket {
 
 /// The buckets of every class.
 pub struct Limits {
-    rates: Vec<Option<Rate>>,
+    rates: RateLimits,
     buckets: Cache<(LimitClass, Box<str>), Arc<Mutex<Bucket>>>,
     clock: Clock,
 }
 
 impl Limits {
-    /// `rate_of` is the configuration; a class without a rate is not limited.
-    pub fn new(clock: Clock, rate_of: impl Fn(LimitClass) -> Option<Rate>) -> Self {
-        let rates = LimitClass::ALL.iter().map(|class| rate_of(*class)).collect();
-        Self { rates, buckets: Cache::new(MAX_BUCKETS), clock }
+    /// Limits as configured. At most `max_buckets` callers are remembered (R8); who has not
+    /// called for longest is forgotten first.
+    pub fn new(rates: RateLimits, max_buckets: usize, clock: Clock) -> Self {
+        Self { rates, buckets: Cache::new(max_buckets), clock }
     }
 
     /// Counts one action of `key`; refuses with 429 and the time to wait if that is too many.
@@ -101,7 +100,7 @@ impl Limits {
     }
 
     fn act(&self, class: LimitClass, key: &str, count: bool) -> Result<()> {
-        let Some(rate) = self.rates.get(class as usize).copied().flatten() else { return Ok(()) };
+        let rate = class.rate(&self.rates);
         let now_ms = self.clock.now_ms();
         let bucket = self.bucket(class, key, now_ms);
         let mut bucket = bucket.lock();
@@ -155,9 +154,9 @@ mod tests {
     use super::*;
 
     fn limits(clock: &Clock, per_second: f64, burst_count: f64) -> Limits {
-        Limits::new(clock.clone(), move |class| {
-            (class == LimitClass::Message).then_some(Rate { per_second, burst_count })
-        })
+        let rates =
+            RateLimits { message: Rate { per_second, burst_count }, ..RateLimits::default() };
+        Limits::new(rates, 1_000, clock.clone())
     }
 
     fn retry_after(result: Result<()>) -> u64 {
@@ -184,11 +183,10 @@ mod tests {
     }
 
     #[test]
-    fn a_class_without_a_rate_is_free_and_looking_does_not_count() {
+    fn looking_does_not_count() {
         let clock = Clock::fixed(0);
         let limits = limits(&clock, 0.1, 1.0);
         for _ in 0..100 {
-            limits.check(LimitClass::Registration, "1.2.3.4").unwrap();
             limits.would_allow(LimitClass::Message, "@a:x").unwrap();
         }
         limits.check(LimitClass::Message, "@a:x").unwrap();

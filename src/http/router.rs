@@ -20,9 +20,6 @@ pub enum Auth {
     Guest,
 }
 
-/// Bodies larger than this are refused, unless the endpoint says otherwise.
-pub const DEFAULT_BODY_LIMIT: usize = 1024 * 1024;
-
 type Answer = Pin<Box<dyn Future<Output = Result<Reply>> + Send>>;
 pub(crate) type Handler = Box<dyn Fn(Request) -> Answer + Send + Sync>;
 
@@ -32,14 +29,15 @@ pub(crate) struct Endpoint {
     pub(crate) paths: Paths,
     pub(crate) auth: Auth,
     pub(crate) limit: Option<LimitClass>,
-    pub(crate) body_limit: usize,
+    /// Largest body, where it is not the configured one.
+    pub(crate) body_limit: Option<usize>,
     pub(crate) handler: Handler,
 }
 
 /// A named group of endpoints, ready to be mounted on listeners.
 pub struct Router {
     pub(crate) name: &'static str,
-    pub(crate) endpoints: Vec<Endpoint>,
+    pub(crate) endpoints: Vec<Arc<Endpoint>>,
 }
 
 impl Router {
@@ -53,7 +51,7 @@ impl Router {
     ///     .done()
     /// ```
     pub fn of<A>(name: &'static str, app: &Arc<A>) -> Routes<A> {
-        Routes { app: app.clone(), router: Router { name, endpoints: Vec::new() } }
+        Routes { app: app.clone(), name, endpoints: Vec::new() }
     }
 
     /// The group's name in roles and in `chatd explain`.
@@ -65,7 +63,8 @@ impl Router {
 /// A group of endpoints while it is being declared.
 pub struct Routes<A> {
     app: Arc<A>,
-    router: Router,
+    name: &'static str,
+    endpoints: Vec<Endpoint>,
 }
 
 impl<A: Send + Sync + 'static> Routes<A> {
@@ -77,12 +76,12 @@ impl<A: Send + Sync + 'static> Routes<A> {
         F: Future<Output = Result<Reply>> + Send + 'static,
     {
         let app = self.app.clone();
-        self.router.endpoints.push(Endpoint {
+        self.endpoints.push(Endpoint {
             method,
             paths,
             auth,
             limit: None,
-            body_limit: DEFAULT_BODY_LIMIT,
+            body_limit: None,
             handler: Box::new(move |request| Box::pin(handler(app.clone(), request))),
         });
         self
@@ -91,7 +90,7 @@ impl<A: Send + Sync + 'static> Routes<A> {
     /// The endpoint declared last is rate-limited by user, or by address where there is none.
     #[must_use]
     pub fn limit(mut self, class: LimitClass) -> Self {
-        if let Some(endpoint) = self.router.endpoints.last_mut() {
+        if let Some(endpoint) = self.endpoints.last_mut() {
             endpoint.limit = Some(class);
         }
         self
@@ -100,15 +99,15 @@ impl<A: Send + Sync + 'static> Routes<A> {
     /// The endpoint declared last takes bodies of up to `bytes`.
     #[must_use]
     pub fn body_limit(mut self, bytes: usize) -> Self {
-        if let Some(endpoint) = self.router.endpoints.last_mut() {
-            endpoint.body_limit = bytes;
+        if let Some(endpoint) = self.endpoints.last_mut() {
+            endpoint.body_limit = Some(bytes);
         }
         self
     }
 
     /// The finished group.
     pub fn done(self) -> Router {
-        self.router
+        Router { name: self.name, endpoints: self.endpoints.into_iter().map(Arc::new).collect() }
     }
 }
 

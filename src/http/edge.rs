@@ -1,0 +1,328 @@
+//! One request from its head to its answer: the order of the checks, and the one place where
+//! errors become JSON, panics are caught, and requests are counted.
+
+use std::{
+    convert::Infallible,
+    net::IpAddr,
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use chatd_base::{Authenticate, Error, Refusal, Result, cost, cost::Cost, tasks};
+use futures::FutureExt;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
+use hyper::body::Incoming;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument;
+
+use crate::{
+    Limits, Reply, Request, auth, body,
+    body::Outgoing,
+    client,
+    router::Endpoint,
+    table::{Match, Table},
+};
+
+/// What all listeners of an instance share.
+pub(crate) struct Edge {
+    pub(crate) users: Arc<dyn Authenticate>,
+    pub(crate) limits: Arc<Limits>,
+    pub(crate) max_body: usize,
+    pub(crate) read_timeout: Duration,
+    pub(crate) expose_cost: bool,
+    /// Connections, and requests that write although their clients are gone.
+    pub(crate) under_way: TaskTracker,
+    pub(crate) count: AtomicU64,
+}
+
+/// What one listener serves, and how.
+pub(crate) struct Site {
+    pub(crate) table: Table,
+    pub(crate) x_forwarded: bool,
+    pub(crate) request_id_header: Option<HeaderName>,
+    pub(crate) compress: bool,
+}
+
+/// Answers one request. Never fails: every error is an answer.
+pub(crate) async fn answer(
+    edge: Arc<Edge>,
+    site: Arc<Site>,
+    peer: Option<IpAddr>,
+    request: http::Request<Incoming>,
+) -> Result<Response<Outgoing>, Infallible> {
+    let started = Instant::now();
+    let id = request_id(&edge, &site, &request);
+    let gzip = site.compress && body::accepts_gzip(request.headers());
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let span = tracing::info_span!("request", %id);
+    let in_flight = InFlight::new();
+
+    let (endpoint, outcome) =
+        handle(&edge, &site, peer, id, request).instrument(span.clone()).await;
+    let mut reply = outcome.unwrap_or_else(|error| span.in_scope(|| render(error)));
+    if gzip {
+        body::compress(&mut reply);
+    }
+    drop(in_flight);
+    let name = endpoint.as_ref().map_or("none", |endpoint| endpoint.paths.name());
+    span.in_scope(|| note(&method, name, &path, reply.status, started.elapsed()));
+    Ok(finish(reply))
+}
+
+/// The request's id: what the proxy says, or the method and a number.
+fn request_id(edge: &Edge, site: &Site, request: &http::Request<Incoming>) -> Arc<str> {
+    const LONGEST: usize = 128;
+    let given = site
+        .request_id_header
+        .as_ref()
+        .and_then(|name| request.headers().get(name)?.to_str().ok())
+        .filter(|id| !id.is_empty() && id.len() <= LONGEST);
+    match given {
+        Some(id) => id.into(),
+        None => {
+            let number = edge.count.fetch_add(1, Ordering::Relaxed);
+            format!("{}-{number}", request.method()).into()
+        }
+    }
+}
+
+/// Finds the endpoint and lets it answer; gives back which it was.
+async fn handle(
+    edge: &Arc<Edge>,
+    site: &Site,
+    peer: Option<IpAddr>,
+    id: Arc<str>,
+    request: http::Request<Incoming>,
+) -> (Option<Arc<Endpoint>>, Result<Reply>) {
+    // Browsers ask before they send; every path answers, known or not.
+    if request.method() == Method::OPTIONS {
+        return (None, Ok(Reply::empty()));
+    }
+    let (head, incoming) = request.into_parts();
+    let Match { endpoint, args } = match site.table.find(&head.method, head.uri.path()) {
+        Ok(found) => found,
+        Err(error) => return (None, Err(error)),
+    };
+    let request = Request {
+        address: client::address(peer, &head.headers, site.x_forwarded),
+        method: head.method,
+        uri: head.uri,
+        headers: head.headers,
+        args,
+        body: bytes::Bytes::new(),
+        requester: None,
+        id,
+    };
+    let outcome = match admit(edge, &endpoint, request, incoming).await {
+        Ok(request) => run(edge, &endpoint, request).await,
+        Err(error) => Err(error),
+    };
+    (Some(endpoint), outcome)
+}
+
+/// Finds out who calls, applies the rate limit, then reads the body: in this order, so that
+/// strangers cannot make the server hold large bodies.
+async fn admit(
+    edge: &Edge,
+    endpoint: &Endpoint,
+    mut request: Request,
+    incoming: Incoming,
+) -> Result<Request> {
+    let users = edge.users.as_ref();
+    request.requester =
+        auth::requester(endpoint.auth, users, &request.headers, &request.uri, request.address)
+            .await?;
+    if let Some(class) = endpoint.limit {
+        match (&request.requester, request.address) {
+            (Some(who), _) => edge.limits.check(class, who.user_id.as_str())?,
+            (None, Some(address)) => edge.limits.check(class, &address.to_string())?,
+            // A unix socket without a proxy's header: nobody to tell apart.
+            (None, None) => {}
+        }
+    }
+    let limit = endpoint.body_limit.unwrap_or(edge.max_body);
+    request.body = body::read(incoming, limit, edge.read_timeout).await?;
+    Ok(request)
+}
+
+/// Runs the handler. One that may write runs to its end though the client goes away; one that
+/// only reads ends with its client.
+async fn run(edge: &Arc<Edge>, endpoint: &Arc<Endpoint>, request: Request) -> Result<Reply> {
+    if matches!(request.method, Method::GET | Method::HEAD) {
+        return guarded(edge.expose_cost, endpoint.clone(), request).await;
+    }
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    let work = guarded(edge.expose_cost, endpoint.clone(), request).in_current_span();
+    let tracked = edge.under_way.track_future(async move {
+        // The client may be gone; the write has happened all the same.
+        let _ = sender.send(work.await);
+    });
+    tasks::spawn("http_write", tracked);
+    receiver.await.unwrap_or_else(|_| Err(Error::internal("the request's task ended early")))
+}
+
+/// The handler with its cost counted, where that is wanted, and its panics caught.
+async fn guarded(expose_cost: bool, endpoint: Arc<Endpoint>, request: Request) -> Result<Reply> {
+    // A handler that panicked leaves nothing behind that another request could see half done:
+    // what it shares is in the database, or behind locks that are held for no await.
+    let work = AssertUnwindSafe(async move { (endpoint.handler)(request).await }).catch_unwind();
+    let (outcome, cost) =
+        if expose_cost { cost::scope(work).await } else { (work.await, Cost::default()) };
+    let reply = outcome.unwrap_or_else(|_| {
+        metrics::counter!("chatd_http_panics_total").increment(1);
+        Err(Error::internal("the handler panicked"))
+    });
+    if expose_cost { with_cost(reply, cost) } else { reply }
+}
+
+/// The answer, refusals included, with what it cost.
+fn with_cost(reply: Result<Reply>, cost: Cost) -> Result<Reply> {
+    let text = format!("statements={}; round_trips={}", cost.statements, cost.round_trips);
+    let reply = reply.unwrap_or_else(render);
+    let value = HeaderValue::from_str(&text).map_err(Error::internal)?;
+    Ok(reply.with_header(HeaderName::from_static("x-chatd-cost"), value))
+}
+
+/// The answer for an error. An internal one is logged here and nowhere else.
+fn render(error: Error) -> Reply {
+    let refusal = match error {
+        Error::Refused(refusal) => *refusal,
+        Error::Internal(cause) => {
+            tracing::error!(error = %chain(cause.as_ref()), "a request failed");
+            Refusal::new(500, "M_UNKNOWN", "internal server error")
+        }
+    };
+    let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::BAD_REQUEST);
+    let reply = Reply::raw_json(refusal.to_json().to_string()).with_status(status);
+    match refusal.extra.get("retry_after_ms").and_then(serde_json::Value::as_u64) {
+        Some(ms) if status == StatusCode::TOO_MANY_REQUESTS => {
+            reply.with_header(header::RETRY_AFTER, HeaderValue::from(ms.div_ceil(1000)))
+        }
+        _ => reply,
+    }
+}
+
+/// An error and what caused it, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+/// Adds the headers that every answer has.
+fn finish(reply: Reply) -> Response<Outgoing> {
+    let mut headers = reply.headers;
+    headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    headers.insert(
+        header::ACCESS_CONTROL_ALLOW_METHODS,
+        HeaderValue::from_static("GET, HEAD, POST, PUT, DELETE, OPTIONS"),
+    );
+    headers.insert(
+        header::ACCESS_CONTROL_ALLOW_HEADERS,
+        HeaderValue::from_static("X-Requested-With, Content-Type, Authorization, Date"),
+    );
+    headers.insert(header::SERVER, HeaderValue::from_static("chatd"));
+    default_caching(&mut headers);
+    let mut response = Response::new(body::outgoing(reply.body));
+    *response.status_mut() = reply.status;
+    *response.headers_mut() = headers;
+    response
+}
+
+/// Answers are for one caller and one moment, unless the handler says otherwise.
+fn default_caching(headers: &mut HeaderMap) {
+    headers
+        .entry(header::CACHE_CONTROL)
+        .or_insert(HeaderValue::from_static("no-cache, no-store, must-revalidate"));
+}
+
+/// Counts an answer and writes the access log.
+fn note(method: &Method, endpoint: &str, path: &str, status: StatusCode, took: Duration) {
+    // Methods are the client's choice: only those that endpoints have become labels.
+    let label = match *method {
+        Method::GET | Method::HEAD => "GET",
+        Method::PUT => "PUT",
+        Method::POST => "POST",
+        Method::DELETE => "DELETE",
+        Method::OPTIONS => "OPTIONS",
+        _ => "other",
+    };
+    let endpoint: Arc<str> = endpoint.into();
+    metrics::counter!("chatd_http_requests_total", "method" => label,
+        "endpoint" => endpoint.clone(), "code" => status.as_u16().to_string())
+    .increment(1);
+    metrics::histogram!("chatd_http_request_duration_seconds", "method" => label,
+        "endpoint" => endpoint)
+    .record(took);
+    tracing::debug!(
+        target: "chatd::access",
+        %method, path, status = status.as_u16(), duration_ms = took.as_millis(), "answered"
+    );
+}
+
+/// Counts a request while it lives, cancelled or not.
+struct InFlight(metrics::Gauge);
+
+impl InFlight {
+    fn new() -> Self {
+        let gauge = metrics::gauge!("chatd_http_requests_in_flight");
+        gauge.increment(1.0);
+        Self(gauge)
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn body_of(reply: &Reply) -> serde_json::Value {
+        match &reply.body {
+            crate::reply::Body::Whole(bytes) => serde_json::from_slice(bytes).unwrap(),
+            crate::reply::Body::Stream(_) => panic!("an error is whole"),
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_told_and_an_internal_error_is_not() {
+        let reply = render(Refusal::forbidden("not yours").into());
+        assert_eq!(reply.status, 403);
+        assert_eq!(
+            body_of(&reply),
+            serde_json::json!({"errcode": "M_FORBIDDEN", "error": "not yours"})
+        );
+
+        let reply = render(Error::internal("password of the database is 123"));
+        assert_eq!(reply.status, 500);
+        assert_eq!(body_of(&reply)["errcode"], "M_UNKNOWN");
+        assert!(!body_of(&reply).to_string().contains("123"));
+    }
+
+    #[test]
+    fn a_rate_limit_says_when_to_come_back() {
+        let reply = render(Refusal::limit_exceeded(1_200).into());
+        assert_eq!(reply.headers[header::RETRY_AFTER], "2");
+        assert_eq!(body_of(&reply)["retry_after_ms"], 1_200);
+    }
+
+    #[test]
+    fn every_answer_has_the_cors_headers_and_is_not_cached() {
+        let response = finish(Reply::empty());
+        assert_eq!(response.headers()[header::ACCESS_CONTROL_ALLOW_ORIGIN], "*");
+        assert_eq!(
+            response.headers()[header::CACHE_CONTROL],
+            "no-cache, no-store, must-revalidate"
+        );
+        let cached = Reply::empty()
+            .with_header(header::CACHE_CONTROL, HeaderValue::from_static("max-age=60"));
+        assert_eq!(finish(cached).headers()[header::CACHE_CONTROL], "max-age=60");
+    }
+}

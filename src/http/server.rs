@@ -1,0 +1,164 @@
+//! The HTTP server of an instance: binds early, so that a port that is taken is told at once,
+//! and serves when everything else is ready.
+
+use std::{
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
+
+use chatd_base::{Authenticate, Stop, tasks};
+use chatd_config::{Config, Listener, ResourceName};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    HeaderName, Limits, Metrics, Router, builtin,
+    edge::{Edge, Site},
+    listener::{self, Bound, Service},
+    table::Table,
+    tls,
+};
+
+/// The listeners of an instance, bound and not yet served.
+pub struct Server {
+    bound: Vec<Bound>,
+    tls: Option<TlsAcceptor>,
+    max_connections: usize,
+    max_body: usize,
+    read_timeout: Duration,
+    shutdown_timeout: Duration,
+    expose_cost: bool,
+}
+
+impl Server {
+    /// Binds every listener of `config`. The error is a sentence for the admin.
+    pub async fn bind(config: &Config) -> Result<Self, String> {
+        let wants_tls = config.listeners.iter().any(|listener| listener.tls);
+        let tls = match &config.tls {
+            Some(files) if wants_tls => {
+                Some(tls::acceptor(&files.certificate_path, &files.private_key_path)?)
+            }
+            None if wants_tls => {
+                return Err(
+                    "a listener has `tls: true`, but there is no tls_certificate_path and \
+                            tls_private_key_path"
+                        .to_owned(),
+                );
+            }
+            _ => None,
+        };
+        let mut bound = Vec::with_capacity(config.listeners.len());
+        for listener in &config.listeners {
+            bound.push(listener::bind(listener).await?);
+        }
+        Ok(Self {
+            bound,
+            tls,
+            max_connections: config.chatd.max_connections,
+            max_body: usize::try_from(config.chatd.max_request_body).unwrap_or(usize::MAX),
+            read_timeout: config.chatd.request_read_timeout,
+            shutdown_timeout: config.chatd.shutdown_timeout,
+            expose_cost: config.chatd.expose_request_cost,
+        })
+    }
+
+    /// Serves `routers` until `stop`; then takes no more connections, lets requests finish
+    /// within `shutdown_timeout`, and returns. The error is a mistake in a declaration.
+    pub async fn serve(
+        self,
+        routers: Vec<Router>,
+        users: Arc<dyn Authenticate>,
+        limits: Arc<Limits>,
+        metrics: Metrics,
+        stop: Stop,
+    ) -> Result<(), String> {
+        let edge = Arc::new(Edge {
+            users,
+            limits,
+            max_body: self.max_body,
+            read_timeout: self.read_timeout,
+            expose_cost: self.expose_cost,
+            under_way: TaskTracker::new(),
+            count: AtomicU64::new(1),
+        });
+        let all: Vec<Router> = routers
+            .into_iter()
+            .chain([builtin::health(), builtin::metrics(&metrics), builtin::landing()])
+            .collect();
+        for bound in self.bound {
+            let service = Service {
+                site: Arc::new(site(&bound.listener, &all)?),
+                edge: edge.clone(),
+                tls: self.tls.clone().filter(|_| bound.listener.tls),
+                connections: Arc::new(Semaphore::new(self.max_connections)),
+            };
+            for socket in bound.sockets {
+                tracing::info!("listening on {}", socket.address());
+                let serving = socket.serve(service.clone(), stop.clone());
+                tasks::spawn("http_listener", serving);
+            }
+        }
+        tasks::spawn("metrics", metrics.fold_samples(stop.clone()));
+        stop.triggered().await;
+        edge.under_way.close();
+        if tokio::time::timeout(self.shutdown_timeout, edge.under_way.wait()).await.is_err() {
+            tracing::warn!("some requests did not finish in time and were broken off");
+        }
+        Ok(())
+    }
+}
+
+/// What `listener` serves of `routers`.
+fn site(listener: &Listener, routers: &[Router]) -> Result<Site, String> {
+    let served = routers.iter().filter(|router| {
+        resources(router.name()).iter().any(|resource| listener.serves(*resource))
+    });
+    let compress = [ResourceName::Client, ResourceName::Federation, ResourceName::Static]
+        .iter()
+        .any(|resource| listener.compresses(*resource));
+    let request_id_header = match &listener.request_id_header {
+        Some(name) => Some(
+            name.parse::<HeaderName>()
+                .map_err(|error| format!("request_id_header {name:?}: {error}"))?,
+        ),
+        None => None,
+    };
+    Ok(Site {
+        table: Table::new(served)?,
+        x_forwarded: listener.x_forwarded,
+        request_id_header,
+        compress,
+    })
+}
+
+/// The resources that bring a router along.
+fn resources(router: &str) -> &'static [ResourceName] {
+    use ResourceName as R;
+    match router.split('.').next().unwrap_or(router) {
+        "client" | "admin" => &[R::Client],
+        "well_known" => &[R::Client, R::Federation],
+        "federation" => &[R::Federation],
+        "key" => &[R::Keys],
+        "media" => &[R::Media],
+        "metrics" => &[R::Metrics],
+        "replication" => &[R::Replication],
+        "static" => &[R::Static],
+        "health" => &[R::Health],
+        _ => &[],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chatd_config::RouterName;
+
+    use super::*;
+
+    #[test]
+    fn every_router_belongs_to_a_resource() {
+        for name in RouterName::ALL {
+            assert!(!resources(name.as_str()).is_empty(), "{name}");
+        }
+    }
+}
