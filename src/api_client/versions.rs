@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use chatd_base::Result;
+use chatd_config::RouterName;
 use chatd_http::{Auth, Reply, Request, Router, raw};
 use serde_json::json;
 
@@ -14,7 +15,7 @@ const VERSIONS: &[&str] = &[
 ];
 
 pub fn router(app: &Arc<App>) -> Router {
-    Router::of("client.versions", app)
+    Router::of(RouterName::ClientVersions, app)
         .get(raw("/_matrix/client/versions"), Auth::Optional, versions)
         .done()
 }

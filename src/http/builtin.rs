@@ -3,34 +3,47 @@
 use std::sync::Arc;
 
 use chatd_base::Result;
+use chatd_config::{Listener, ResourceName, RouterName};
 
 use crate::{Auth, HeaderValue, Metrics, Reply, Request, Router, header, raw};
 
+/// Those that `listener` serves.
+pub(crate) fn routers(listener: &Listener, page: &Metrics) -> Vec<Router> {
+    let mut routers = vec![health()];
+    if listener.serves(ResourceName::Metrics) {
+        routers.push(metrics(page));
+    }
+    if listener.serves(ResourceName::Static) {
+        routers.push(landing());
+    }
+    routers
+}
+
 /// `/health`: 200 while this instance takes requests. On every listener.
-pub(crate) fn health() -> Router {
+fn health() -> Router {
     async fn ok(_: Arc<()>, _: Request) -> Result<Reply> {
         Ok(Reply::text("OK"))
     }
-    Router::of("health", &Arc::new(())).get(raw("/health"), Auth::None, ok).done()
+    Router::of(RouterName::Health, &Arc::new(())).get(raw("/health"), Auth::None, ok).done()
 }
 
 /// `/metrics`, and `/_synapse/metrics` as Synapse has it.
-pub(crate) fn metrics(metrics: &Metrics) -> Router {
+fn metrics(metrics: &Metrics) -> Router {
     async fn page(metrics: Arc<Metrics>, _: Request) -> Result<Reply> {
         let content_type = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
         Ok(Reply::text(metrics.render()).with_header(header::CONTENT_TYPE, content_type))
     }
-    Router::of("metrics", &Arc::new(metrics.clone()))
+    Router::of(RouterName::Metrics, &Arc::new(metrics.clone()))
         .get(raw("/_synapse/metrics").or(raw("/metrics")), Auth::None, page)
         .done()
 }
 
 /// `/`: tells a person with a browser that the server is there.
-pub(crate) fn landing() -> Router {
+fn landing() -> Router {
     async fn page(_: Arc<()>, _: Request) -> Result<Reply> {
         let policy = HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'");
         Ok(Reply::html(include_str!("landing.html"))
             .with_header(header::CONTENT_SECURITY_POLICY, policy))
     }
-    Router::of("static", &Arc::new(())).get(raw("/"), Auth::None, page).done()
+    Router::of(RouterName::WellKnown, &Arc::new(())).get(raw("/"), Auth::None, page).done()
 }

@@ -3,6 +3,7 @@
 use std::{future::Future, pin::Pin, sync::Arc};
 
 use chatd_base::Result;
+use chatd_config::RouterName;
 use http::Method;
 
 use crate::{LimitClass, Paths, Reply, Request};
@@ -36,7 +37,7 @@ pub(crate) struct Endpoint {
 
 /// A named group of endpoints, ready to be mounted on listeners.
 pub struct Router {
-    pub(crate) name: &'static str,
+    pub(crate) name: RouterName,
     pub(crate) endpoints: Vec<Arc<Endpoint>>,
 }
 
@@ -44,18 +45,18 @@ impl Router {
     /// Starts a group whose handlers are given `app`.
     ///
     /// ```ignore
-    /// Router::of("client.rooms", app)
+    /// Router::of(RouterName::ClientRooms, app)
     ///     .put(v3("/rooms/{roomId}/send/{eventType}/{txnId}"), Auth::Token, send_message)
     ///     .limit(LimitClass::Message)
     ///     .get(api_v1("/rooms/{roomId}/state/{eventType}/{stateKey?}"), Auth::Guest, get_state)
     ///     .done()
     /// ```
-    pub fn of<A>(name: &'static str, app: &Arc<A>) -> Routes<A> {
+    pub fn of<A>(name: RouterName, app: &Arc<A>) -> Routes<A> {
         Routes { app: app.clone(), name, endpoints: Vec::new() }
     }
 
     /// The group's name in roles and in `chatd explain`.
-    pub fn name(&self) -> &'static str {
+    pub fn name(&self) -> RouterName {
         self.name
     }
 }
@@ -63,7 +64,7 @@ impl Router {
 /// A group of endpoints while it is being declared.
 pub struct Routes<A> {
     app: Arc<A>,
-    name: &'static str,
+    name: RouterName,
     endpoints: Vec<Endpoint>,
 }
 

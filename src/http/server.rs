@@ -7,7 +7,7 @@ use std::{
 };
 
 use chatd_base::{Authenticate, Stop, tasks};
-use chatd_config::{Config, Listener, ResourceName};
+use chatd_config::{Config, Listener, ResourceName, RouterName};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
@@ -82,13 +82,9 @@ impl Server {
             under_way: TaskTracker::new(),
             count: AtomicU64::new(1),
         });
-        let all: Vec<Router> = routers
-            .into_iter()
-            .chain([builtin::health(), builtin::metrics(&metrics), builtin::landing()])
-            .collect();
         for bound in self.bound {
             let service = Service {
-                site: Arc::new(site(&bound.listener, &all)?),
+                site: Arc::new(site(&bound.listener, &routers, &metrics)?),
                 edge: edge.clone(),
                 tls: self.tls.clone().filter(|_| bound.listener.tls),
                 connections: Arc::new(Semaphore::new(self.max_connections)),
@@ -109,8 +105,9 @@ impl Server {
     }
 }
 
-/// What `listener` serves of `routers`.
-fn site(listener: &Listener, routers: &[Router]) -> Result<Site, String> {
+/// What `listener` serves of `routers`, and what the edge adds by itself.
+fn site(listener: &Listener, routers: &[Router], metrics: &Metrics) -> Result<Site, String> {
+    let builtin = builtin::routers(listener, metrics);
     let served = routers.iter().filter(|router| {
         resources(router.name()).iter().any(|resource| listener.serves(*resource))
     });
@@ -125,7 +122,7 @@ fn site(listener: &Listener, routers: &[Router]) -> Result<Site, String> {
         None => None,
     };
     Ok(Site {
-        table: Table::new(served)?,
+        table: Table::new(served.chain(&builtin))?,
         x_forwarded: listener.x_forwarded,
         request_id_header,
         compress,
@@ -133,32 +130,16 @@ fn site(listener: &Listener, routers: &[Router]) -> Result<Site, String> {
 }
 
 /// The resources that bring a router along.
-fn resources(router: &str) -> &'static [ResourceName] {
+fn resources(router: RouterName) -> &'static [ResourceName] {
     use ResourceName as R;
-    match router.split('.').next().unwrap_or(router) {
-        "client" | "admin" => &[R::Client],
-        "well_known" => &[R::Client, R::Federation],
-        "federation" => &[R::Federation],
-        "key" => &[R::Keys],
-        "media" => &[R::Media],
-        "metrics" => &[R::Metrics],
-        "replication" => &[R::Replication],
-        "static" => &[R::Static],
-        "health" => &[R::Health],
-        _ => &[],
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use chatd_config::RouterName;
-
-    use super::*;
-
-    #[test]
-    fn every_router_belongs_to_a_resource() {
-        for name in RouterName::ALL {
-            assert!(!resources(name.as_str()).is_empty(), "{name}");
-        }
+    match router {
+        RouterName::WellKnown => &[R::Client, R::Federation],
+        RouterName::FederationSend | RouterName::FederationQuery => &[R::Federation],
+        RouterName::Key => &[R::Keys],
+        RouterName::Media => &[R::Media],
+        RouterName::Metrics => &[R::Metrics],
+        RouterName::Replication => &[R::Replication],
+        RouterName::Health => &[R::Health],
+        _ => &[R::Client],
     }
 }

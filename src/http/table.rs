@@ -117,6 +117,8 @@ fn decode(name: &str, raw: &str) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use chatd_config::RouterName;
+
     use super::*;
     use crate::{Auth, Paths, Reply, Request, api_v1, raw, v3};
 
@@ -127,7 +129,7 @@ mod tests {
     fn table(endpoints: Vec<(Method, Paths)>) -> Result<Table, String> {
         let routes = endpoints
             .into_iter()
-            .fold(Router::of("client.rooms", &Arc::new(())), |routes, (method, paths)| {
+            .fold(Router::of(RouterName::ClientRooms, &Arc::new(())), |routes, (method, paths)| {
                 routes.route(method, paths, Auth::None, nothing)
             });
         Table::new(std::iter::once(&routes.done()))

@@ -10,7 +10,7 @@ use std::{
 };
 
 use chatd_base::{Authenticate, Clock, Refusal, Requester, Result, Stop, UserNid, tasks};
-use chatd_config::{Config, Overrides, RateLimits};
+use chatd_config::{Config, Overrides, RateLimits, RouterName};
 use ruma_common::user_id;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -100,7 +100,7 @@ async fn start() -> Running {
     };
     let limits = Arc::new(Limits::new(rates, 100, Clock::system()));
     let (state, stop) = (Arc::new(State::default()), Stop::new());
-    let router = Router::of("client.rooms", &state)
+    let router = Router::of(RouterName::ClientRooms, &state)
         .get(raw("/_matrix/whoami"), Auth::Token, whoami)
         .get(raw("/_matrix/panic"), Auth::None, fails)
         .post(raw("/_matrix/panic"), Auth::None, fails)
