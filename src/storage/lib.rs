@@ -13,11 +13,14 @@ mod statement;
 
 pub mod account_data;
 pub mod devices;
+pub mod lane;
 pub mod positions;
 pub mod presence;
 pub mod push_rules;
 pub mod receipts;
+pub mod rooms;
 pub mod shards;
+pub mod snapshots;
 pub mod to_device;
 
 pub use batch::{Batch, BatchRows};

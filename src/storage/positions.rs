@@ -37,6 +37,9 @@ pub struct StreamId {
     pub sequence: &'static str,
 }
 
+/// The stream of room events, which room owners write.
+pub const EVENTS: StreamId = StreamId { number: 1, sequence: "stream_events" };
+
 /// Number of the instance called `name`, made if it is new.
 pub async fn intern_writer(pool: &Pool, name: &str) -> Result<WriterId> {
     for _ in 0..20 {

@@ -23,10 +23,13 @@ pub const ALL_STATEMENTS: &[&[&Statement]] = &[
     crate::account_data::STATEMENTS,
     crate::devices::STATEMENTS,
     crate::intern::STATEMENTS,
+    crate::lane::STATEMENTS,
     crate::positions::STATEMENTS,
     crate::presence::STATEMENTS,
     crate::push_rules::STATEMENTS,
     crate::receipts::STATEMENTS,
+    crate::rooms::STATEMENTS,
     crate::shards::STATEMENTS,
+    crate::snapshots::STATEMENTS,
     crate::to_device::STATEMENTS,
 ];

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use chatd_base::{EventNid, KeyNid, Position, RoomNid, UserNid};
-use chatd_storage::positions::StreamId;
+use chatd_storage::positions::{self, StreamId};
 use ruma_common::{OwnedEventId, OwnedRoomId, OwnedUserId};
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +13,7 @@ pub struct Events;
 
 impl Stream for Events {
     const NAME: &'static str = "events";
-    const ID: StreamId = StreamId { number: 1, sequence: "stream_events" };
+    const ID: StreamId = positions::EVENTS;
     type Row = Arc<EventRow>;
 }
 
