@@ -8,6 +8,7 @@
 pub mod bus;
 mod feed;
 pub mod owners;
+mod room_token;
 mod token;
 mod writer;
 
@@ -28,7 +29,8 @@ use serde_json::value::RawValue;
 
 pub use feed::{Feed, Frame, Stream};
 pub use owners::{Owner, Owners};
-pub use token::StreamToken;
+pub use room_token::RoomToken;
+pub use token::{InvalidToken, StreamToken};
 pub use writer::{Persist, Writer};
 
 /// Serialised JSON that many readers share.
