@@ -16,7 +16,7 @@ use crate::{
     chatd::Chatd,
     database::Database,
     listeners::{Listener, RawListener},
-    load::{self, Files},
+    load::{self, Files, Origins},
     presence::{Presence, PresenceMode, Profiles},
     rates::RateLimits,
     rooms::Rooms,
@@ -73,6 +73,7 @@ pub struct Config {
     pub warnings: Vec<String>,
     /// The files that were read, in order.
     pub files: Vec<PathBuf>,
+    pub(crate) origins: Origins,
 }
 
 /// Certificate and key of TLS listeners (PEM).
@@ -125,8 +126,12 @@ impl Config {
     fn assemble(files: Files, over: &Overrides) -> Result<Self, ConfigError> {
         let mut warnings = Vec::new();
         let figment = files.figment(over, &mut warnings);
+        let origins = files.origins(over);
         let reader = Reader { figment: &figment, files: &files };
-        reader.config(over, warnings).map_err(|error| files.locate(error, &figment))
+        match reader.config(over, warnings) {
+            Ok(config) => Ok(Self { origins, ..config }),
+            Err(error) => Err(origins.locate(error)),
+        }
     }
 
     /// Name of this instance: `main`, or `worker_name`.
@@ -172,7 +177,7 @@ impl Reader<'_> {
 
     fn config(&self, over: &Overrides, mut warnings: Vec<String>) -> Result<Config, ConfigError> {
         let plain: Plain = self.section()?;
-        let workers: Workers = self.workers()?;
+        let workers: Workers = self.workers(&mut warnings)?;
         let server_name = self.server_name()?;
         let chatd: Chatd = self.at("chatd")?;
         let data_dir = over
@@ -211,6 +216,7 @@ impl Reader<'_> {
             workers,
             warnings,
             files: self.files.paths(),
+            origins: Origins::default(),
             data_dir,
             server_name,
         };
@@ -238,11 +244,12 @@ impl Reader<'_> {
         })
     }
 
-    fn workers(&self) -> Result<Workers, ConfigError> {
+    fn workers(&self, warnings: &mut Vec<String>) -> Result<Workers, ConfigError> {
         let mut workers: Workers = self.section()?;
         if workers.name.is_none() {
             workers.name = workers.app.clone();
         }
+        workers.adopt_replication_host(warnings);
         Ok(workers)
     }
 

@@ -1,12 +1,14 @@
 //! The configuration: Synapse's YAML files and `CHATD_` variables become one typed [`Config`];
-//! `roles/*.toml` become roles; the assignment decides what this instance does.
+//! `roles/*.toml` become [`Roles`]; [`assignment()`] decides what this instance does.
 //!
 //! Nothing here opens a socket or a database. Files are read while loading and never later.
 
 mod accounts;
+mod assignment;
 mod chatd;
 mod check;
 mod config;
+mod contradictions;
 mod database;
 mod error;
 mod known;
@@ -15,6 +17,7 @@ mod load;
 mod names;
 mod presence;
 mod rates;
+mod roles;
 mod rooms;
 mod secrets;
 mod source;
@@ -28,6 +31,7 @@ mod workers;
 pub use accounts::{
     PasswordLogin, PasswordPolicy, PasswordUse, Passwords, Registration, Sessions, UiAuth,
 };
+pub use assignment::{Assignment, assignment};
 pub use chatd::Chatd;
 pub use config::{Config, Overrides, Tls};
 pub use database::{Database, PoolSize, PostgresDatabase, SslMode};
@@ -36,6 +40,7 @@ pub use listeners::{Bind, Listener, ListenerKind, ResourceName, Resources};
 pub use names::{RouterName, StreamName, TaskName};
 pub use presence::{Presence, PresenceMode, Profiles};
 pub use rates::{InviteRates, JoinRates, LoginRates, PresenceRates, Rate, RateLimits};
+pub use roles::{Role, Roles};
 pub use rooms::{
     EncryptedByDefault, PowerLevelOverrides, PrejoinState, RoomRule, Rooms, RuleAction,
 };

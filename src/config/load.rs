@@ -1,6 +1,7 @@
 //! Files and environment become one tree; figment's errors become ours.
 
 use std::{
+    collections::HashMap,
     fs,
     path::{Path, PathBuf},
 };
@@ -63,29 +64,56 @@ impl Files {
         figment
     }
 
-    /// Adds file and line to an error that knows its key only.
-    pub fn locate(&self, mut error: ConfigError, figment: &Figment) -> ConfigError {
-        let Some(key) = error.key.clone() else { return error };
-        let top = key.split('.').next().unwrap_or(&key);
-        if error.source.is_none() {
-            let metadata = figment.find_metadata(&key).or_else(|| figment.find_metadata(top));
-            error.source = match metadata.and_then(|metadata| metadata.source.as_ref()) {
-                Some(Source::File(file)) => Some(file.display().to_string()),
-                Some(Source::Custom(variable)) => Some(variable.clone()),
-                _ => self.layers.last().map(|layer| layer.file.display().to_string()),
-            };
-        }
-        let layer =
-            self.layers.iter().find(|layer| Some(layer.file.display().to_string()) == error.source);
-        if let (Some(layer), None) = (layer, error.line) {
-            let mut path = key.as_str();
-            error.line = loop {
-                match (layer.lines.get(path), path.rsplit_once('.')) {
-                    (Some(line), _) => break Some(*line),
-                    (None, Some((parent, _))) => path = parent,
-                    (None, None) => break None,
+    /// Where each value comes from.
+    pub fn origins(&self, over: &Overrides) -> Origins {
+        let mut origins = Origins::default();
+        for (index, layer) in self.layers.iter().enumerate() {
+            let source = layer.file.display().to_string();
+            let later = &self.layers[index + 1..];
+            for (key, line) in &layer.lines {
+                let top = key.split('.').next().unwrap_or(key);
+                if !later.iter().any(|other| other.values.contains_key(top)) {
+                    origins.places.insert(key.clone(), (source.clone(), Some(*line)));
                 }
-            };
+            }
+            origins.last_file = Some(source);
+        }
+        for (name, _) in &over.env {
+            if let Some(key) = key_of_variable(name, &mut Vec::new()) {
+                origins.places.insert(key, (name.clone(), None));
+            }
+        }
+        origins
+    }
+}
+
+/// File and line, or the environment variable, of each value by its dotted key.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Origins {
+    places: HashMap<String, (String, Option<u64>)>,
+    last_file: Option<String>,
+}
+
+impl Origins {
+    /// Adds file and line to an error that knows its key only: those of the key, or of the
+    /// nearest key around it.
+    pub fn locate(&self, mut error: ConfigError) -> ConfigError {
+        let Some(key) = error.key.clone() else { return error };
+        let mut path = key.as_str();
+        let place = loop {
+            match (self.places.get(path), path.rsplit_once('.')) {
+                (Some(place), _) => break Some(place),
+                (None, Some((parent, _))) => path = parent,
+                (None, None) => break None,
+            }
+        };
+        match place {
+            Some((source, line)) if error.source.as_ref().is_none_or(|known| known == source) => {
+                error.source = Some(source.clone());
+                error.line = error.line.or(*line);
+            }
+            Some(_) => {}
+            None => error.source = error.source.or_else(|| self.last_file.clone()),
         }
         error
     }

@@ -44,11 +44,7 @@ impl Layer {
             reject_unsupported_tags: false
         };
         let root: Option<Spanned<Node>> = serde_saphyr::from_str_with_options(text, options)
-            .map_err(|error| ConfigError {
-                line: error.location().map(|at| at.line()),
-                problem: format!("is not valid YAML: {error}"),
-                ..ConfigError::default().in_file(file)
-            })?;
+            .map_err(|error| invalid_yaml(file, &error))?;
         let mut lines = HashMap::new();
         let value = root.map_or(Value::Null, |node| node.value.into_value("", &mut lines));
         let values = match value {
@@ -62,6 +58,17 @@ impl Layer {
         };
         Ok(Self { file: file.to_owned(), values, lines })
     }
+}
+
+fn invalid_yaml(file: &Path, error: &serde_saphyr::Error) -> ConfigError {
+    let problem = match error {
+        serde_saphyr::Error::DuplicateMappingKey { key: Some(key), .. } => {
+            format!("the key `{key}` stands here a second time; keep one of the two")
+        }
+        other => format!("is not valid YAML: {other}"),
+    };
+    let line = error.location().map(|at| at.line());
+    ConfigError { line, problem, ..ConfigError::default().in_file(file) }
 }
 
 /// YAML, with the position of each value.

@@ -196,6 +196,28 @@ impl Workers {
         if self.is_main() { MAIN } else { self.name.as_deref().unwrap_or(MAIN) }
     }
 
+    /// `worker_replication_host` and its port are the older way to say `instance_map.main`.
+    pub(crate) fn adopt_replication_host(&mut self, warnings: &mut Vec<String>) {
+        let (Some(host), Some(port)) = (self.replication_host.clone(), self.replication_http_port)
+        else {
+            return;
+        };
+        if self.instance_map.contains_key(MAIN) {
+            warnings.push(
+                "`worker_replication_host` has no effect, because instance_map has `main`"
+                    .to_owned(),
+            );
+            return;
+        }
+        warnings.push(format!(
+            "`worker_replication_host` is read as `instance_map.main` (host {host}, port {port}); \
+             write that in the shared configuration instead"
+        ));
+        let tls = self.replication_http_tls;
+        let main = InstanceAddress { host: Some(host), port: Some(port), tls, path: None };
+        self.instance_map.insert(MAIN.to_owned(), main);
+    }
+
     /// Whether this is the main process: no `worker_app`, or one that means `homeserver`.
     pub fn is_main(&self) -> bool {
         self.app.as_deref().is_none_or(|app| matches!(plain_app(app), "homeserver" | "main"))

@@ -1,12 +1,9 @@
-//! Configurations in, values or error texts out.
+//! What single keys become.
 
 use std::{path::PathBuf, time::Duration};
 
+use super::load;
 use crate::*;
-
-fn load(yaml: &str) -> Result<Config, ConfigError> {
-    Config::from_texts(&[("homeserver.yaml", yaml)], &Overrides::default())
-}
 
 #[test]
 fn a_small_file_gets_defaults() {

@@ -1,0 +1,255 @@
+//! What the keys of a fleet must not say together. Each refusal names the key, the value and
+//! the way out.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    Config, ConfigError, ResourceName, StreamName, TaskName, assignment::Runners, roles::Role,
+    workers::MAIN,
+};
+
+/// Streams that only one instance can write.
+const ONE_WRITER: [StreamName; 5] = [
+    StreamName::Typing,
+    StreamName::ToDevice,
+    StreamName::AccountData,
+    StreamName::Presence,
+    StreamName::PushRules,
+];
+
+/// Tasks that only one instance can run, however they are given.
+type WritersOf = BTreeMap<StreamName, Vec<String>>;
+type RunnersOf = BTreeMap<TaskName, Runners>;
+
+/// Refuses a configuration that contradicts itself.
+pub(crate) fn check(
+    config: &Config,
+    role: &Role,
+    writers: &WritersOf,
+    runners: &RunnersOf,
+) -> Result<(), ConfigError> {
+    check_name(config)?;
+    check_writers(config, role, writers)?;
+    check_runners(config, role, runners)?;
+    check_legacy_booleans(config, role)?;
+    check_listeners(config, role, writers)?;
+    check_shared_parts(config)?;
+    check_outbound(config)
+}
+
+fn check_name(config: &Config) -> Result<(), ConfigError> {
+    let name = config.workers.name.as_deref();
+    let reserved = name.filter(|name| [MAIN, "master"].contains(name));
+    match reserved {
+        Some(name) if !config.workers.is_main() => {
+            Err(ConfigError::at("worker_name", "is the name of the main process")
+                .found(format!("{name:?}"))
+                .remedy("give this worker a name of its own"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_writers(config: &Config, role: &Role, writers: &WritersOf) -> Result<(), ConfigError> {
+    for (stream, names) in writers {
+        let key = format!("stream_writers.{stream}");
+        if ONE_WRITER.contains(stream) && names.len() > 1 {
+            return Err(ConfigError::at(key, "this stream has one writer only")
+                .found(names.join(", "))
+                .remedy("name one instance"));
+        }
+        for (index, name) in names.iter().enumerate() {
+            if names[..index].contains(name) {
+                return Err(ConfigError::at(key, "an instance is named twice").found(name));
+            }
+            reachable(config, &key, name)?;
+        }
+        let mine = names.iter().any(|name| name == config.instance_name());
+        if mine && !role.writers.contains(stream) {
+            return Err(ConfigError::at(
+                key,
+                format!("an instance with the role {} cannot write this stream", role.name),
+            )
+            .found(config.instance_name())
+            .remedy("set its worker_app to synapse.app.generic_worker, or name another instance"));
+        }
+    }
+    Ok(())
+}
+
+/// Whether others know how to call `name`.
+fn reachable(config: &Config, key: &str, name: &str) -> Result<(), ConfigError> {
+    if name == MAIN || config.workers.instance_map.contains_key(name) {
+        return Ok(());
+    }
+    let known = config.workers.instance_map.keys().map(String::as_str);
+    let remedy = match crate::suggest::nearest(name, known) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!("add `{name}` to instance_map with its host and port, or its path"),
+    };
+    Err(ConfigError::at(key, "this instance is not in instance_map, so nobody could reach it")
+        .found(name)
+        .remedy(remedy))
+}
+
+/// The key that gives each task to instances.
+fn key_of(task: TaskName) -> &'static str {
+    match task {
+        TaskName::Cleanup | TaskName::BackgroundUpdates => "run_background_tasks_on",
+        TaskName::FederationSender => "federation_sender_instances",
+        TaskName::Pusher => "pusher_instances",
+        TaskName::AppserviceSender => "notify_appservices_from_worker",
+        TaskName::UserDirectory => "update_user_directory_from_worker",
+        TaskName::MediaCleanup => "media_instance_running_background_jobs",
+    }
+}
+
+fn check_runners(config: &Config, role: &Role, runners: &RunnersOf) -> Result<(), ConfigError> {
+    let me = config.instance_name();
+    for (task, runners) in runners {
+        let Runners::Named(names) = runners else { continue };
+        let mine = names.iter().any(|name| name == me);
+        if mine && !role.tasks.contains(task) {
+            return Err(ConfigError::at(
+                key_of(*task),
+                format!("an instance with the role {} cannot do this", role.name),
+            )
+            .found(me)
+            .remedy("set its worker_app to synapse.app.generic_worker, or name another instance"));
+        }
+        // With a role of one purpose, the boolean of the main process decides; see below.
+        let named_by_key = names != &[MAIN];
+        let purpose = role.tasks.as_slice() == [*task] && role.name != "media_repository";
+        if purpose && named_by_key && !mine {
+            return Err(ConfigError::at(
+                key_of(*task),
+                format!("this instance, {me}, is not named, although it is there for nothing else"),
+            )
+            .found(names.join(", "))
+            .remedy(format!("add {me}, or do not start this instance")));
+        }
+    }
+    Ok(())
+}
+
+/// The booleans that came before the keys with names: a role of one purpose needs its boolean
+/// off, and a key with names must not stand beside a boolean that says the opposite.
+fn check_legacy_booleans(config: &Config, role: &Role) -> Result<(), ConfigError> {
+    let workers = &config.workers;
+    let one = |name: &Option<String>| name.iter().cloned().collect::<Vec<_>>();
+    let cases = [
+        (
+            "start_pushers",
+            workers.start_pushers,
+            "pusher",
+            workers.pusher_instances.clone(),
+            TaskName::Pusher,
+        ),
+        (
+            "send_federation",
+            workers.send_federation,
+            "federation_sender",
+            workers.federation_sender_instances.clone(),
+            TaskName::FederationSender,
+        ),
+        (
+            "notify_appservices",
+            workers.notify_appservices,
+            "appservice",
+            one(&workers.notify_appservices_from_worker),
+            TaskName::AppserviceSender,
+        ),
+        (
+            "update_user_directory",
+            workers.update_user_directory,
+            "user_dir",
+            one(&workers.update_user_directory_from_worker),
+            TaskName::UserDirectory,
+        ),
+    ];
+    for (boolean, value, app, names, task) in cases {
+        let on_main = value.unwrap_or(true);
+        if names.is_empty() && on_main && role.name == app {
+            return Err(ConfigError::at(
+                boolean,
+                "is on, so that the main process does what this instance is there for",
+            )
+            .found("true")
+            .remedy(format!(
+                "add `{boolean}: false` to the shared configuration, or name this instance in {}",
+                key_of(task)
+            )));
+        }
+        let elsewhere = names.iter().any(|name| super::assignment::canonical(name) != MAIN);
+        if value == Some(true) && elsewhere {
+            return Err(ConfigError::at(
+                boolean,
+                format!("contradicts `{}`, which names {}", key_of(task), names.join(", ")),
+            )
+            .found("true")
+            .remedy(format!("remove `{boolean}`")));
+        }
+    }
+    Ok(())
+}
+
+fn check_listeners(config: &Config, role: &Role, writers: &WritersOf) -> Result<(), ConfigError> {
+    let me = config.instance_name();
+    let key = if config.workers.is_main() { "listeners" } else { "worker_listeners" };
+    for (index, listener) in config.listeners.iter().enumerate() {
+        for name in listener.resources.iter().flat_map(|resources| &resources.names) {
+            if !role.serves.contains(name) {
+                return Err(ConfigError::at(
+                    format!("{key}.{index}.resources"),
+                    format!("an instance with the role {} cannot serve `{name}`", role.name),
+                )
+                .remedy("remove the resource, or use synapse.app.generic_worker"));
+            }
+        }
+    }
+    let called = config.workers.instance_map.contains_key(me)
+        || (!config.workers.is_main()
+            && writers.iter().any(|(stream, names)| {
+                *stream != StreamName::Caches && names.iter().any(|name| name == me)
+            }));
+    let callable =
+        config.listeners.iter().any(|listener| listener.serves(ResourceName::Replication));
+    if called && !callable {
+        return Err(ConfigError::at(key, format!("no listener of {me} has the resource `replication`, but other instances are told to call it"))
+            .remedy("add a listener of type http with `resources: [{names: [replication]}]`, where instance_map says"));
+    }
+    Ok(())
+}
+
+/// What instances need in common: a database that all can reach, the address of main.
+fn check_shared_parts(config: &Config) -> Result<(), ConfigError> {
+    if config.workers.is_main() {
+        return Ok(());
+    }
+    if matches!(config.database, crate::Database::Embedded { .. }) {
+        return Err(ConfigError::at("database", "a worker needs the PostgreSQL server that the main process uses too")
+            .remedy("add `database:` with `name: psycopg2` and its args to the shared configuration, and give it with -c before the worker's own file"));
+    }
+    if !config.workers.instance_map.contains_key(MAIN) {
+        return Err(ConfigError::at(
+            "instance_map.main",
+            "is missing, so this worker cannot call the main process",
+        )
+        .remedy("add `main` with the host and port, or the path, of its replication listener"));
+    }
+    Ok(())
+}
+
+fn check_outbound(config: &Config) -> Result<(), ConfigError> {
+    let key = "outbound_federation_restricted_to";
+    let names = &config.workers.outbound_federation_restricted_to;
+    for name in names {
+        reachable(config, key, &super::assignment::canonical(name))?;
+    }
+    if !names.is_empty() && config.workers.replication_secret.is_none() {
+        return Err(ConfigError::at(key, "needs a secret between the instances")
+            .found(names.join(", "))
+            .remedy("add worker_replication_secret or worker_replication_secret_path"));
+    }
+    Ok(())
+}
