@@ -1,1 +1,4 @@
-//! placeholder
+//! Rooms: their owner, their state, and what users may see of them. Nothing here knows HTTP or
+//! SQL text.
+
+pub mod client_event;

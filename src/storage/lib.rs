@@ -13,6 +13,7 @@ mod statement;
 
 pub mod account_data;
 pub mod devices;
+pub mod events;
 pub mod lane;
 pub mod positions;
 pub mod presence;

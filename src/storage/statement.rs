@@ -22,6 +22,7 @@ pub(crate) use statements;
 pub const ALL_STATEMENTS: &[&[&Statement]] = &[
     crate::account_data::STATEMENTS,
     crate::devices::STATEMENTS,
+    crate::events::STATEMENTS,
     crate::intern::STATEMENTS,
     crate::lane::STATEMENTS,
     crate::positions::STATEMENTS,

@@ -2,8 +2,11 @@
 
 use std::sync::Arc;
 
-use chatd_base::{EventNid, KeyNid, Position, RoomNid, UserNid};
-use chatd_storage::positions::{self, StreamId};
+use chatd_base::{EventNid, KeyNid, Position, RoomNid, SnapshotId, UserNid};
+use chatd_storage::{
+    events::{ReplacedEvent, StoredEvent, Transaction, flags},
+    positions::{self, StreamId},
+};
 use ruma_common::{OwnedEventId, OwnedRoomId, OwnedUserId};
 use serde::{Deserialize, Serialize};
 
@@ -154,3 +157,36 @@ pub struct SentBy {
 
 /// A row with its position.
 pub type At = (Position, Arc<EventRow>);
+
+/// What a live row is as an event. The snapshot is not on the row and stays 0.
+pub fn stored(position: Position, row: &EventRow) -> StoredEvent {
+    StoredEvent {
+        nid: row.nid,
+        pos: position,
+        snapshot: SnapshotId(0),
+        depth: row.depth,
+        origin_ts: row.origin_ts,
+        room: row.room,
+        room_id: row.room_id.clone(),
+        event_id: row.event_id.clone(),
+        sender: row.sender.clone(),
+        sender_nid: row.sender_nid,
+        kind: row.kind.clone(),
+        state_key: row.state_key.clone(),
+        key: row.key,
+        content: row.content.clone(),
+        redacts: row.redacts_top_level.clone(),
+        flags: if row.hidden { flags::SOFT_FAILED } else { 0 },
+        redacted_by: None,
+        replaced: row.replaced.as_ref().map(|replaced| ReplacedEvent {
+            event_id: replaced.event_id.clone(),
+            sender: replaced.sender.clone(),
+            content: replaced.content.clone(),
+        }),
+        txn: row.txn.as_ref().map(|txn| Transaction {
+            user: txn.user,
+            device_id: txn.device_id.clone(),
+            txn_id: txn.txn_id.clone(),
+        }),
+    }
+}

@@ -1,0 +1,322 @@
+//! Events as they are read back: by number, by id, and as timelines of many rooms at once. Each
+//! function is one statement whatever the number of events; names come with the rows.
+
+use std::sync::Arc;
+
+use chatd_base::{EventNid, KeyNid, Position, RoomNid, SnapshotId, UserNid};
+use ruma_common::{OwnedEventId, OwnedRoomId, OwnedUserId};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tokio_postgres::Row;
+
+use crate::{Error, Pool, Result, statement::statements};
+
+/// Columns that [`StoredEvent::from_row`] reads, of the events named `e`.
+macro_rules! columns {
+    () => {
+        "e.nid, e.pos, e.snapshot, e.depth, e.origin_ts, e.key, e.replaces, e.room, e.sender, \
+         e.flags, e.event_id, r.room_id, u.user_id, t.type, k.state_key, j.content, \
+         j.redacted_by, CASE WHEN t.type = 'm.room.redaction' THEN j.rest END, p.event_id, \
+         pu.user_id, pj.content"
+    };
+}
+
+/// What the columns need, to follow `FROM … e`.
+macro_rules! joins {
+    () => {
+        " JOIN event_json j ON j.nid = e.nid
+          JOIN rooms r ON r.nid = e.room
+          JOIN users_nid u ON u.nid = e.sender
+          JOIN event_types t ON t.nid = e.type
+          LEFT JOIN state_keys k ON k.nid = e.key
+          LEFT JOIN events p ON p.nid = e.replaces
+          LEFT JOIN users_nid pu ON pu.nid = p.sender
+          LEFT JOIN event_json pj ON pj.nid = p.nid "
+    };
+}
+
+/// Conditions of an [`EventFilter`], whose values are `$4` to `$10`.
+macro_rules! filter {
+    () => {
+        " AND ($4::text[] IS NULL OR e.type IN (SELECT nid FROM event_types WHERE type LIKE ANY($4)))
+          AND ($5::text[] IS NULL OR e.type NOT IN (SELECT nid FROM event_types WHERE type LIKE ANY($5)))
+          AND ($6::text[] IS NULL OR e.sender IN (SELECT nid FROM users_nid WHERE user_id = ANY($6)))
+          AND ($7::text[] IS NULL OR e.sender NOT IN (SELECT nid FROM users_nid WHERE user_id = ANY($7)))
+          AND ($8::bool IS NULL OR $8 = EXISTS (SELECT FROM event_json c
+               WHERE c.nid = e.nid AND c.content::json ->> 'url' IS NOT NULL))
+          AND ($9::text[] IS NULL OR EXISTS (SELECT FROM event_relations x
+               WHERE x.room = e.room AND x.parent = e.event_id AND x.rel_type = ANY($9)))
+          AND ($10::text[] IS NULL OR EXISTS (SELECT FROM event_relations x
+               JOIN events c ON c.nid = x.child JOIN users_nid cu ON cu.nid = c.sender
+               WHERE x.room = e.room AND x.parent = e.event_id AND cu.user_id = ANY($10))) "
+    };
+}
+
+statements! {
+    LIST_EVENTS_BY_NIDS = concat!("SELECT ", columns!(), " FROM events e", joins!(),
+        "WHERE e.nid = ANY($1::int8[])");
+    LIST_EVENTS_BY_IDS = concat!("SELECT ", columns!(), " FROM events e", joins!(),
+        "WHERE e.event_id = ANY($1::text[])");
+    /// Events in (low, high] of each room; flags 7: outliers, rejected and soft-failed ones are
+    /// in no timeline.
+    LIST_NEWEST = concat!("SELECT ", columns!(), "
+        FROM unnest($1::int4[], $2::int8[], $3::int8[]) AS w(room, low, high)
+        CROSS JOIN LATERAL (
+            SELECT e.* FROM events e
+            WHERE e.room = w.room AND e.pos > w.low AND e.pos <= w.high AND e.flags & 7 = 0",
+            filter!(), "ORDER BY e.pos DESC LIMIT $11) AS e", joins!(),
+        "ORDER BY e.room, e.pos DESC");
+    LIST_OLDEST = concat!("SELECT ", columns!(), "
+        FROM unnest($1::int4[], $2::int8[], $3::int8[]) AS w(room, low, high)
+        CROSS JOIN LATERAL (
+            SELECT e.* FROM events e
+            WHERE e.room = w.room AND e.pos > w.low AND e.pos <= w.high AND e.flags & 7 = 0",
+            filter!(), "ORDER BY e.pos LIMIT $11) AS e", joins!(),
+        "ORDER BY e.room, e.pos");
+}
+
+/// Bits of an event's `flags`.
+pub mod flags {
+    pub const OUTLIER: i16 = 1;
+    pub const REJECTED: i16 = 2;
+    pub const SOFT_FAILED: i16 = 4;
+    pub const REDACTED: i16 = 8;
+    pub const BACKFILLED: i16 = 16;
+}
+
+/// The event that a state event replaced, as far as clients are told of it.
+#[derive(Clone, Debug)]
+pub struct ReplacedEvent {
+    pub event_id: OwnedEventId,
+    pub sender: OwnedUserId,
+    pub content: Arc<RawValue>,
+}
+
+/// The request that made an event.
+#[derive(Clone, Debug)]
+pub struct Transaction {
+    pub user: UserNid,
+    pub device_id: String,
+    pub txn_id: String,
+}
+
+/// An event with all that clients may be told of it. Live rows become this too.
+#[derive(Clone, Debug)]
+pub struct StoredEvent {
+    pub nid: EventNid,
+    pub pos: Position,
+    /// State before the event; 0 where it is not known (outliers, live rows).
+    pub snapshot: SnapshotId,
+    pub depth: i64,
+    pub origin_ts: i64,
+    pub room: RoomNid,
+    pub room_id: OwnedRoomId,
+    pub event_id: OwnedEventId,
+    pub sender: OwnedUserId,
+    pub sender_nid: UserNid,
+    pub kind: Arc<str>,
+    pub state_key: Option<Arc<str>>,
+    pub key: Option<KeyNid>,
+    /// As clients get it; pruned if the event is redacted.
+    pub content: Arc<RawValue>,
+    /// `redacts`, if it is a member of the event and not of its content.
+    pub redacts: Option<OwnedEventId>,
+    pub flags: i16,
+    pub redacted_by: Option<EventNid>,
+    pub replaced: Option<ReplacedEvent>,
+    /// Known for a day after a local request.
+    pub txn: Option<Transaction>,
+}
+
+impl StoredEvent {
+    pub fn is_redacted(&self) -> bool {
+        self.flags & flags::REDACTED != 0
+    }
+
+    /// Whether the event was rejected or is not part of a timeline for another reason.
+    pub fn is_hidden(&self) -> bool {
+        self.flags & (flags::OUTLIER | flags::REJECTED | flags::SOFT_FAILED) != 0
+    }
+
+    pub fn is_state(&self, kind: &str, state_key: &str) -> bool {
+        &*self.kind == kind && self.state_key.as_deref() == Some(state_key)
+    }
+
+    /// Reads the columns of `columns!`, the first of them at `first`.
+    pub(crate) fn from_row_at(row: &Row, first: usize) -> Result<Self> {
+        let text = |index: usize| row.get::<_, Option<&str>>(first + index).map(Arc::from);
+        let replaced = match row.get::<_, Option<&str>>(first + 18) {
+            None => None,
+            Some(event_id) => Some(ReplacedEvent {
+                event_id: parse(event_id)?,
+                sender: parse(row.get(first + 19))?,
+                content: raw(row.get(first + 20))?,
+            }),
+        };
+        Ok(Self {
+            nid: EventNid(row.get(first)),
+            pos: Position(row.get(first + 1)),
+            snapshot: SnapshotId(row.get(first + 2)),
+            depth: row.get(first + 3),
+            origin_ts: row.get(first + 4),
+            key: row.get::<_, Option<i64>>(first + 5).map(KeyNid),
+            room: RoomNid(row.get(first + 7)),
+            sender_nid: UserNid(row.get(first + 8)),
+            flags: row.get(first + 9),
+            event_id: parse(row.get(first + 10))?,
+            room_id: parse(row.get(first + 11))?,
+            sender: parse(row.get(first + 12))?,
+            kind: Arc::from(row.get::<_, &str>(first + 13)),
+            state_key: text(14),
+            content: raw(row.get(first + 15))?,
+            redacted_by: row.get::<_, Option<i64>>(first + 16).map(EventNid),
+            redacts: row.get::<_, Option<&[u8]>>(first + 17).and_then(redacts_of),
+            replaced,
+            txn: None,
+        })
+    }
+
+    pub(crate) fn from_row(row: &Row) -> Result<Self> {
+        Self::from_row_at(row, 0)
+    }
+}
+
+/// `redacts` in the remainder of an event's federation format.
+fn redacts_of(rest: &[u8]) -> Option<OwnedEventId> {
+    #[derive(Deserialize)]
+    struct Rest {
+        redacts: Option<OwnedEventId>,
+    }
+    serde_json::from_slice::<Rest>(rest).ok()?.redacts
+}
+
+fn parse<T: std::str::FromStr>(id: &str) -> Result<T> {
+    id.parse().map_err(|_| Error::Corrupt(format!("{id} is not a valid identifier")))
+}
+
+fn raw(text: &str) -> Result<Arc<RawValue>> {
+    RawValue::from_string(text.to_owned())
+        .map(Arc::from)
+        .map_err(|error| Error::Corrupt(format!("the content of an event is not JSON: {error}")))
+}
+
+fn all(rows: &[Row]) -> Result<Vec<Arc<StoredEvent>>> {
+    rows.iter().map(|row| StoredEvent::from_row(row).map(Arc::new)).collect()
+}
+
+/// The event with this id, whatever its flags.
+pub async fn get_by_id(pool: &Pool, event_id: &str) -> Result<Option<Arc<StoredEvent>>> {
+    Ok(list_by_ids(pool, &[event_id]).await?.into_iter().next())
+}
+
+/// Those of `nids` that exist, in no order.
+pub async fn list_by_nids(pool: &Pool, nids: &[EventNid]) -> Result<Vec<Arc<StoredEvent>>> {
+    if nids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let nids: Vec<i64> = nids.iter().map(|nid| nid.0).collect();
+    all(&pool.query(&LIST_EVENTS_BY_NIDS, &[&nids]).await?)
+}
+
+/// Those of `ids` that exist, in no order.
+pub async fn list_by_ids(pool: &Pool, ids: &[&str]) -> Result<Vec<Arc<StoredEvent>>> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    all(&pool.query(&LIST_EVENTS_BY_IDS, &[&ids]).await?)
+}
+
+/// A part of one room's timeline: after `low`, up to and with `high`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    pub room: RoomNid,
+    pub low: Position,
+    pub high: Position,
+}
+
+/// Which end of a span is wanted when it holds more than the limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The newest events, newest first.
+    Newest,
+    /// The oldest events, oldest first.
+    Oldest,
+}
+
+/// A client's filter of events, as far as the database applies it. `None` lets everything pass.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EventFilter {
+    /// Patterns of event types, see [`like_pattern`].
+    pub types: Option<Vec<String>>,
+    pub not_types: Option<Vec<String>>,
+    pub senders: Option<Vec<String>>,
+    pub not_senders: Option<Vec<String>>,
+    pub contains_url: Option<bool>,
+    pub related_by_rel_types: Option<Vec<String>>,
+    pub related_by_senders: Option<Vec<String>>,
+}
+
+/// The `LIKE` pattern for an event type of a filter, in which `*` stands for anything.
+pub fn like_pattern(kind: &str) -> String {
+    let mut pattern = String::with_capacity(kind.len());
+    for letter in kind.chars() {
+        match letter {
+            '*' => pattern.push('%'),
+            '%' | '_' | '\\' => pattern.extend(['\\', letter]),
+            other => pattern.push(other),
+        }
+    }
+    pattern
+}
+
+/// Up to `limit` events of each span that pass `filter`, rooms one after the other, in the order
+/// that `end` says.
+pub async fn list_timelines(
+    pool: &Pool,
+    spans: &[Span],
+    end: End,
+    limit: usize,
+    filter: &EventFilter,
+) -> Result<Vec<Arc<StoredEvent>>> {
+    if spans.is_empty() || limit == 0 {
+        return Ok(Vec::new());
+    }
+    let rooms: Vec<i32> = spans.iter().map(|span| span.room.0).collect();
+    let lows: Vec<i64> = spans.iter().map(|span| span.low.0).collect();
+    let highs: Vec<i64> = spans.iter().map(|span| span.high.0).collect();
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let statement = match end {
+        End::Newest => &LIST_NEWEST,
+        End::Oldest => &LIST_OLDEST,
+    };
+    let rows = pool
+        .query(
+            statement,
+            &[
+                &rooms,
+                &lows,
+                &highs,
+                &filter.types,
+                &filter.not_types,
+                &filter.senders,
+                &filter.not_senders,
+                &filter.contains_url,
+                &filter.related_by_rel_types,
+                &filter.related_by_senders,
+                &limit,
+            ],
+        )
+        .await?;
+    all(&rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_matches_anything_and_the_rest_is_literal() {
+        assert_eq!(like_pattern("m.room.*"), "m.room.%");
+        assert_eq!(like_pattern("m.a_b%\\"), "m.a\\_b\\%\\\\");
+    }
+}
