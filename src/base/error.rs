@@ -54,7 +54,7 @@ impl From<Refusal> for Error {
 pub struct Refusal {
     /// HTTP status.
     pub status: u16,
-    /// Matrix error code, `M_…`.
+    /// Matrix error code, `M_…`; empty for a question back (see [`Refusal::to_json`]).
     pub errcode: Cow<'static, str>,
     /// What was wrong, for a person.
     pub message: String,
@@ -141,11 +141,14 @@ impl Refusal {
             .with("retry_after_ms", retry_after_ms)
     }
 
-    /// The JSON object that the client gets.
+    /// The JSON object that the client gets. A refusal without an `errcode` is a question back
+    /// (the first answer of user-interactive authentication): only its further members are told.
     pub fn to_json(&self) -> Value {
         let mut body = self.extra.clone();
-        body.insert("errcode".to_owned(), self.errcode.as_ref().into());
-        body.insert("error".to_owned(), self.message.as_str().into());
+        if !self.errcode.is_empty() {
+            body.insert("errcode".to_owned(), self.errcode.as_ref().into());
+            body.insert("error".to_owned(), self.message.as_str().into());
+        }
         Value::Object(body)
     }
 }

@@ -36,6 +36,11 @@ impl Error {
         self.state().is_some_and(|state| state.code() == "CH001")
     }
 
+    /// Whether `chatd_use_registration_token` found no use left.
+    pub fn is_token_used_up(&self) -> bool {
+        self.state().is_some_and(|state| state.code() == "CH002")
+    }
+
     pub(crate) fn from_postgres(statement: &'static str, cause: tokio_postgres::Error) -> Self {
         let lost = cause.is_closed()
             || cause.code().is_none()

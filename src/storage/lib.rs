@@ -12,17 +12,21 @@ mod pool;
 mod statement;
 
 pub mod account_data;
+pub mod accounts;
 pub mod devices;
 pub mod events;
 pub mod lane;
 pub mod positions;
 pub mod presence;
+pub mod profiles;
 pub mod push_rules;
 pub mod receipts;
 pub mod rooms;
 pub mod shards;
 pub mod snapshots;
 pub mod to_device;
+pub mod tokens;
+pub mod uia;
 
 pub use batch::{Batch, BatchRows};
 pub use error::{Error, Result};

@@ -21,16 +21,20 @@ pub(crate) use statements;
 /// Statements of every topic. A new file with `statements!` adds its list here.
 pub const ALL_STATEMENTS: &[&[&Statement]] = &[
     crate::account_data::STATEMENTS,
+    crate::accounts::STATEMENTS,
     crate::devices::STATEMENTS,
     crate::events::STATEMENTS,
     crate::intern::STATEMENTS,
     crate::lane::STATEMENTS,
     crate::positions::STATEMENTS,
     crate::presence::STATEMENTS,
+    crate::profiles::STATEMENTS,
     crate::push_rules::STATEMENTS,
     crate::receipts::STATEMENTS,
     crate::rooms::STATEMENTS,
     crate::shards::STATEMENTS,
     crate::snapshots::STATEMENTS,
     crate::to_device::STATEMENTS,
+    crate::tokens::STATEMENTS,
+    crate::uia::STATEMENTS,
 ];
