@@ -29,7 +29,8 @@ impl Binaries {
         let mut command = Command::new(self.folder.join(program));
         command.current_dir(cluster).stdin(Stdio::null());
         for (name, _) in env::vars_os() {
-            let ours = name.to_str().is_some_and(|name| name.starts_with("PG") || name.starts_with("LC_"));
+            let ours =
+                name.to_str().is_some_and(|name| name.starts_with("PG") || name.starts_with("LC_"));
             if ours {
                 command.env_remove(name);
             }
@@ -123,7 +124,8 @@ pub fn for_cluster(installed: &[Binaries], folder: &Path) -> Result<Binaries> {
     let path = folder.join("PG_VERSION");
     let text = std::fs::read_to_string(&path)
         .with_context(|| format!("cannot read {}", path.display()))?;
-    let major: u32 = text.trim().parse().with_context(|| format!("{} says {text:?}", path.display()))?;
+    let major: u32 =
+        text.trim().parse().with_context(|| format!("{} says {text:?}", path.display()))?;
     installed.iter().find(|binaries| binaries.major == major).cloned().ok_or_else(|| {
         anyhow!(
             "the database in {} was made by PostgreSQL {major}, whose programs are not installed \

@@ -58,7 +58,10 @@ impl Cluster {
                     binaries.major,
                     data_dir.display()
                 );
-                (Place::create(&data_dir, |folder, owner| init(&binaries, folder, owner))?, binaries)
+                (
+                    Place::create(&data_dir, |folder, owner| init(&binaries, folder, owner))?,
+                    binaries,
+                )
             }
         };
         server::stop_leftover(&place.folder, PATIENCE).await?;

@@ -156,7 +156,8 @@ mod tests {
 
     #[test]
     fn users_are_found_by_name() {
-        let passwd = "root:x:0:0::/root:/bin/sh\npostgres:x:105:110:,,,:/var/lib/postgresql:/bin/sh\n";
+        let passwd =
+            "root:x:0:0::/root:/bin/sh\npostgres:x:105:110:,,,:/var/lib/postgresql:/bin/sh\n";
         assert_eq!(find_user(passwd, "postgres"), Some(Owner { uid: 105, gid: 110 }));
         assert_eq!(find_user(passwd, "nobody"), None);
         assert_eq!(find_user(passwd, "root"), None);

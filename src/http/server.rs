@@ -7,7 +7,7 @@ use std::{
 };
 
 use chatd_base::{Authenticate, Stop, tasks};
-use chatd_config::{Config, Listener, ResourceName, RouterName};
+use chatd_config::{Config, Listener, ResourceName};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
@@ -108,9 +108,7 @@ impl Server {
 /// What `listener` serves of `routers`, and what the edge adds by itself.
 fn site(listener: &Listener, routers: &[Router], metrics: &Metrics) -> Result<Site, String> {
     let builtin = builtin::routers(listener, metrics);
-    let served = routers.iter().filter(|router| {
-        resources(router.name()).iter().any(|resource| listener.serves(*resource))
-    });
+    let served = routers.iter().filter(|router| listener.serves(router.name().resource()));
     let compress = [ResourceName::Client, ResourceName::Federation, ResourceName::Static]
         .iter()
         .any(|resource| listener.compresses(*resource));
@@ -127,19 +125,4 @@ fn site(listener: &Listener, routers: &[Router], metrics: &Metrics) -> Result<Si
         request_id_header,
         compress,
     })
-}
-
-/// The resources that bring a router along.
-fn resources(router: RouterName) -> &'static [ResourceName] {
-    use ResourceName as R;
-    match router {
-        RouterName::WellKnown => &[R::Client, R::Federation],
-        RouterName::FederationSend | RouterName::FederationQuery => &[R::Federation],
-        RouterName::Key => &[R::Keys],
-        RouterName::Media => &[R::Media],
-        RouterName::Metrics => &[R::Metrics],
-        RouterName::Replication => &[R::Replication],
-        RouterName::Health => &[R::Health],
-        _ => &[R::Client],
-    }
 }

@@ -1,0 +1,200 @@
+//! Builds the services bottom-up, starts what the assignment names, and ends them in order.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context, Result, anyhow, bail};
+use chatd_api_client::App;
+use chatd_base::{Clock, Stop, tasks};
+use chatd_config::{Assignment, Config, Database, PostgresDatabase, SslMode};
+use chatd_http::{Limits, Metrics, Router, Server};
+use chatd_storage::{ConnectSettings, Host, Interner, Pool, SslMode as PoolSslMode};
+use chatd_streams::{Streams, bus::LocalBus};
+use chatd_users::{Deps, Users};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::embedded::{self, Cluster};
+
+/// How long a PostgreSQL that does not answer at the start is waited for.
+const WAIT_FOR_DATABASE: Duration = Duration::from_secs(60);
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Runs this instance until SIGTERM or SIGINT. On return all requests and commits are finished.
+pub async fn run(config: Config, mine: Assignment) -> Result<()> {
+    if !mine.is_whole() {
+        bail!(
+            "instance {} is one of several, and this release runs as one process only; start the \
+             main process without workers",
+            mine.instance
+        );
+    }
+    let metrics = Metrics::install().map_err(|error| anyhow!(error))?;
+    let stop = Stop::new();
+    stop_on_signals(&stop)?;
+    let config = Arc::new(config);
+    // First, so that a port that is taken is told before a database is made.
+    let server = Server::bind(&config).await.map_err(|error| anyhow!(error))?;
+
+    let (settings, cluster) = database(&config).await?;
+    let served = serve(config, &mine, settings, server, metrics, &stop).await;
+    stop.trigger();
+    if let Some(cluster) = cluster {
+        cluster.stop().await;
+    }
+    served
+}
+
+/// Everything above the database.
+async fn serve(
+    config: Arc<Config>,
+    mine: &Assignment,
+    settings: ConnectSettings,
+    server: Server,
+    metrics: Metrics,
+    stop: &Stop,
+) -> Result<()> {
+    let pool = Pool::open(&settings)?;
+    if !migrate(&pool, stop).await? {
+        return Ok(());
+    }
+    let clock = Clock::system();
+    let limits = Limits::new(config.rates.clone(), config.chatd.rate_limit_cache, clock.clone());
+    let streams = Streams::open(&pool, Arc::new(LocalBus), &mine.instance).await?;
+    let deps = Deps {
+        interner: Arc::new(Interner::new(&pool, config.chatd.id_cache)),
+        streams: Arc::new(streams),
+        config: config.clone(),
+        clock: clock.clone(),
+        stop: stop.clone(),
+        pool,
+    };
+    let users = Arc::new(Users::new(deps));
+    let app = Arc::new(App { config, clock, limits: Arc::new(limits), users });
+
+    let limits = app.limits.clone();
+    let routers = routers(&app, mine);
+    tracing::info!("{} is ready as {}", app.config.server_name, mine.instance);
+    server
+        .serve(routers, authenticate(&app), limits, metrics, stop.clone())
+        .await
+        .map_err(|error| anyhow!(error))
+}
+
+/// The groups of endpoints that this instance mounts.
+fn routers(app: &Arc<App>, mine: &Assignment) -> Vec<Router> {
+    let mut routers = chatd_api_client::routers(app);
+    routers.retain(|router| mine.has_router(router.name()));
+    routers
+}
+
+/// Where the database is; starts it if it is ours.
+async fn database(config: &Config) -> Result<(ConnectSettings, Option<Cluster>)> {
+    match &config.database {
+        Database::Embedded { pool } => {
+            let cluster = Cluster::start(&config.data_dir, pool.max).await?;
+            let settings = ConnectSettings {
+                host: Host::Socket { folder: cluster.socket_folder(), port: embedded::PORT },
+                user: embedded::USER.to_owned(),
+                password: None,
+                database: embedded::DATABASE.to_owned(),
+                max_connections: pool.max,
+                ssl_mode: PoolSslMode::Disable,
+                application_name: "chatd".to_owned(),
+            };
+            Ok((settings, Some(cluster)))
+        }
+        Database::Postgres(postgres) => Ok((connect_settings(postgres)?, None)),
+    }
+}
+
+fn connect_settings(postgres: &PostgresDatabase) -> Result<ConnectSettings> {
+    let host = if postgres.host.starts_with('/') {
+        Host::Socket { folder: (&postgres.host).into(), port: postgres.port }
+    } else {
+        Host::Tcp { host: postgres.host.clone(), port: postgres.port }
+    };
+    // libpq's default is the name of the system's user.
+    let user = postgres
+        .user
+        .clone()
+        .or_else(|| std::env::var("USER").ok())
+        .context("database.args.user is missing")?;
+    Ok(ConnectSettings {
+        host,
+        password: postgres.password.as_ref().map(|secret| secret.expose().to_owned()),
+        database: postgres.dbname.clone().unwrap_or_else(|| user.clone()),
+        user,
+        max_connections: postgres.pool.max,
+        ssl_mode: match postgres.sslmode {
+            SslMode::Disable | SslMode::Allow => PoolSslMode::Disable,
+            SslMode::Prefer => PoolSslMode::Prefer,
+            SslMode::Require => PoolSslMode::Require,
+            SslMode::VerifyCa | SslMode::VerifyFull => bail!(
+                "database.args.sslmode: this release does not check the certificate of \
+                 PostgreSQL; use require, or a unix socket"
+            ),
+        },
+        application_name: postgres.application_name.clone(),
+    })
+}
+
+/// Brings the schema up to date, waiting for PostgreSQL if it is not there yet. Returns false if
+/// the end came first.
+async fn migrate(pool: &Pool, stop: &Stop) -> Result<bool> {
+    let attempts = WAIT_FOR_DATABASE.as_secs() / ASK_AGAIN.as_secs();
+    for attempt in 0..attempts {
+        let lost = match chatd_storage::migrate(pool).await {
+            Ok(()) => return Ok(true),
+            Err(error @ chatd_storage::Error::Lost(_)) => error,
+            Err(error) => return Err(error).context("cannot bring the database up to date"),
+        };
+        if attempt % 10 == 0 {
+            tracing::warn!(error = %lost, "waiting for PostgreSQL");
+        }
+        if !stop.sleep(ASK_AGAIN).await {
+            return Ok(false);
+        }
+    }
+    bail!("PostgreSQL did not answer within {} s", WAIT_FOR_DATABASE.as_secs())
+}
+
+/// The first SIGTERM or SIGINT asks everybody to end; a second one does not wait for them.
+fn stop_on_signals(stop: &Stop) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let stop = stop.clone();
+    tasks::spawn("signals", async move {
+        let mut asked = false;
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if asked {
+                tracing::warn!("ending at once");
+                std::process::exit(130);
+            }
+            asked = true;
+            tracing::info!("ending: finishing requests and commits");
+            stop.trigger();
+        }
+    });
+    Ok(())
+}
+
+fn authenticate(_app: &Arc<App>) -> Arc<dyn chatd_base::Authenticate> {
+    struct Nobody;
+    impl chatd_base::Authenticate for Nobody {
+        fn authenticate<'a>(
+            &'a self,
+            _: &'a str,
+            _: Option<std::net::IpAddr>,
+        ) -> std::pin::Pin<
+            Box<dyn Future<Output = chatd_base::Result<Arc<chatd_base::Requester>>> + Send + 'a>,
+        > {
+            Box::pin(async {
+                Err(chatd_base::Refusal::unknown_token("unknown access token").into())
+            })
+        }
+    }
+    Arc::new(Nobody)
+}
