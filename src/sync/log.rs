@@ -1,0 +1,269 @@
+//! The change index of one stream: which entity changed when, with the rows themselves.
+//!
+//! It is complete above a floor and bounded in rows and bytes (R8). A reader whose token is at or
+//! above the floor is answered from here; one below it goes to the tables.
+
+use std::{
+    collections::{HashMap, VecDeque, hash_map},
+    hash::Hash,
+};
+
+use chatd_base::{Position, WriterId};
+use chatd_streams::StreamToken;
+
+/// How much a log may hold.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    pub rows: usize,
+    pub bytes: usize,
+    /// Rows of one entity. With 1, a new row stands for all before it.
+    pub per_key: usize,
+}
+
+#[derive(Clone, Debug)]
+pub struct Row<V> {
+    pub writer: WriterId,
+    pub at: Position,
+    pub value: V,
+    bytes: usize,
+}
+
+#[derive(Debug)]
+struct Entity<V> {
+    /// Rows at or below it may be missing here although they are above the log's floor.
+    floor: Position,
+    rows: VecDeque<Row<V>>,
+}
+
+/// Rows of a stream by entity.
+#[derive(Debug)]
+pub struct Log<K, V> {
+    /// Everything that this token does not cover has been seen.
+    start: StreamToken,
+    /// Rows at or below it may have been dropped.
+    floor: Position,
+    bounds: Bounds,
+    by_key: HashMap<K, Entity<V>>,
+    /// All rows by position; some may be gone from their entity already.
+    order: VecDeque<(Position, WriterId, K)>,
+    rows: usize,
+    bytes: usize,
+}
+
+impl<K: Clone + Eq + Hash, V> Log<K, V> {
+    /// An empty log that will see every row that `start` does not cover.
+    pub fn new(start: StreamToken, bounds: Bounds) -> Self {
+        Self {
+            start,
+            floor: Position(0),
+            bounds,
+            by_key: HashMap::new(),
+            order: VecDeque::new(),
+            rows: 0,
+            bytes: 0,
+        }
+    }
+
+    /// Adds a row that is newer than all of its writer; `bytes` is its weight.
+    pub fn push(&mut self, key: K, writer: WriterId, at: Position, value: V, bytes: usize) {
+        let entity = self
+            .by_key
+            .entry(key.clone())
+            .or_insert_with(|| Entity { floor: Position(0), rows: VecDeque::new() });
+        entity.rows.push_back(Row { writer, at, value, bytes });
+        self.rows += 1;
+        self.bytes += bytes;
+        while entity.rows.len() > self.bounds.per_key {
+            if let Some(old) = entity.rows.pop_front() {
+                self.rows -= 1;
+                self.bytes -= old.bytes;
+                if self.bounds.per_key > 1 {
+                    entity.floor = entity.floor.max(old.at);
+                }
+            }
+        }
+        // Writers take positions from one sequence, so a row is rarely far from the end.
+        let behind = self.order.iter().rev().take_while(|(other, ..)| *other > at).count();
+        self.order.insert(self.order.len() - behind, (at, writer, key));
+        self.shrink();
+    }
+
+    fn shrink(&mut self) {
+        let ghosts = self.bounds.rows.saturating_mul(2).max(64);
+        while self.rows > self.bounds.rows
+            || self.bytes > self.bounds.bytes
+            || self.order.len() > ghosts
+        {
+            let Some((at, writer, key)) = self.order.pop_front() else { return };
+            let hash_map::Entry::Occupied(mut entity) = self.by_key.entry(key) else { continue };
+            let oldest = entity.get().rows.front();
+            if oldest.is_some_and(|row| (row.at, row.writer) == (at, writer)) {
+                if let Some(row) = entity.get_mut().rows.pop_front() {
+                    self.rows -= 1;
+                    self.bytes -= row.bytes;
+                }
+                self.floor = self.floor.max(at);
+                if entity.get().rows.is_empty() {
+                    entity.remove();
+                }
+            }
+        }
+    }
+
+    /// Whether every row after `since`, of whatever entity, is known here.
+    pub fn is_complete_since(&self, since: &StreamToken) -> bool {
+        since.min >= self.floor && since.is_at_least(&self.start)
+    }
+
+    /// The rows of `key` after `since`, oldest first; `None` if some may be missing.
+    pub fn since<'a>(
+        &'a self,
+        key: &K,
+        since: &'a StreamToken,
+    ) -> Option<impl DoubleEndedIterator<Item = &'a Row<V>> + use<'a, K, V>> {
+        let entity = self.by_key.get(key);
+        if !self.is_complete_since(since) || entity.is_some_and(|e| since.min < e.floor) {
+            return None;
+        }
+        let rows = entity.map(|entity| &entity.rows).into_iter().flatten();
+        Some(rows.filter(|row| !since.covers(row.writer, row.at)))
+    }
+
+    /// Entities with rows after `since`; `None` if some may be missing.
+    pub fn changed_since(&self, since: &StreamToken) -> Option<Vec<K>> {
+        if !self.is_complete_since(since) {
+            return None;
+        }
+        let mut seen = std::collections::HashSet::new();
+        let mut changed = Vec::new();
+        for (at, writer, key) in self.order.iter().rev() {
+            if *at <= since.min {
+                break;
+            }
+            if !since.covers(*writer, *at) && seen.insert(key.clone()) {
+                changed.push(key.clone());
+            }
+        }
+        Some(changed)
+    }
+
+    /// All rows that are held of `key`, oldest first.
+    pub fn held_mut(&mut self, key: &K) -> impl Iterator<Item = &mut Row<V>> {
+        self.by_key.get_mut(key).map(|entity| entity.rows.iter_mut()).into_iter().flatten()
+    }
+
+    /// The newest row of `key` that is held.
+    pub fn newest(&self, key: &K) -> Option<&Row<V>> {
+        self.by_key.get(key)?.rows.back()
+    }
+
+    /// Rows and bytes held.
+    pub fn size(&self) -> (usize, usize) {
+        (self.rows, self.bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const WRITER: WriterId = WriterId(1);
+
+    fn at(position: i64) -> StreamToken {
+        StreamToken::at(Position(position))
+    }
+
+    fn log(rows: usize, per_key: usize) -> Log<u8, i64> {
+        Log::new(at(0), Bounds { rows, bytes: 1000, per_key })
+    }
+
+    #[test]
+    fn a_reader_below_the_start_goes_to_the_tables() {
+        let mut log: Log<u8, i64> = Log::new(at(10), Bounds { rows: 9, bytes: 9, per_key: 9 });
+        log.push(1, WRITER, Position(11), 11, 1);
+        assert!(log.since(&1, &at(9)).is_none());
+        assert_eq!(log.since(&1, &at(10)).unwrap().count(), 1);
+        assert_eq!(log.since(&2, &at(10)).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn bytes_are_bounded_too() {
+        let mut log: Log<u8, i64> = Log::new(at(0), Bounds { rows: 100, bytes: 10, per_key: 100 });
+        for position in 1..=5 {
+            log.push(1, WRITER, Position(position), position, 4);
+        }
+        assert_eq!(log.size(), (2, 8));
+        assert!(log.since(&1, &at(2)).is_none());
+        assert_eq!(log.since(&1, &at(3)).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_writer_that_is_behind_hides_nothing() {
+        let mut log = log(100, 100);
+        log.push(1, WriterId(1), Position(30), 30, 1);
+        log.push(2, WriterId(2), Position(20), 20, 1);
+        log.push(3, WriterId(1), Position(40), 40, 1);
+        let since: StreamToken = "m10~1.40".parse().unwrap();
+        assert_eq!(log.changed_since(&since).unwrap(), [2]);
+    }
+
+    proptest! {
+        /// R3: whatever the bounds and the tokens, an interval that is answered from memory
+        /// holds exactly the rows of that interval, and consecutive intervals hold each row once.
+        #[test]
+        fn what_is_answered_is_complete(
+            keys in proptest::collection::vec(0_u8..4, 1..60),
+            rows in 1_usize..20,
+            per_key in 2_usize..20,
+            readers in proptest::collection::vec(0_usize..60, 0..12),
+        ) {
+            let mut log = log(rows, per_key);
+            let mut truth: BTreeMap<i64, u8> = BTreeMap::new();
+            let mut cursor = 0;
+            for (index, key) in keys.iter().enumerate() {
+                let position = index as i64 * 3 + 1;
+                log.push(*key, WRITER, Position(position), position, 1);
+                truth.insert(position, *key);
+                if !readers.contains(&index) {
+                    continue;
+                }
+                let since = at(cursor);
+                let mut changed: Vec<u8> = truth.range(cursor + 1..).map(|(_, k)| *k).collect();
+                changed.sort_unstable();
+                changed.dedup();
+                if let Some(mut told) = log.changed_since(&since) {
+                    told.sort_unstable();
+                    prop_assert_eq!(told, changed);
+                }
+                for key in 0_u8..4 {
+                    let expected: Vec<i64> =
+                        truth.range(cursor + 1..).filter(|(_, k)| **k == key).map(|(p, _)| *p).collect();
+                    if let Some(rows) = log.since(&key, &since) {
+                        prop_assert_eq!(rows.map(|row| row.value).collect::<Vec<_>>(), expected);
+                    }
+                }
+                cursor = position;
+            }
+            prop_assert!(log.size().0 <= rows);
+        }
+
+        /// With one row an entity, the newest row of each changed entity is there.
+        #[test]
+        fn the_latest_row_stands_for_all(keys in proptest::collection::vec(0_u8..4, 1..40), from in 0_i64..40) {
+            let mut log = log(1000, 1);
+            for (index, key) in keys.iter().enumerate() {
+                log.push(*key, WRITER, Position(index as i64 + 1), index as i64 + 1, 1);
+            }
+            let since = at(from);
+            for key in 0_u8..4 {
+                let newest = keys.iter().rposition(|k| *k == key).map(|i| i as i64 + 1).filter(|p| *p > from);
+                let told: Vec<i64> = log.since(&key, &since).unwrap().map(|row| row.value).collect();
+                prop_assert_eq!(told, newest.into_iter().collect::<Vec<_>>());
+            }
+        }
+    }
+}
