@@ -24,6 +24,7 @@ pub mod receipts;
 pub mod rooms;
 pub mod shards;
 pub mod snapshots;
+pub mod sync;
 pub mod to_device;
 pub mod tokens;
 pub mod uia;

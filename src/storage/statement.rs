@@ -34,6 +34,7 @@ pub const ALL_STATEMENTS: &[&[&Statement]] = &[
     crate::rooms::STATEMENTS,
     crate::shards::STATEMENTS,
     crate::snapshots::STATEMENTS,
+    crate::sync::STATEMENTS,
     crate::to_device::STATEMENTS,
     crate::tokens::STATEMENTS,
     crate::uia::STATEMENTS,
