@@ -2,3 +2,4 @@
 //! SQL text.
 
 pub mod client_event;
+pub mod visibility;

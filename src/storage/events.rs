@@ -42,8 +42,8 @@ macro_rules! filter {
           AND ($5::text[] IS NULL OR e.type NOT IN (SELECT nid FROM event_types WHERE type LIKE ANY($5)))
           AND ($6::text[] IS NULL OR e.sender IN (SELECT nid FROM users_nid WHERE user_id = ANY($6)))
           AND ($7::text[] IS NULL OR e.sender NOT IN (SELECT nid FROM users_nid WHERE user_id = ANY($7)))
-          AND ($8::bool IS NULL OR $8 = EXISTS (SELECT FROM event_json c
-               WHERE c.nid = e.nid AND c.content::json ->> 'url' IS NOT NULL))
+          AND (NOT $8::bool OR EXISTS (SELECT FROM event_json c
+               WHERE c.nid = e.nid AND c.content LIKE '%\"url\"%'))
           AND ($9::text[] IS NULL OR EXISTS (SELECT FROM event_relations x
                WHERE x.room = e.room AND x.parent = e.event_id AND x.rel_type = ANY($9)))
           AND ($10::text[] IS NULL OR EXISTS (SELECT FROM event_relations x
@@ -75,14 +75,7 @@ statements! {
         "ORDER BY e.room, e.pos");
 }
 
-/// Bits of an event's `flags`.
-pub mod flags {
-    pub const OUTLIER: i16 = 1;
-    pub const REJECTED: i16 = 2;
-    pub const SOFT_FAILED: i16 = 4;
-    pub const REDACTED: i16 = 8;
-    pub const BACKFILLED: i16 = 16;
-}
+pub use crate::lane::flags;
 
 /// The event that a state event replaced, as far as clients are told of it.
 #[derive(Clone, Debug)]
@@ -251,7 +244,8 @@ pub struct EventFilter {
     pub not_types: Option<Vec<String>>,
     pub senders: Option<Vec<String>>,
     pub not_senders: Option<Vec<String>>,
-    pub contains_url: Option<bool>,
+    /// Only events that have the word `url` as a string in their content; the reader looks closer.
+    pub with_url: bool,
     pub related_by_rel_types: Option<Vec<String>>,
     pub related_by_senders: Option<Vec<String>>,
 }
@@ -300,7 +294,7 @@ pub async fn list_timelines(
                 &filter.not_types,
                 &filter.senders,
                 &filter.not_senders,
-                &filter.contains_url,
+                &filter.with_url,
                 &filter.related_by_rel_types,
                 &filter.related_by_senders,
                 &limit,

@@ -28,6 +28,7 @@ pub mod sync;
 pub mod to_device;
 pub mod tokens;
 pub mod uia;
+pub mod visibility;
 
 pub use batch::{Batch, BatchRows};
 pub use error::{Error, Result};

@@ -9,7 +9,14 @@ macro_rules! migrations {
     };
 }
 
-migrations!["0001_streams", "0002_rooms", "0003_user_streams", "0004_accounts", "0006_sync"];
+migrations![
+    "0001_streams",
+    "0002_rooms",
+    "0003_user_streams",
+    "0004_accounts",
+    "0006_sync",
+    "0007_state_past"
+];
 
 /// Key of the advisory lock that makes instances migrate one after the other.
 const MIGRATION_LOCK: i64 = 0x6368_6174_6400;

@@ -38,4 +38,5 @@ pub const ALL_STATEMENTS: &[&[&Statement]] = &[
     crate::to_device::STATEMENTS,
     crate::tokens::STATEMENTS,
     crate::uia::STATEMENTS,
+    crate::visibility::STATEMENTS,
 ];
