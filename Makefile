@@ -1,0 +1,59 @@
+# make run    start a server on http://127.0.0.1:8008 with its data in ./chatd-data
+# make test   all tests, real Matrix clients included
+# make lint   formatting and clippy, warnings as errors
+# make bench  the measurements behind the figures in README.md
+#
+# Debian packages that are missing are installed, with sudo unless this is root.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help run build test lint bench packages clients
+
+CHATD := target/release/chatd
+DATA_DIR ?= chatd-data
+
+help:
+	@sed -n 's/^# \(make .*\)/  \1/p' Makefile
+
+run: build
+	@echo
+	@echo "  chatd will answer on http://127.0.0.1:8008; its data is in ./$(DATA_DIR)."
+	@echo "  To create a user, run in another terminal:"
+	@echo
+	@echo "      $(CHATD) register-user -u alice --data-dir $(DATA_DIR)"
+	@echo
+	@exec $(CHATD) run --data-dir $(DATA_DIR)
+
+build: packages
+	cargo build --release --locked
+
+test: packages clients
+	@if cargo nextest --version >/dev/null 2>&1; then \
+		cargo nextest run --workspace --locked; \
+	else \
+		cargo test --workspace --locked; \
+	fi
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+bench: packages
+	cargo bench --workspace --locked
+
+# What the programs and the embedded database need: a C compiler, and PostgreSQL's programs.
+packages:
+	@missing=(); \
+	command -v cc >/dev/null || missing+=(build-essential); \
+	compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || command -v initdb >/dev/null \
+		|| missing+=(postgresql); \
+	if [ $${#missing[@]} != 0 ]; then \
+		echo "installing Debian packages: $${missing[*]}"; \
+		as_root() { if [ "$$(id -u)" = 0 ]; then "$$@"; else sudo "$$@"; fi; }; \
+		as_root apt-get update -qq && as_root env DEBIAN_FRONTEND=noninteractive \
+			apt-get install -y -qq --no-install-recommends "$${missing[@]}"; \
+	fi
+
+# matrix-nio and matrix-js-sdk, which talk to the server in the tests.
+clients:
+	@tests/clients/install.sh
