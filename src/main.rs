@@ -11,8 +11,9 @@ fn main() -> anyhow::Result<()> {
     let files: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
     let config = Config::load(&files, &Overrides::from_env())?;
     let mine = assignment(&config, &Roles::embedded())?;
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?
-        .block_on(wiring::run(config, mine))
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(wiring::run(
+        config.into(),
+        mine,
+        chatd_base::Stop::new(),
+    ))
 }

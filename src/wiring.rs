@@ -4,13 +4,12 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, anyhow, bail};
 use chatd_api_client::App;
-use chatd_base::{Clock, Stop, tasks};
+use chatd_base::{Clock, Stop};
 use chatd_config::{Assignment, Config, Database, PostgresDatabase, SslMode};
 use chatd_http::{Limits, Metrics, Router, Server};
 use chatd_storage::{ConnectSettings, Host, Interner, Pool, SslMode as PoolSslMode};
 use chatd_streams::{Streams, bus::LocalBus};
 use chatd_users::{Deps, Users};
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::embedded::{self, Cluster};
 
@@ -18,19 +17,9 @@ use crate::embedded::{self, Cluster};
 const WAIT_FOR_DATABASE: Duration = Duration::from_secs(60);
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
-/// Runs this instance until SIGTERM or SIGINT. On return all requests and commits are finished.
-pub async fn run(config: Config, mine: Assignment) -> Result<()> {
-    if !mine.is_whole() {
-        bail!(
-            "instance {} is one of several, and this release runs as one process only; start the \
-             main process without workers",
-            mine.instance
-        );
-    }
+/// Runs this instance until `stop`. On return all requests and commits are finished.
+pub async fn run(config: Arc<Config>, mine: Assignment, stop: Stop) -> Result<()> {
     let metrics = Metrics::install().map_err(|error| anyhow!(error))?;
-    let stop = Stop::new();
-    stop_on_signals(&stop)?;
-    let config = Arc::new(config);
     // First, so that a port that is taken is told before a database is made.
     let server = Server::bind(&config).await.map_err(|error| anyhow!(error))?;
 
@@ -155,30 +144,6 @@ async fn migrate(pool: &Pool, stop: &Stop) -> Result<bool> {
         }
     }
     bail!("PostgreSQL did not answer within {} s", WAIT_FOR_DATABASE.as_secs())
-}
-
-/// The first SIGTERM or SIGINT asks everybody to end; a second one does not wait for them.
-fn stop_on_signals(stop: &Stop) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let stop = stop.clone();
-    tasks::spawn("signals", async move {
-        let mut asked = false;
-        loop {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            if asked {
-                tracing::warn!("ending at once");
-                std::process::exit(130);
-            }
-            asked = true;
-            tracing::info!("ending: finishing requests and commits");
-            stop.trigger();
-        }
-    });
-    Ok(())
 }
 
 fn authenticate(_app: &Arc<App>) -> Arc<dyn chatd_base::Authenticate> {

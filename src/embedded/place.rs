@@ -91,14 +91,21 @@ impl Place {
 
 /// A folder for a cluster that cannot be in `data_dir`.
 fn elsewhere(data_dir: &Path, owner: Option<Owner>) -> Result<PathBuf> {
-    if owner.is_none() {
+    let Some(owner) = owner else {
         bail!(
             "the path {} is too long for a unix socket; choose a shorter --data-dir",
             data_dir.display()
         );
-    }
+    };
     let parent = Path::new(ELSEWHERE);
-    fs::create_dir_all(parent).with_context(|| format!("cannot make the folder {ELSEWHERE}"))?;
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(parent)
+        .with_context(|| format!("cannot make the folder {ELSEWHERE}"))?;
+    if !may_enter(parent, owner) {
+        bail!("other users cannot enter {ELSEWHERE}, where the database should go: chmod 755 it");
+    }
     let folder = parent.join(random_letters(12).to_lowercase());
     tracing::info!(
         "PostgreSQL does not run as root, and other users cannot enter {}: the database will be \
