@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use chatd_base::{RoomNid, UserNid};
+use chatd_base::{Position, RoomNid, UserNid};
 
-use crate::{Batch, params, statement::statements};
+use crate::{Batch, Pool, Result, params, statement::statements};
 
 statements! {
     UPSERT_ACCOUNT_DATA = "INSERT INTO account_data (user_nid, room, type, pos, content)
@@ -13,6 +13,11 @@ statements! {
                                 AS rows(u, r, t, o, c)
                            ON CONFLICT (user_nid, room, type)
                            DO UPDATE SET pos = excluded.pos, content = excluded.content";
+
+    GET_ACCOUNT_DATA = "SELECT content FROM account_data
+                        WHERE user_nid = $1 AND room = $2 AND type = $3";
+    LIST_ACCOUNT_DATA = "SELECT room, type, pos, content FROM account_data
+                         WHERE user_nid = $1 AND pos > $2 AND pos <= $3 ORDER BY pos";
 }
 
 /// Entries of a commit; of several for the same key the last counts.
@@ -38,4 +43,37 @@ pub fn upsert(batch: &mut Batch, rows: Columns) {
         contents.push(content);
     }
     batch.add(&UPSERT_ACCOUNT_DATA, params![users, rooms, kinds, offsets, contents]);
+}
+
+/// One entry as it is stored.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// 0 for global data.
+    pub room: RoomNid,
+    pub kind: String,
+    pub pos: Position,
+    pub content: String,
+}
+
+/// The content of one entry; `room` is 0 for global data.
+pub async fn get(pool: &Pool, user: UserNid, room: RoomNid, kind: &str) -> Result<Option<String>> {
+    let row = pool.query_opt(&GET_ACCOUNT_DATA, &[&user.0, &room.0, &kind]).await?;
+    Ok(row.map(|row| row.get(0)))
+}
+
+/// Everything of a user, global and of all rooms, that was written in `(after, upto]`.
+pub async fn list(
+    pool: &Pool,
+    user: UserNid,
+    after: Position,
+    upto: Position,
+) -> Result<Vec<Stored>> {
+    let rows = pool.query(&LIST_ACCOUNT_DATA, &[&user.0, &after.0, &upto.0]).await?;
+    let stored = |row: &crate::Row| Stored {
+        room: RoomNid(row.get(0)),
+        kind: row.get(1),
+        pos: Position(row.get(2)),
+        content: row.get(3),
+    };
+    Ok(rows.iter().map(stored).collect())
 }

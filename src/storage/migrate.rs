@@ -14,6 +14,7 @@ migrations![
     "0002_rooms",
     "0003_user_streams",
     "0004_accounts",
+    "0005_keys",
     "0006_sync",
     "0007_state_past"
 ];

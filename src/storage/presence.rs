@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use chatd_base::UserNid;
+use chatd_base::{Position, UserNid};
 
-use crate::{Batch, params, statement::statements};
+use crate::{Batch, Pool, Result, params, statement::statements};
 
 statements! {
     UPSERT_PRESENCE = "INSERT INTO presence
@@ -17,6 +17,15 @@ statements! {
                                      currently_active = excluded.currently_active,
                                      last_active_ts = excluded.last_active_ts,
                                      status_msg = excluded.status_msg";
+
+    LIST_PRESENCE = "SELECT user_nid, pos, state, currently_active, last_active_ts, status_msg
+                     FROM presence WHERE user_nid = ANY($1::int4[])";
+    LIST_CHANGED_PRESENCE = "SELECT user_nid, pos, state, currently_active, last_active_ts,
+                                    status_msg
+                             FROM presence WHERE pos > $1 AND pos <= $2
+                             ORDER BY pos LIMIT $3";
+    LIST_PRESENT = "SELECT user_nid, pos, state, currently_active, last_active_ts, status_msg
+                    FROM presence WHERE state <> 'f' LIMIT $1";
 }
 
 /// One user's presence that is to be written.
@@ -52,4 +61,48 @@ pub fn upsert(batch: &mut Batch, rows: Columns<'_>) {
         messages.push(entry.status_msg.map(str::to_owned));
     }
     batch.add(&UPSERT_PRESENCE, params![users, offsets, states, active, times, messages]);
+}
+
+/// Presence as it is stored.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    pub user: UserNid,
+    pub pos: Position,
+    pub state: i8,
+    pub currently_active: bool,
+    pub last_active_ts: i64,
+    pub status_msg: Option<String>,
+}
+
+fn stored(row: &crate::Row) -> Stored {
+    Stored {
+        user: UserNid(row.get(0)),
+        pos: Position(row.get(1)),
+        state: row.get(2),
+        currently_active: row.get(3),
+        last_active_ts: row.get(4),
+        status_msg: row.get(5),
+    }
+}
+
+/// Presence of those `users` who have one.
+pub async fn list(pool: &Pool, users: &[UserNid]) -> Result<Vec<Stored>> {
+    let users: Vec<i32> = users.iter().map(|user| user.0).collect();
+    Ok(pool.query(&LIST_PRESENCE, &[&users]).await?.iter().map(stored).collect())
+}
+
+/// Presence that changed in `(after, upto]`, the oldest `limit` changes.
+pub async fn list_changed(
+    pool: &Pool,
+    after: Position,
+    upto: Position,
+    limit: i64,
+) -> Result<Vec<Stored>> {
+    let rows = pool.query(&LIST_CHANGED_PRESENCE, &[&after.0, &upto.0, &limit]).await?;
+    Ok(rows.iter().map(stored).collect())
+}
+
+/// Up to `limit` users who are not offline.
+pub async fn list_present(pool: &Pool, limit: i64) -> Result<Vec<Stored>> {
+    Ok(pool.query(&LIST_PRESENT, &[&limit]).await?.iter().map(stored).collect())
 }

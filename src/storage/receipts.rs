@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use chatd_base::{Position, RoomNid, UserNid};
 
-use crate::{Batch, params, statement::statements};
+use crate::{Batch, Pool, Result, params, statement::statements};
 
 statements! {
     UPSERT_RECEIPTS = "INSERT INTO receipts (room, user_nid, kind, thread, pos, event_id, event_pos, ts)
@@ -14,6 +14,21 @@ statements! {
                        ON CONFLICT (room, user_nid, kind, thread)
                        DO UPDATE SET pos = excluded.pos, event_id = excluded.event_id,
                                      event_pos = excluded.event_pos, ts = excluded.ts";
+
+    /// What a receipt needs to know: its room, whether the user is in it, where the event is, and
+    /// where the receipt stands now.
+    GET_TARGET = "SELECT r.nid, m.membership = 'j', e.pos, old.event_pos
+                  FROM rooms r
+                  LEFT JOIN memberships m ON m.room = r.nid AND m.user_nid = $2
+                  LEFT JOIN events e ON e.event_id = $3 AND e.room = r.nid
+                  LEFT JOIN receipts old ON old.room = r.nid AND old.user_nid = $2
+                                         AND old.kind = $4 AND old.thread = $5
+                  WHERE r.room_id = $1";
+    LIST_RECEIPTS = "SELECT room, user_nid, kind, thread, pos, event_id, event_pos, ts
+                     FROM receipts WHERE room = ANY($1::int4[]) AND pos > $2 AND pos <= $3
+                     ORDER BY pos";
+    LIST_RECEIPTS_OF = "SELECT room, user_nid, kind, thread, pos, event_id, event_pos, ts
+                        FROM receipts WHERE user_nid = $1 AND room = ANY($2::int4[])";
 }
 
 /// One receipt that is to be written.
@@ -35,7 +50,7 @@ pub struct Columns<'a>(BTreeMap<(i32, i32, i8, &'a str), Receipt<'a>>);
 
 impl<'a> Columns<'a> {
     pub fn push(&mut self, receipt: Receipt<'a>) {
-        let kind = if receipt.is_private { b'p' } else { b'r' } as i8;
+        let kind = letter(receipt.is_private);
         self.0.insert((receipt.room.0, receipt.user.0, kind, receipt.thread), receipt);
     }
 }
@@ -58,4 +73,86 @@ pub fn upsert(batch: &mut Batch, rows: Columns<'_>) {
         &UPSERT_RECEIPTS,
         params![rooms, users, kinds, threads, offsets, events, event_pos, times],
     );
+}
+
+/// The letter of a kind in the table.
+fn letter(is_private: bool) -> i8 {
+    if is_private { b'p' as i8 } else { b'r' as i8 }
+}
+
+/// What is known about the event that a receipt is to be moved to.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    pub room: RoomNid,
+    pub is_joined: bool,
+    /// Position of the event; absent if the room has no such event.
+    pub event_pos: Option<Position>,
+    /// Position of the event at which the receipt stands now.
+    pub stands_at: Option<Position>,
+}
+
+/// Looks up what it takes to move a receipt; `None` if there is no such room.
+pub async fn get_target(
+    pool: &Pool,
+    room_id: &str,
+    user: UserNid,
+    event_id: &str,
+    is_private: bool,
+    thread: &str,
+) -> Result<Option<Target>> {
+    let row = pool
+        .query_opt(&GET_TARGET, &[&room_id, &user.0, &event_id, &letter(is_private), &thread])
+        .await?;
+    Ok(row.map(|row| Target {
+        room: RoomNid(row.get(0)),
+        is_joined: row.get::<_, Option<bool>>(1).unwrap_or(false),
+        event_pos: row.get::<_, Option<i64>>(2).map(Position),
+        stands_at: row.get::<_, Option<i64>>(3).map(Position),
+    }))
+}
+
+/// A receipt as it is stored.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    pub room: RoomNid,
+    pub user: UserNid,
+    pub is_private: bool,
+    /// Empty for an unthreaded receipt.
+    pub thread: String,
+    pub pos: Position,
+    pub event_id: String,
+    pub event_pos: Position,
+    pub ts: i64,
+}
+
+fn stored(row: &crate::Row) -> Stored {
+    Stored {
+        room: RoomNid(row.get(0)),
+        user: UserNid(row.get(1)),
+        is_private: row.get::<_, i8>(2) == letter(true),
+        thread: row.get(3),
+        pos: Position(row.get(4)),
+        event_id: row.get(5),
+        event_pos: Position(row.get(6)),
+        ts: row.get(7),
+    }
+}
+
+/// Receipts of everybody in `rooms` that were written in `(after, upto]`, private ones included.
+pub async fn list(
+    pool: &Pool,
+    rooms: &[RoomNid],
+    after: Position,
+    upto: Position,
+) -> Result<Vec<Stored>> {
+    let rooms: Vec<i32> = rooms.iter().map(|room| room.0).collect();
+    let rows = pool.query(&LIST_RECEIPTS, &[&rooms, &after.0, &upto.0]).await?;
+    Ok(rows.iter().map(stored).collect())
+}
+
+/// All receipts of one user in `rooms`: what unread counts start from.
+pub async fn list_of_user(pool: &Pool, user: UserNid, rooms: &[RoomNid]) -> Result<Vec<Stored>> {
+    let rooms: Vec<i32> = rooms.iter().map(|room| room.0).collect();
+    let rows = pool.query(&LIST_RECEIPTS_OF, &[&user.0, &rooms]).await?;
+    Ok(rows.iter().map(stored).collect())
 }
