@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use chatd_base::UserNid;
+use chatd_base::{EventNid, UserNid};
 use chatd_storage::events::StoredEvent;
 use chatd_streams::events::Membership;
 use ruma_common::OwnedEventId;
@@ -55,12 +55,13 @@ impl Relations {
     }
 }
 
-/// Further facts of a set of events: read by `bundle`.
+/// Further facts of a set of events, see [`crate::bundle::load`].
 #[derive(Clone, Debug, Default)]
 pub struct Bundles {
-    pub relations: HashMap<OwnedEventId, Relations>,
+    /// What relates to an event.
+    pub relations: HashMap<EventNid, Relations>,
     /// Redactions, by the event that each pruned.
-    pub redactions: HashMap<OwnedEventId, Arc<StoredEvent>>,
+    pub redactions: HashMap<EventNid, Arc<StoredEvent>>,
 }
 
 impl Bundles {
@@ -68,8 +69,8 @@ impl Bundles {
     pub fn extras(&self, event: &StoredEvent, membership: Option<Membership>) -> Extras<'_> {
         Extras {
             membership,
-            redacted_because: self.redactions.get(&event.event_id).map(|event| &**event),
-            relations: self.relations.get(&event.event_id),
+            redacted_because: self.redactions.get(&event.nid).map(|event| &**event),
+            relations: self.relations.get(&event.nid),
         }
     }
 }
@@ -241,7 +242,7 @@ fn first_member(out: &mut Vec<u8>, name: &str, value: &(impl Serialize + ?Sized)
 
 #[cfg(test)]
 mod tests {
-    use chatd_base::{EventNid, KeyNid, Position, RoomNid, SnapshotId};
+    use chatd_base::{KeyNid, Position, RoomNid, SnapshotId};
     use chatd_storage::events::{ReplacedEvent, Transaction};
     use serde_json::{Value, json, value::RawValue};
 

@@ -11,7 +11,7 @@ use tokio_postgres::Row;
 
 use crate::{Error, Pool, Result, statement::statements};
 
-/// Columns that [`StoredEvent::from_row`] reads, of the events named `e`.
+/// Columns that [`StoredEvent::from_row_at`] reads, of the events named `e`.
 macro_rules! columns {
     () => {
         "e.nid, e.pos, e.snapshot, e.depth, e.origin_ts, e.key, e.replaces, e.room, e.sender, \
@@ -51,6 +51,8 @@ macro_rules! filter {
                WHERE x.room = e.room AND x.parent = e.event_id AND cu.user_id = ANY($10))) "
     };
 }
+
+pub(crate) use {columns, joins};
 
 statements! {
     LIST_EVENTS_BY_NIDS = concat!("SELECT ", columns!(), " FROM events e", joins!(),
@@ -168,10 +170,6 @@ impl StoredEvent {
             txn: None,
         })
     }
-
-    pub(crate) fn from_row(row: &Row) -> Result<Self> {
-        Self::from_row_at(row, 0)
-    }
 }
 
 /// `redacts` in the remainder of an event's federation format.
@@ -193,8 +191,8 @@ fn raw(text: &str) -> Result<Arc<RawValue>> {
         .map_err(|error| Error::Corrupt(format!("the content of an event is not JSON: {error}")))
 }
 
-fn all(rows: &[Row]) -> Result<Vec<Arc<StoredEvent>>> {
-    rows.iter().map(|row| StoredEvent::from_row(row).map(Arc::new)).collect()
+pub(crate) fn all(rows: &[Row]) -> Result<Vec<Arc<StoredEvent>>> {
+    rows.iter().map(|row| StoredEvent::from_row_at(row, 0).map(Arc::new)).collect()
 }
 
 /// The event with this id, whatever its flags.

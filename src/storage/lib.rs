@@ -26,6 +26,8 @@ pub mod profiles;
 pub mod push_rules;
 pub mod receipts;
 pub mod room_keys;
+pub mod relations;
+pub mod room_state;
 pub mod rooms;
 pub mod shards;
 pub mod snapshots;

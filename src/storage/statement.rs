@@ -36,6 +36,8 @@ pub const ALL_STATEMENTS: &[&[&Statement]] = &[
     crate::push_rules::STATEMENTS,
     crate::receipts::STATEMENTS,
     crate::room_keys::STATEMENTS,
+    crate::relations::STATEMENTS,
+    crate::room_state::STATEMENTS,
     crate::rooms::STATEMENTS,
     crate::shards::STATEMENTS,
     crate::snapshots::STATEMENTS,
