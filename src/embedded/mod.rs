@@ -7,6 +7,8 @@
 mod binaries;
 mod place;
 mod server;
+#[cfg(test)]
+mod tests;
 
 use std::{
     fs::{File, TryLockError},

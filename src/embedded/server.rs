@@ -103,6 +103,12 @@ impl Server {
         }
     }
 
+    /// Leaves PostgreSQL as it is and does not start it again, as if this process had ended.
+    #[cfg(test)]
+    pub fn pretend_to_be_killed(&self) {
+        self.shared.lock().stopping = true;
+    }
+
     /// Ends PostgreSQL for good; after `patience` without regard for what it is doing.
     pub async fn stop(self, patience: Duration) {
         {
