@@ -1,1 +1,66 @@
-//! placeholder
+//! What the tests and benches are made of: PostgreSQL clusters and databases, the real binary,
+//! users that talk to it over HTTP, the check of answers against the specification, and real
+//! Matrix clients as child processes. Nothing here knows the server's code.
+
+pub mod clients;
+pub mod cluster;
+pub mod database;
+pub mod http;
+pub mod room;
+pub mod scenario;
+pub mod server;
+pub mod settings;
+pub mod spec;
+pub mod sync;
+pub mod user;
+
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+pub use database::Database;
+pub use http::{Answer, Cost, Request, path};
+pub use server::{Process, Server};
+pub use settings::{SERVER_NAME, SHARED_SECRET, Settings};
+pub use sync::{Feed, Synced};
+pub use user::User;
+
+/// Work that goes on in the background; await it for its result. A panic in it is a panic here.
+#[derive(Debug)]
+pub struct Started<T>(tokio::task::JoinHandle<T>);
+
+impl<T> Started<T> {
+    /// Whether it has ended.
+    pub fn is_finished(&self) -> bool {
+        self.0.is_finished()
+    }
+}
+
+impl<T> Future for Started<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
+        Pin::new(&mut self.0).poll(context).map(|ended| match ended {
+            Ok(value) => value,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        })
+    }
+}
+
+/// Starts background work of a test.
+#[expect(clippy::disallowed_methods, reason = "tests are not part of the server's accounting")]
+pub fn spawn<F>(work: F) -> Started<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    Started(tokio::spawn(work))
+}
+
+/// Tells whoever runs the tests something; shown with the test's other output.
+#[expect(clippy::print_stderr, reason = "a test has nowhere else to say it")]
+pub fn say(text: impl std::fmt::Display) {
+    eprintln!("{text}");
+}

@@ -1,0 +1,65 @@
+//! The homeserver.yaml of a test server.
+
+use serde_json::{Map, Value, json};
+
+/// `registration_shared_secret` of every test server.
+pub const SHARED_SECRET: &str = "the secret of the test kit";
+
+/// `server_name` of every test server.
+pub const SERVER_NAME: &str = "test.local";
+
+/// Settings of one server: high limits and open registration, unless a test says otherwise.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    keys: Map<String, Value>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Settings {
+    /// What most tests want.
+    pub fn new() -> Self {
+        let rate = json!({"per_second": 100_000, "burst_count": 100_000});
+        let keys = json!({
+            "server_name": SERVER_NAME,
+            "report_stats": false,
+            "registration_shared_secret": SHARED_SECRET,
+            "enable_registration": true,
+            "enable_registration_without_verification": true,
+            "bcrypt_rounds": 4,
+            "rc_message": rate,
+            "rc_registration": rate,
+            "rc_login": {"address": rate, "account": rate, "failed_attempts": rate},
+            "rc_admin_redaction": rate,
+            "rc_joins": {"local": rate, "remote": rate},
+            "rc_joins_per_room": rate,
+            "rc_invites": {"per_room": rate, "per_user": rate, "per_issuer": rate},
+            "rc_room_creation": rate,
+            "rc_presence": {"per_user": rate},
+            "chatd": {"expose_request_cost": true},
+        });
+        let Value::Object(keys) = keys else { unreachable!("the literal above is an object") };
+        Self { keys }
+    }
+
+    /// The same with another value for a top-level key.
+    #[must_use]
+    pub fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
+        self.keys.insert(key.to_owned(), value.into());
+        self
+    }
+
+    /// The file: JSON, which is YAML too.
+    pub(crate) fn to_yaml(&self, listener: Value, database: &Value, folder: &str) -> String {
+        let mut keys = self.keys.clone();
+        keys.insert("listeners".to_owned(), json!([listener]));
+        keys.insert("database".to_owned(), database.clone());
+        keys.insert("signing_key_path".to_owned(), format!("{folder}/signing.key").into());
+        keys.insert("pid_file".to_owned(), format!("{folder}/chatd.pid").into());
+        format!("{:#}\n", Value::Object(keys))
+    }
+}
