@@ -11,6 +11,7 @@ mod config;
 mod contradictions;
 mod database;
 mod error;
+mod generate;
 mod known;
 mod listeners;
 mod load;
@@ -20,6 +21,7 @@ mod rates;
 mod roles;
 mod rooms;
 mod secrets;
+mod signing_key;
 mod source;
 mod suggest;
 #[cfg(test)]
@@ -36,6 +38,7 @@ pub use chatd::Chatd;
 pub use config::{Config, Overrides, Tls};
 pub use database::{Database, PoolSize, PostgresDatabase, SslMode};
 pub use error::ConfigError;
+pub use generate::NewConfig;
 pub use listeners::{Bind, Listener, ListenerKind, ResourceName, Resources};
 pub use names::{RouterName, StreamName, TaskName};
 pub use presence::{Presence, PresenceMode, Profiles};
@@ -44,6 +47,7 @@ pub use roles::{Role, Roles};
 pub use rooms::{
     EncryptedByDefault, PowerLevelOverrides, PrejoinState, RoomRule, Rooms, RuleAction,
 };
+pub use signing_key::{SigningKey, SigningKeys};
 pub use units::Secret;
 pub use voip::Voip;
 pub use workers::{InstanceAddress, MAIN, Redis, StreamWriters, Workers};
