@@ -1,10 +1,18 @@
 //! What is wrong with the configuration, said so that an admin can mend it.
 
-use std::{fmt, path::PathBuf};
+use std::{
+    fmt,
+    ops::{Deref, DerefMut},
+    path::PathBuf,
+};
 
 /// A mistake in the configuration: where, what was found, what was expected, what to do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ConfigError {
+pub struct ConfigError(Box<Mistake>);
+
+/// The parts of a [`ConfigError`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mistake {
     /// The file, or the name of the environment variable.
     pub source: Option<String>,
     /// Line in that file, from 1.
@@ -19,15 +27,31 @@ pub struct ConfigError {
     pub remedy: Option<String>,
 }
 
+impl Deref for ConfigError {
+    type Target = Mistake;
+
+    fn deref(&self) -> &Mistake {
+        &self.0
+    }
+}
+
+impl DerefMut for ConfigError {
+    fn deref_mut(&mut self) -> &mut Mistake {
+        &mut self.0
+    }
+}
+
 impl ConfigError {
     /// An error that is not about one key.
     pub fn new(problem: impl Into<String>) -> Self {
-        Self { problem: problem.into(), ..Self::default() }
+        Self(Box::new(Mistake { problem: problem.into(), ..Mistake::default() }))
     }
 
     /// An error about `key`.
     pub fn at(key: impl Into<String>, problem: impl Into<String>) -> Self {
-        Self { key: Some(key.into()), problem: problem.into(), ..Self::default() }
+        let mut error = Self::new(problem);
+        error.key = Some(key.into());
+        error
     }
 
     /// Adds what was found.

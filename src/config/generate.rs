@@ -20,6 +20,11 @@ pub struct NewConfig {
 }
 
 impl NewConfig {
+    fn for_laptop(data_dir: &Path) -> Self {
+        let data_dir = std::path::absolute(data_dir).unwrap_or_else(|_| data_dir.to_owned());
+        Self { server_name: "localhost".try_into().expect("a valid server name"), data_dir }
+    }
+
     /// The text of a homeserver.yaml with a fresh shared secret: one process, embedded database,
     /// port 8008 on the loopback addresses.
     pub fn to_yaml(&self) -> String {
@@ -79,13 +84,25 @@ impl Config {
     pub fn for_monolith(data_dir: &Path, over: &Overrides) -> Result<Self, ConfigError> {
         let file = data_dir.join(FILE);
         if !file.exists() {
-            let server_name = "localhost".try_into().expect("a valid server name");
-            let data_dir = std::path::absolute(data_dir).unwrap_or_else(|_| data_dir.to_owned());
-            NewConfig { server_name, data_dir }.write(&file)?;
+            NewConfig::for_laptop(data_dir).write(&file)?;
         }
-        let over = Overrides { data_dir: Some(data_dir.to_owned()), ..over.clone() };
-        Self::load(&[file], &over)
+        Self::load(&[file], &in_folder(data_dir, over))
     }
+
+    /// What [`Config::for_monolith`] would give, without writing anything.
+    pub fn preview_monolith(data_dir: &Path, over: &Overrides) -> Result<Self, ConfigError> {
+        let file = data_dir.join(FILE);
+        let over = in_folder(data_dir, over);
+        if file.exists() {
+            return Self::load(&[file], &over);
+        }
+        let text = NewConfig::for_laptop(data_dir).to_yaml();
+        Self::from_texts(&[(&file.to_string_lossy(), &text)], &over)
+    }
+}
+
+fn in_folder(data_dir: &Path, over: &Overrides) -> Overrides {
+    Overrides { data_dir: Some(data_dir.to_owned()), ..over.clone() }
 }
 
 /// Random letters of both cases, from the system's source of randomness.
@@ -118,6 +135,9 @@ mod tests {
     fn the_first_start_makes_a_file_and_the_second_reads_it() {
         let folder = tempfile::tempdir().unwrap();
         let data_dir = folder.path().join("data");
+        let preview = Config::preview_monolith(&data_dir, &Overrides::default()).unwrap();
+        assert!(!data_dir.exists(), "a preview writes nothing");
+        assert_eq!(preview.server_name, "localhost");
         let first = Config::for_monolith(&data_dir, &Overrides::default()).unwrap();
         let second = Config::for_monolith(&data_dir, &Overrides::default()).unwrap();
         assert_eq!(first.server_name, "localhost");

@@ -113,7 +113,8 @@ impl Origins {
                 error.line = error.line.or(*line);
             }
             Some(_) => {}
-            None => error.source = error.source.or_else(|| self.last_file.clone()),
+            None if error.source.is_none() => error.source.clone_from(&self.last_file),
+            None => {}
         }
         error
     }

@@ -67,8 +67,9 @@ fn invalid_yaml(file: &Path, error: &serde_saphyr::Error) -> ConfigError {
         }
         other => format!("is not valid YAML: {other}"),
     };
-    let line = error.location().map(|at| at.line());
-    ConfigError { line, problem, ..ConfigError::default().in_file(file) }
+    let mut ours = ConfigError::new(problem).in_file(file);
+    ours.line = error.location().map(|at| at.line());
+    ours
 }
 
 /// YAML, with the position of each value.

@@ -1,0 +1,85 @@
+//! `chatd run`: read the configuration, decide what is ours, run until told to stop.
+
+use std::{sync::Arc, time::Duration};
+
+use chatd_base::{Stop, tasks};
+use chatd_config::{Assignment, Config, Roles, SigningKeys, assignment};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{Failure, Source};
+use crate::{logging, wiring};
+
+/// How long threads that are still busy after an orderly end are waited for.
+const LEFTOVERS: Duration = Duration::from_secs(1);
+
+/// Starts this instance and returns when it has stopped.
+pub fn execute(source: &Source) -> Result<(), Failure> {
+    let config = source.load_or_create()?;
+    let mine = assignment(&config, &Roles::embedded())?;
+    refuse_fleet(&mine)?;
+    logging::start(&config)?;
+    tracing::info!(
+        instance = %mine.instance,
+        role = %mine.role,
+        server_name = %config.server_name,
+        version = env!("CARGO_PKG_VERSION"),
+        "starting chatd",
+    );
+    for warning in &config.warnings {
+        tracing::warn!("configuration: {warning}");
+    }
+    SigningKeys::read_or_create(&config.signing_key_path)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::other(format!("cannot start threads: {error}")))?;
+    let result = runtime.block_on(until_stopped(config, mine));
+    // Whatever is left is idle or stuck: the sockets are closed and the commits are done.
+    runtime.shutdown_timeout(LEFTOVERS);
+    result
+}
+
+async fn until_stopped(config: Config, mine: Assignment) -> Result<(), Failure> {
+    let stop = Stop::new();
+    stop_on_signals(&stop)
+        .map_err(|error| Failure::other(format!("signals cannot be received: {error}")))?;
+    wiring::run(Arc::new(config), mine, stop).await?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// The first SIGTERM or SIGINT asks everybody to end; a second one does not wait for them.
+fn stop_on_signals(stop: &Stop) -> std::io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let stop = stop.clone();
+    tasks::spawn("signals", async move {
+        for asked_before in [false, true] {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if asked_before {
+                tracing::warn!("asked twice to stop; ending at once");
+                std::process::exit(130);
+            }
+            tracing::info!("stopping: finishing requests and commits");
+            stop.trigger();
+        }
+    });
+    Ok(())
+}
+
+/// The configuration may describe a fleet; this release runs everything in one process, and must
+/// not pretend to be one of several.
+fn refuse_fleet(mine: &Assignment) -> Result<(), Failure> {
+    if mine.is_whole() {
+        return Ok(());
+    }
+    Err(Failure::config(format!(
+        "this configuration makes `{}` one of several instances, and this release of chatd runs \
+         as one process only\n  what to do: remove worker_app and stream_writers; `chatd explain` \
+         shows what each instance would do",
+        mine.instance
+    )))
+}
