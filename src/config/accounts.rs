@@ -152,6 +152,8 @@ pub struct Sessions {
     /// `ui_auth.session_timeout`: how long a finished user-interactive authentication stands for
     /// the next one. Default 0: each operation asks again.
     pub ui_auth: UiAuth,
+    /// `login_via_existing_session`: one-time tokens that log another device in.
+    pub login_via_existing_session: LoginViaExistingSession,
 }
 
 impl Default for Sessions {
@@ -162,6 +164,7 @@ impl Default for Sessions {
             refresh_token_lifetime: None,
             nonrefreshable_access_token_lifetime: None,
             ui_auth: UiAuth::default(),
+            login_via_existing_session: LoginViaExistingSession::default(),
         }
     }
 }
@@ -173,4 +176,24 @@ pub struct UiAuth {
     /// `session_timeout`.
     #[serde(deserialize_with = "units::duration")]
     pub session_timeout: Duration,
+}
+
+/// `login_via_existing_session`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+pub struct LoginViaExistingSession {
+    /// Whether `/login/get_token` works. Default false.
+    pub enabled: bool,
+    /// Whether it asks for user-interactive authentication. Default true.
+    pub require_ui_auth: bool,
+    /// How long such a token works. Default 5 minutes.
+    #[serde(deserialize_with = "units::duration")]
+    pub token_timeout: Duration,
+}
+
+impl Default for LoginViaExistingSession {
+    fn default() -> Self {
+        let token_timeout = Duration::from_secs(300);
+        Self { enabled: false, require_ui_auth: true, token_timeout }
+    }
 }

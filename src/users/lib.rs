@@ -2,12 +2,23 @@
 //! profiles, account data, push rules, presence, typing, receipts and to-device messages.
 //! Nothing here knows HTTP or SQL text.
 
+pub mod accounts;
+pub mod cleanup;
+pub mod devices;
+pub mod logins;
+pub mod passwords;
+pub mod profiles;
+pub mod registration;
+mod seen;
+pub mod tokens;
+pub mod uia;
+
 use std::sync::Arc;
 
 use chatd_base::{Clock, Stop};
 use chatd_config::Config;
 use chatd_storage::{Interner, Pool};
-use chatd_streams::Streams;
+use chatd_streams::{Streams, Writer, device_lists::DeviceLists};
 
 /// What every service of this member is built from. Cheap to clone.
 #[derive(Clone)]
@@ -23,10 +34,42 @@ pub struct Deps {
 /// All services of this member.
 pub struct Users {
     pub deps: Deps,
+    /// Writes changes of devices and of their keys.
+    pub device_lists: Writer<DeviceLists>,
+    pub passwords: Arc<passwords::Passwords>,
+    pub tokens: Arc<tokens::Tokens>,
+    pub devices: Arc<devices::Devices>,
+    pub profiles: Arc<profiles::Profiles>,
+    pub accounts: Arc<accounts::Accounts>,
+    pub logins: logins::Logins,
+    pub registration: registration::Registration,
+    pub ui_auth: uia::UiAuth,
 }
 
 impl Users {
+    /// Builds the services and starts what writes in the background; needs a Tokio runtime.
     pub fn new(deps: Deps) -> Self {
-        Self { deps }
+        let streams = &deps.streams;
+        let device_lists =
+            Writer::start(&deps.pool, &streams.device_lists, streams.writer, &deps.stop);
+        let seen = seen::LastSeen::start(&deps.pool, &deps.stop);
+        let passwords = Arc::new(passwords::Passwords::new(&deps.config));
+        let cached = deps.config.chatd.token_cache;
+        let tokens = Arc::new(tokens::Tokens::new(&deps.pool, &deps.clock, cached, seen.clone()));
+        let devices = Arc::new(devices::Devices::new(&deps, &tokens, &seen, &device_lists));
+        let profiles = Arc::new(profiles::Profiles::new(&deps));
+        let accounts = Arc::new(accounts::Accounts::new(&deps, &passwords, &devices, &profiles));
+        Self {
+            logins: logins::Logins::new(&deps, &tokens),
+            registration: registration::Registration::new(&deps, &passwords, &profiles),
+            ui_auth: uia::UiAuth::new(&deps, &accounts),
+            device_lists,
+            passwords,
+            tokens,
+            devices,
+            profiles,
+            accounts,
+            deps,
+        }
     }
 }

@@ -1,0 +1,185 @@
+//! Access tokens: from the string that a client sends to who it is. The cache makes that free of
+//! queries; only [`Tokens::forget`] takes entries out of it before their time.
+
+use std::{
+    future::Future,
+    net::IpAddr,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use chatd_base::{
+    Authenticate, Clock, Error, Refusal, Requester, Result, UserNid, token::has_valid_checksum,
+};
+use chatd_storage::{
+    Pool,
+    tokens::{self, Digest},
+};
+use parking_lot::Mutex;
+use quick_cache::sync::Cache;
+use ruma_common::{OwnedDeviceId, OwnedUserId};
+use sha2::{Digest as _, Sha256};
+
+use crate::seen::{LastSeen, Seen};
+
+/// How exact "last seen" is.
+const SEEN_GRANULARITY_MS: u64 = 60_000;
+
+/// What stands for a token in the database and in caches.
+pub fn digest(token: &str) -> Digest {
+    Sha256::digest(token.as_bytes()).into()
+}
+
+/// Which tokens of a user have ended.
+#[derive(Clone, Copy, Debug)]
+pub enum Ended<'a> {
+    /// Those of these devices.
+    Devices(&'a [String]),
+    /// All but this one.
+    AllBut(i64),
+    /// All of them, or what is known about the account has changed.
+    All,
+}
+
+struct Entry {
+    /// With the address of the last request.
+    requester: Mutex<Arc<Requester>>,
+    valid_until_ms: Option<u64>,
+    locked: bool,
+    noted_ms: AtomicU64,
+}
+
+/// The cache of access tokens.
+pub struct Tokens {
+    pool: Pool,
+    clock: Clock,
+    cache: Cache<Digest, Arc<Entry>>,
+    /// Goes up before entries are taken out, so that one that was being read meanwhile is not
+    /// put back.
+    generation: AtomicU64,
+    seen: Arc<LastSeen>,
+}
+
+impl Tokens {
+    pub fn new(pool: &Pool, clock: &Clock, capacity: usize, seen: Arc<LastSeen>) -> Self {
+        Self {
+            pool: pool.clone(),
+            clock: clock.clone(),
+            cache: Cache::new(capacity),
+            generation: AtomicU64::new(0),
+            seen,
+        }
+    }
+
+    /// Takes ended tokens out of the cache. Called after the commit that ended them.
+    pub fn forget(&self, user: UserNid, ended: Ended<'_>) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        self.cache.retain(|_, entry| {
+            let requester = entry.requester.lock();
+            let has_ended = match ended {
+                Ended::Devices(ids) => requester
+                    .device_id
+                    .as_ref()
+                    .is_some_and(|device| ids.iter().any(|id| id == device.as_str())),
+                Ended::AllBut(token) => requester.token != token,
+                Ended::All => true,
+            };
+            requester.user != user || !has_ended
+        });
+    }
+
+    /// The requester behind `token`. No query if it has been seen lately.
+    pub async fn requester(&self, token: &str, address: Option<IpAddr>) -> Result<Arc<Requester>> {
+        if !has_valid_checksum(token) {
+            return Err(unknown(false));
+        }
+        let digest = digest(token);
+        let entry = match self.cache.get(&digest) {
+            Some(entry) => entry,
+            None => self.load(digest).await?,
+        };
+        let now_ms = self.clock.now_ms();
+        if entry.valid_until_ms.is_some_and(|until| until < now_ms) {
+            return Err(unknown(true));
+        }
+        if entry.locked {
+            let refusal = Refusal::new(401, "M_USER_LOCKED", "this account has been locked");
+            return Err(refusal.with("soft_logout", true).into());
+        }
+        let requester = entry.seen_from(address);
+        self.note(&entry, &requester, now_ms);
+        Ok(requester)
+    }
+
+    async fn load(&self, digest: Digest) -> Result<Arc<Entry>> {
+        let generation = self.generation.load(Ordering::SeqCst);
+        let row = tokens::get(&self.pool, &digest).await?.ok_or_else(|| unknown(false))?;
+        if row.first_use_counts {
+            tokens::mark_used(&self.pool, row.id).await?;
+        }
+        let entry = Arc::new(Entry {
+            valid_until_ms: row.valid_until_ts.map(|until| u64::try_from(until).unwrap_or(0)),
+            locked: row.locked,
+            noted_ms: AtomicU64::new(0),
+            requester: Mutex::new(Arc::new(requester(row)?)),
+        });
+        self.cache.insert(digest, entry.clone());
+        if self.generation.load(Ordering::SeqCst) != generation {
+            self.cache.remove(&digest);
+        }
+        Ok(entry)
+    }
+
+    fn note(&self, entry: &Entry, requester: &Requester, now_ms: u64) {
+        let Some(device_id) = &requester.device_id else { return };
+        if now_ms.saturating_sub(entry.noted_ms.load(Ordering::Relaxed)) < SEEN_GRANULARITY_MS {
+            return;
+        }
+        entry.noted_ms.store(now_ms, Ordering::Relaxed);
+        let seen = Seen { at_ms: now_ms, address: requester.address, user_agent: None };
+        self.seen.note(requester.user, device_id.as_str(), seen);
+    }
+}
+
+impl Entry {
+    /// The requester, as calling from `address`.
+    fn seen_from(&self, address: Option<IpAddr>) -> Arc<Requester> {
+        let mut requester = self.requester.lock();
+        if requester.address != address {
+            *requester = Arc::new(Requester { address, ..(**requester).clone() });
+        }
+        requester.clone()
+    }
+}
+
+fn requester(row: tokens::AccessToken) -> Result<Requester> {
+    Ok(Requester {
+        user_id: OwnedUserId::try_from(row.user_id).map_err(Error::internal)?,
+        user: row.user,
+        device_id: row.device_id.map(OwnedDeviceId::from),
+        token: row.id,
+        is_admin: row.is_admin,
+        is_guest: row.is_guest,
+        address: None,
+    })
+}
+
+/// `soft_logout`: the client may log in again and keep its data.
+fn unknown(soft_logout: bool) -> Error {
+    let message =
+        if soft_logout { "the access token has expired" } else { "the access token is not known" };
+    Refusal::unknown_token(message).with("soft_logout", soft_logout).into()
+}
+
+impl Authenticate for Tokens {
+    fn authenticate<'a>(
+        &'a self,
+        token: &'a str,
+        address: Option<IpAddr>,
+    ) -> Pin<Box<dyn Future<Output = Result<Arc<Requester>>> + Send + 'a>> {
+        Box::pin(self.requester(token, address))
+    }
+}
