@@ -63,7 +63,7 @@ async fn serve(
     let routers = routers(&app, mine);
     tracing::info!("{} is ready as {}", app.config.server_name, mine.instance);
     server
-        .serve(routers, authenticate(&app), limits, metrics, stop.clone())
+        .serve(routers, app.users.tokens.clone(), limits, metrics, stop.clone())
         .await
         .map_err(|error| anyhow!(error))
 }
@@ -144,22 +144,4 @@ async fn migrate(pool: &Pool, stop: &Stop) -> Result<bool> {
         }
     }
     bail!("PostgreSQL did not answer within {} s", WAIT_FOR_DATABASE.as_secs())
-}
-
-fn authenticate(_app: &Arc<App>) -> Arc<dyn chatd_base::Authenticate> {
-    struct Nobody;
-    impl chatd_base::Authenticate for Nobody {
-        fn authenticate<'a>(
-            &'a self,
-            _: &'a str,
-            _: Option<std::net::IpAddr>,
-        ) -> std::pin::Pin<
-            Box<dyn Future<Output = chatd_base::Result<Arc<chatd_base::Requester>>> + Send + 'a>,
-        > {
-            Box::pin(async {
-                Err(chatd_base::Refusal::unknown_token("unknown access token").into())
-            })
-        }
-    }
-    Arc::new(Nobody)
 }

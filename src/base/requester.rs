@@ -30,10 +30,12 @@ impl Requester {
 /// Turns an access token into a requester. `users` implements it; `http` only knows the trait.
 pub trait Authenticate: Send + Sync {
     /// Refuses with `M_UNKNOWN_TOKEN` (with `soft_logout` where the token has expired), and with
-    /// `M_USER_LOCKED` and the like for accounts that may not be used.
+    /// `M_USER_LOCKED` and the like for accounts that may not be used. Address and user agent are
+    /// noted with the device.
     fn authenticate<'a>(
         &'a self,
         token: &'a str,
         address: Option<IpAddr>,
+        user_agent: Option<&'a str>,
     ) -> Pin<Box<dyn Future<Output = Result<Arc<Requester>>> + Send + 'a>>;
 }

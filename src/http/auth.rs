@@ -25,7 +25,8 @@ pub(crate) async fn requester(
         }
         return Err(Refusal::missing_token("missing access token").into());
     };
-    let requester = users.authenticate(&token, address).await?;
+    let user_agent = headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok());
+    let requester = users.authenticate(&token, address, user_agent).await?;
     if requester.is_guest && auth == Auth::Token {
         let refusal = Refusal::new(403, "M_GUEST_ACCESS_FORBIDDEN", "guests may not do this");
         return Err(refusal.into());

@@ -27,6 +27,7 @@ impl Authenticate for OneUser {
         &'a self,
         token: &'a str,
         address: Option<std::net::IpAddr>,
+        _: Option<&'a str>,
     ) -> Pin<Box<dyn Future<Output = Result<Arc<Requester>>> + Send + 'a>> {
         Box::pin(async move {
             if token != "good" {

@@ -27,6 +27,8 @@ use crate::seen::{LastSeen, Seen};
 
 /// How exact "last seen" is.
 const SEEN_GRANULARITY_MS: u64 = 60_000;
+/// Characters of a user agent that are kept.
+const MAX_USER_AGENT: usize = 256;
 
 /// What stands for a token in the database and in caches.
 pub fn digest(token: &str) -> Digest {
@@ -92,7 +94,12 @@ impl Tokens {
     }
 
     /// The requester behind `token`. No query if it has been seen lately.
-    pub async fn requester(&self, token: &str, address: Option<IpAddr>) -> Result<Arc<Requester>> {
+    pub async fn requester(
+        &self,
+        token: &str,
+        address: Option<IpAddr>,
+        user_agent: Option<&str>,
+    ) -> Result<Arc<Requester>> {
         if !has_valid_checksum(token) {
             return Err(unknown(false));
         }
@@ -110,7 +117,7 @@ impl Tokens {
             return Err(refusal.with("soft_logout", true).into());
         }
         let requester = entry.seen_from(address);
-        self.note(&entry, &requester, now_ms);
+        self.note(&entry, &requester, user_agent, now_ms);
         Ok(requester)
     }
 
@@ -133,13 +140,20 @@ impl Tokens {
         Ok(entry)
     }
 
-    fn note(&self, entry: &Entry, requester: &Requester, now_ms: u64) {
+    fn note(
+        &self,
+        entry: &Entry,
+        requester: &Requester,
+        user_agent: Option<&str>,
+        now_ms: u64,
+    ) {
         let Some(device_id) = &requester.device_id else { return };
         if now_ms.saturating_sub(entry.noted_ms.load(Ordering::Relaxed)) < SEEN_GRANULARITY_MS {
             return;
         }
         entry.noted_ms.store(now_ms, Ordering::Relaxed);
-        let seen = Seen { at_ms: now_ms, address: requester.address, user_agent: None };
+        let user_agent = user_agent.map(|text| text.chars().take(MAX_USER_AGENT).collect());
+        let seen = Seen { at_ms: now_ms, address: requester.address, user_agent };
         self.seen.note(requester.user, device_id.as_str(), seen);
     }
 }
@@ -179,7 +193,8 @@ impl Authenticate for Tokens {
         &'a self,
         token: &'a str,
         address: Option<IpAddr>,
+        user_agent: Option<&'a str>,
     ) -> Pin<Box<dyn Future<Output = Result<Arc<Requester>>> + Send + 'a>> {
-        Box::pin(self.requester(token, address))
+        Box::pin(self.requester(token, address, user_agent))
     }
 }
