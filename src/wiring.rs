@@ -4,12 +4,12 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, anyhow, bail};
 use chatd_api_client::App;
-use chatd_base::{Clock, Stop};
-use chatd_config::{Assignment, Config, Database, PostgresDatabase, SslMode};
+use chatd_base::{Clock, Stop, tasks};
+use chatd_config::{Assignment, Config, Database, PostgresDatabase, SslMode, TaskName};
 use chatd_http::{Limits, Metrics, Router, Server};
 use chatd_storage::{ConnectSettings, Host, Interner, Pool, SslMode as PoolSslMode};
 use chatd_streams::{Streams, bus::LocalBus};
-use chatd_users::{Deps, Users};
+use chatd_users::{Deps, Users, cleanup};
 
 use crate::embedded::{self, Cluster};
 
@@ -57,6 +57,7 @@ async fn serve(
         pool,
     };
     let users = Arc::new(Users::new(deps));
+    start_tasks(&users, mine);
     let app = Arc::new(App { config, clock, limits: Arc::new(limits), users });
 
     let limits = app.limits.clone();
@@ -66,6 +67,14 @@ async fn serve(
         .serve(routers, app.users.tokens.clone(), limits, metrics, stop.clone())
         .await
         .map_err(|error| anyhow!(error))
+}
+
+/// Starts the work that this instance does by itself.
+fn start_tasks(users: &Users, mine: &Assignment) {
+    let Deps { pool, clock, stop, .. } = users.deps.clone();
+    if mine.runs(TaskName::Cleanup) {
+        tasks::spawn("cleanup", cleanup::run(pool, clock, stop));
+    }
 }
 
 /// The groups of endpoints that this instance mounts.
