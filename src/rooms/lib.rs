@@ -4,4 +4,5 @@
 pub mod bundle;
 pub mod client_event;
 pub mod filter;
+pub mod read;
 pub mod visibility;

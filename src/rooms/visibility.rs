@@ -4,7 +4,7 @@
 use chatd_base::{Position, Refusal, Result, RoomNid, UserNid};
 use chatd_storage::{
     Pool,
-    events::StoredEvent,
+    events::{Span, StoredEvent},
     visibility::{self, Past},
 };
 use chatd_streams::events::{Membership, Visibility};
@@ -71,10 +71,12 @@ impl Lens {
 
     /// Whether the user may see `event`.
     pub fn sees(&self, event: &StoredEvent) -> bool {
-        if event.is_hidden() || event.room != self.room {
-            return false;
-        }
-        let (before, after) = (self.membership_before(event.pos), self.membership_from(event.pos));
+        !event.is_hidden() && event.room == self.room && self.shows(event.pos)
+    }
+
+    /// Whether the user may see what happened at `position`.
+    fn shows(&self, position: Position) -> bool {
+        let (before, after) = (self.membership_before(position), self.membership_from(position));
         // A user sees their own way out, even if they have only been invited.
         if before != after
             && matches!(before, Some(Membership::Join | Membership::Invite))
@@ -85,12 +87,39 @@ impl Lens {
         let joins_later = self
             .memberships
             .iter()
-            .any(|(pos, membership)| *pos > event.pos && *membership == Membership::Join);
+            .any(|(pos, membership)| *pos > position && *membership == Membership::Join);
         // A change of the visibility or of the own membership is seen if it could be seen before
         // or after itself; for all other events the two are the same.
-        [self.visibility_before(event.pos), self.visibility_from(event.pos)].iter().any(|setting| {
+        [self.visibility_before(position), self.visibility_from(position)].iter().any(|setting| {
             [before, after].iter().any(|membership| allows(*setting, *membership, joins_later))
         })
+    }
+
+    /// The parts of (low, high] that the user may see, in order.
+    pub fn spans(&self, low: Position, high: Position) -> Vec<Span> {
+        // What is shown changes at these positions only, and each of them may differ from both
+        // of its sides.
+        let changes = self.memberships.iter().map(|(position, _)| position.0);
+        let mut ends: Vec<i64> = changes
+            .chain(self.visibility.iter().map(|(position, _)| position.0))
+            .flat_map(|position| [position - 1, position])
+            .chain([high.0])
+            .filter(|end| *end > low.0 && *end <= high.0)
+            .collect();
+        ends.sort_unstable();
+        ends.dedup();
+        let mut spans: Vec<Span> = Vec::new();
+        let mut start = low;
+        for end in ends.into_iter().map(Position) {
+            if self.shows(end) {
+                match spans.last_mut() {
+                    Some(last) if last.high == start => last.high = end,
+                    _ => spans.push(Span { room: self.room, low: start, high: end }),
+                }
+            }
+            start = end;
+        }
+        spans
     }
 
     /// Whether the user may ask for the room at all, and for which part; refuses otherwise.
@@ -297,6 +326,34 @@ mod tests {
         }
         assert!(member.sees(&StoredEvent { flags: flags::REDACTED, ..event(EVENT) }));
         assert!(!member.sees(&StoredEvent { room: RoomNid(2), ..event(EVENT) }));
+    }
+
+    #[test]
+    fn spans_hold_exactly_what_is_shown() {
+        let pasts: &[&[(i64, Membership)]] = &[
+            &[],
+            &[(10, Join)],
+            &[(10, Invite), (12, Join), (20, Leave), (30, Join), (31, Leave)],
+            &[(1, Invite), (2, Leave), (5, Join), (6, Ban), (7, Leave), (8, Invite)],
+        ];
+        let settings: &[&[(i64, Visibility)]] = &[
+            &[],
+            &[(1, Joined)],
+            &[(1, Invited), (15, WorldReadable), (16, Joined)],
+            &[(11, Joined), (12, Shared), (31, WorldReadable)],
+        ];
+        for past in pasts {
+            for setting in settings {
+                let lens = lens(past, setting);
+                let spans = lens.spans(Position(3), Position(33));
+                for pos in 4..=33 {
+                    let within = spans.iter().filter(|s| s.low.0 < pos && pos <= s.high.0).count();
+                    assert_eq!(within, usize::from(lens.sees(&event(pos))), "{past:?} {setting:?}");
+                }
+                assert!(spans.iter().all(|span| span.low.0 >= 3 && span.high.0 <= 33));
+                assert!(spans.windows(2).all(|pair| pair[0].high < pair[1].low));
+            }
+        }
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub mod account_data;
 pub mod accounts;
 pub mod cross_signing;
 pub mod devices;
+pub mod directory;
 pub mod events;
 pub mod filters;
 pub mod keys;

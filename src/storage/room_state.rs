@@ -10,11 +10,12 @@ use crate::{
     statement::statements,
 };
 
-/// Conditions of a [`StateFilter`], whose values are `$3` and `$4`.
+/// Conditions of a [`StateFilter`], whose values are `$3` to `$6`.
 macro_rules! filter {
     () => {
         "($3::text[] IS NULL OR (k.type, k.state_key) IN (SELECT * FROM unnest($3, $4::text[])))
-         AND ($5::text IS NULL OR k.type = $5)"
+         AND ($5::text IS NULL OR k.type = $5)
+         AND ($6::text[] IS NULL OR k.type <> 'm.room.member' OR k.state_key = ANY($6))"
     };
 }
 
@@ -26,7 +27,7 @@ statements! {
     LIST_STATE_AT = concat!("SELECT ", columns!(), "
         FROM (SELECT DISTINCT ON (d.key) d.key, d.event FROM state_delta d
               WHERE d.room = $1 AND d.pos <= $2::int8
-                AND ($3::text[] IS NULL AND $5::text IS NULL OR d.key IN (
+                AND ($3::text[] IS NULL AND $5::text IS NULL AND $6::text[] IS NULL OR d.key IN (
                      SELECT k.nid FROM state_keys k WHERE ", filter!(), "))
               ORDER BY d.key, d.pos DESC) AS c
         JOIN events e ON e.nid = c.event", joins!());
@@ -51,6 +52,8 @@ pub struct StateFilter<'a> {
     pub keys: Option<&'a [(&'a str, &'a str)]>,
     /// Only entries of this type.
     pub kind: Option<&'a str>,
+    /// Of the members only these users.
+    pub members: Option<&'a [&'a str]>,
 }
 
 /// State events of `room`, in no order: those in force now, or those in force at `at`.
@@ -67,7 +70,9 @@ pub async fn list(
     };
     let statement = if at.is_some() { &LIST_STATE_AT } else { &LIST_STATE_NOW };
     let at = at.map(|position| position.0);
-    all(&pool.query(statement, &[&room.0, &at, &kinds, &keys, &filter.kind]).await?)
+    all(&pool
+        .query(statement, &[&room.0, &at, &kinds, &keys, &filter.kind, &filter.members])
+        .await?)
 }
 
 /// Ids of the users who are joined now, with the content of their member events.

@@ -24,6 +24,7 @@ pub const ALL_STATEMENTS: &[&[&Statement]] = &[
     crate::accounts::STATEMENTS,
     crate::cross_signing::STATEMENTS,
     crate::devices::STATEMENTS,
+    crate::directory::STATEMENTS,
     crate::events::STATEMENTS,
     crate::filters::STATEMENTS,
     crate::intern::STATEMENTS,

@@ -1,0 +1,91 @@
+//! What users read of rooms, each through their [`Lens`]: timelines, state, relations, the
+//! directory. Nothing here writes events.
+
+mod directory;
+mod relations;
+mod state;
+mod timeline;
+
+use std::sync::Arc;
+
+use chatd_base::{Position, Result, UserNid};
+use chatd_storage::Pool;
+use chatd_streams::Streams;
+use chatd_users::Deps;
+use ruma_common::RoomId;
+
+use crate::{
+    bundle,
+    client_event::{self, Bundles, Viewer},
+    visibility::{Lens, Reach},
+};
+
+pub use chatd_storage::events::{End, StoredEvent};
+pub use chatd_streams::RoomToken;
+pub use directory::{Listing, ListingPage, ListingQuery};
+pub use relations::{RECURSION_DEPTH, RelationsPage, RelationsQuery, ThreadsPage};
+pub use state::{MembersQuery, Profile, State};
+pub use timeline::{Context, Messages, MessagesQuery};
+
+/// Reads rooms. Cheap to clone.
+#[derive(Clone)]
+pub struct Reader {
+    pool: Pool,
+    streams: Arc<Streams>,
+    listings: Arc<directory::Listings>,
+}
+
+impl Reader {
+    pub fn new(deps: &Deps) -> Self {
+        let listings: Arc<directory::Listings> = Arc::default();
+        let seen = listings.clone();
+        deps.streams.events.on_rows(move |frame| {
+            frame.rows.iter().for_each(|(_, row)| seen.see(row));
+        });
+        Self { pool: deps.pool.clone(), streams: deps.streams.clone(), listings }
+    }
+
+    /// The furthest position of a room event that this instance knows to be complete.
+    fn now(&self) -> Position {
+        self.streams.events.token().max()
+    }
+
+    /// The lens of a user who may ask for the room, and up to where; refuses others.
+    async fn admitted(&self, user: UserNid, room: &RoomId) -> Result<(Lens, Option<Position>)> {
+        let lens = Lens::of(&self.pool, user, room).await?;
+        let until = match lens.reach()? {
+            Reach::Now => None,
+            Reach::Until(position) => Some(position),
+        };
+        Ok((lens, until))
+    }
+
+    /// `events` with everything that is told together with them.
+    async fn shown(&self, lens: Lens, events: Vec<Arc<StoredEvent>>) -> Result<Shown> {
+        let bundles = bundle::load(&self.pool, lens.user(), &events).await?;
+        Ok(Shown { lens, events, bundles })
+    }
+}
+
+/// Events as one user sees them, ready to be written.
+#[derive(Debug)]
+pub struct Shown {
+    pub lens: Lens,
+    pub events: Vec<Arc<StoredEvent>>,
+    pub bundles: Bundles,
+}
+
+impl Shown {
+    /// Appends one of the events, or another of the same room that came with them.
+    pub fn write(&self, out: &mut Vec<u8>, event: &StoredEvent, viewer: &Viewer<'_>) {
+        let membership = Some(self.lens.membership_at(event));
+        client_event::write(out, event, viewer, &self.bundles.extras(event, membership));
+    }
+
+    /// Appends `events` as an array.
+    pub fn write_all(&self, out: &mut Vec<u8>, events: &[Arc<StoredEvent>], viewer: &Viewer<'_>) {
+        client_event::write_array(out, events.iter().map(|event| &**event), |out, event| {
+            self.write(out, event, viewer);
+        });
+    }
+}

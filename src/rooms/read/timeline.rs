@@ -1,0 +1,209 @@
+//! Pages of a room's timeline, single events, and what is around them.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use chatd_base::{Position, Refusal, Result, UserNid};
+use chatd_storage::{
+    events::{self, End, StoredEvent},
+    room_state::{self, StateFilter},
+};
+use chatd_streams::RoomToken;
+use ruma_common::{EventId, RoomId};
+
+use super::{Reader, Shown};
+use crate::{filter::EventFilter, visibility::Lens};
+
+/// Which page of a timeline is wanted.
+#[derive(Clone, Debug)]
+pub struct MessagesQuery {
+    /// Where the page begins; the live end or the beginning of the room by default.
+    pub from: Option<RoomToken>,
+    /// Where it ends at the latest.
+    pub to: Option<RoomToken>,
+    /// Newest first, or oldest first.
+    pub end: End,
+    pub limit: usize,
+    pub filter: EventFilter,
+}
+
+/// A page of a timeline.
+#[derive(Debug)]
+pub struct Messages {
+    pub shown: Shown,
+    pub start: RoomToken,
+    /// Where the next page begins; `None` when there is nothing more.
+    pub end: Option<RoomToken>,
+    /// Members that the page's senders were, if the filter asks for them.
+    pub state: Vec<Arc<StoredEvent>>,
+}
+
+/// An event and its surroundings.
+#[derive(Debug)]
+pub struct Context {
+    pub shown: Shown,
+    pub event: Arc<StoredEvent>,
+    /// Newest first.
+    pub before: Vec<Arc<StoredEvent>>,
+    /// Oldest first.
+    pub after: Vec<Arc<StoredEvent>>,
+    pub start: RoomToken,
+    pub end: RoomToken,
+    /// State behind the last of the events.
+    pub state: Vec<Arc<StoredEvent>>,
+}
+
+/// Changes of membership and visibility that one page looks across.
+const MOST_SPANS: usize = 100;
+
+impl Reader {
+    /// A page of what the user may see of a room.
+    pub async fn messages(
+        &self,
+        user: UserNid,
+        room: &RoomId,
+        query: MessagesQuery,
+    ) -> Result<Messages> {
+        let (lens, until) = self.admitted(user, room).await?;
+        let newest = until.unwrap_or_else(|| self.now());
+        let backwards = query.end == End::Newest;
+        let start = query
+            .from
+            .unwrap_or_else(|| RoomToken::at(if backwards { newest } else { Position(0) }));
+        let to = query.to.map(|token| token.stream());
+        let (low, high) = if backwards {
+            (to.map_or(Position(0), |to| to.min), start.stream().max().min(newest))
+        } else {
+            (start.stream().min, to.map_or(newest, |to| to.max().min(newest)))
+        };
+        let events =
+            self.list_seen(&lens, (low, high), query.end, query.limit, &query.filter).await?;
+        let is_full = events.len() >= query.limit;
+        let end = events
+            .last()
+            .filter(|_| is_full || !backwards)
+            .map(|last| if backwards { token_before(last) } else { token_behind(last) });
+        let events: Vec<_> =
+            events.into_iter().filter(|event| query.filter.allows(event)).collect();
+        let state = if query.filter.lazy_load_members {
+            self.list_senders(&lens, &events).await?
+        } else {
+            Vec::new()
+        };
+        Ok(Messages { shown: self.shown(lens, events).await?, start, end, state })
+    }
+
+    /// One event; told to be absent if the user may not see it.
+    pub async fn event(&self, user: UserNid, room: &RoomId, event: &EventId) -> Result<Shown> {
+        let (lens, event) = self.seen_event(user, room, event).await?;
+        self.shown(lens, vec![event]).await
+    }
+
+    /// An event, up to `limit` events around it, and the state behind them.
+    pub async fn context(
+        &self,
+        user: UserNid,
+        room: &RoomId,
+        event: &EventId,
+        limit: usize,
+        filter: &EventFilter,
+    ) -> Result<Context> {
+        let (lens, event) = self.seen_event(user, room, event).await?;
+        let earlier = (Position(0), Position(event.pos.0 - 1));
+        let later = (event.pos, self.now());
+        let (mut before, mut after) = futures::try_join!(
+            self.list_seen(&lens, earlier, End::Newest, limit / 2, filter),
+            self.list_seen(&lens, later, End::Oldest, limit - limit / 2, filter),
+        )?;
+        let start = token_before(before.last().unwrap_or(&event));
+        let last = after.last().unwrap_or(&event);
+        let (end, last_pos) = (token_behind(last), last.pos);
+        before.retain(|event| filter.allows(event));
+        after.retain(|event| filter.allows(event));
+        let all: Vec<_> = before.iter().chain([&event]).chain(&after).cloned().collect();
+        let senders: Vec<&str> = senders(&all);
+        let wanted = StateFilter {
+            members: filter.lazy_load_members.then_some(&senders),
+            ..StateFilter::default()
+        };
+        let mut state = room_state::list(&self.pool, lens.room, Some(last_pos), &wanted).await?;
+        state.retain(|event| filter.allows(event));
+        let shown = self.shown(lens, all).await?;
+        Ok(Context { shown, event, before, after, start, end, state })
+    }
+
+    /// The event with its room's lens, if it is of that room and the user may see it.
+    pub(super) async fn seen_event(
+        &self,
+        user: UserNid,
+        room: &RoomId,
+        event: &EventId,
+    ) -> Result<(Lens, Arc<StoredEvent>)> {
+        let absent = || Refusal::not_found("event not found");
+        let found = events::get_by_id(&self.pool, event.as_str()).await?.ok_or_else(absent)?;
+        if found.room_id != *room {
+            return Err(absent().into());
+        }
+        let lens = Lens::of(&self.pool, user, room).await?;
+        if !lens.sees(&found) {
+            return Err(absent().into());
+        }
+        Ok((lens, found))
+    }
+
+    /// Events in (low, high] that the lens shows, as far as the database can filter them.
+    async fn list_seen(
+        &self,
+        lens: &Lens,
+        (low, high): (Position, Position),
+        end: End,
+        limit: usize,
+        filter: &EventFilter,
+    ) -> Result<Vec<Arc<StoredEvent>>> {
+        if !filter.allows_room(&lens.room_id) {
+            return Ok(Vec::new());
+        }
+        let mut spans = lens.spans(low, high);
+        let most = spans.len().min(MOST_SPANS);
+        match end {
+            End::Newest => drop(spans.drain(..spans.len() - most)),
+            End::Oldest => spans.truncate(most),
+        }
+        let filter = filter.to_storage();
+        let mut found = events::list_timelines(&self.pool, &spans, end, limit, &filter).await?;
+        found.truncate(limit);
+        Ok(found)
+    }
+
+    /// The member events of the senders of `events`, as they were behind the newest of these.
+    async fn list_senders(
+        &self,
+        lens: &Lens,
+        events: &[Arc<StoredEvent>],
+    ) -> Result<Vec<Arc<StoredEvent>>> {
+        let Some(newest) = events.iter().map(|event| event.pos).max() else {
+            return Ok(Vec::new());
+        };
+        let keys: Vec<(&str, &str)> =
+            senders(events).into_iter().map(|sender| ("m.room.member", sender)).collect();
+        let wanted = StateFilter { keys: Some(&keys), ..StateFilter::default() };
+        Ok(room_state::list(&self.pool, lens.room, Some(newest), &wanted).await?)
+    }
+}
+
+fn senders(events: &[Arc<StoredEvent>]) -> Vec<&str> {
+    let distinct: BTreeSet<&str> = events.iter().map(|event| event.sender.as_str()).collect();
+    distinct.into_iter().collect()
+}
+
+/// The point just before an event.
+fn token_before(event: &StoredEvent) -> RoomToken {
+    RoomToken::Topological {
+        depth: (event.depth - 1).max(0),
+        pos: Position((event.pos.0 - 1).max(0)),
+    }
+}
+
+/// The point just behind an event.
+fn token_behind(event: &StoredEvent) -> RoomToken {
+    RoomToken::Topological { depth: event.depth, pos: event.pos }
+}
