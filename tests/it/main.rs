@@ -2,4 +2,5 @@
 //! helpers are in `tests/kit`.
 
 mod clients;
+mod edge;
 mod sessions;
