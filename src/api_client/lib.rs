@@ -1,7 +1,10 @@
 //! The endpoints of `/_matrix/client` and `/.well-known/matrix`. One file per subject, each with
 //! one `router()`; a handler parses, calls the domain, and answers. No rules and no SQL here.
 
+mod account_data;
 mod capabilities;
+mod filters;
+mod push_rules;
 mod versions;
 mod voip;
 mod well_known;
@@ -25,7 +28,10 @@ pub struct App {
 /// Every group of client endpoints; the assignment decides which of them are mounted.
 pub fn routers(app: &Arc<App>) -> Vec<Router> {
     vec![
+        account_data::router(app),
         capabilities::router(app),
+        filters::router(app),
+        push_rules::router(app),
         versions::router(app),
         voip::router(app),
         well_known::router(app),
