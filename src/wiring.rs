@@ -5,10 +5,13 @@ use std::{sync::Arc, time::Duration};
 use anyhow::{Context, Result, anyhow, bail};
 use chatd_api_client::App;
 use chatd_base::{Clock, Stop, tasks};
-use chatd_config::{Assignment, Config, Database, PostgresDatabase, SslMode, TaskName};
+use chatd_config::{
+    Assignment, Config, Database, PostgresDatabase, SigningKeys, SslMode, TaskName,
+};
 use chatd_http::{Limits, Metrics, Router, Server};
+use chatd_rooms::{Rooms, Signer};
 use chatd_storage::{ConnectSettings, Host, Interner, Pool, SslMode as PoolSslMode};
-use chatd_streams::{Streams, bus::LocalBus};
+use chatd_streams::{Owners, Streams, bus::LocalBus};
 use chatd_users::{Deps, Users, cleanup};
 
 use crate::embedded::{self, Cluster};
@@ -48,6 +51,7 @@ async fn serve(
     let clock = Clock::system();
     let limits = Limits::new(config.rates.clone(), config.chatd.rate_limit_cache, clock.clone());
     let streams = Streams::open(&pool, Arc::new(LocalBus), &mine.instance).await?;
+    let owners = Owners::open(&pool, &mine.instance, std::slice::from_ref(&mine.instance)).await?;
     let deps = Deps {
         interner: Arc::new(Interner::new(&pool, config.chatd.id_cache)),
         streams: Arc::new(streams),
@@ -58,7 +62,8 @@ async fn serve(
     };
     let users = Arc::new(Users::new(deps));
     start_tasks(&users, mine);
-    let app = Arc::new(App { config, clock, limits: Arc::new(limits), users });
+    let rooms = Arc::new(Rooms::new(&users, Arc::new(owners), signer(&config)?));
+    let app = Arc::new(App { config, clock, limits: Arc::new(limits), users, rooms });
 
     let limits = app.limits.clone();
     let routers = routers(&app, mine);
@@ -67,6 +72,14 @@ async fn serve(
         .serve(routers, app.users.tokens.clone(), limits, metrics, stop.clone())
         .await
         .map_err(|error| anyhow!(error))
+}
+
+/// The key that signs this server's events; made at the first start.
+fn signer(config: &Config) -> Result<Signer> {
+    let keys =
+        SigningKeys::read_or_create(&config.signing_key_path).map_err(|error| anyhow!(error))?;
+    let key = keys.current();
+    Signer::new(config.server_name.clone(), &key.version, &key.seed).map_err(|error| anyhow!(error))
 }
 
 /// Starts the work that this instance does by itself.

@@ -32,7 +32,8 @@ mod voip;
 mod workers;
 
 pub use accounts::{
-    LoginViaExistingSession, PasswordLogin, PasswordPolicy, PasswordUse, Passwords, Registration, Sessions, UiAuth,
+    LoginViaExistingSession, PasswordLogin, PasswordPolicy, PasswordUse, Passwords, Registration,
+    Sessions, UiAuth,
 };
 pub use assignment::{Assignment, assignment};
 pub use chatd::Chatd;

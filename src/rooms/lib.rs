@@ -1,8 +1,67 @@
 //! Rooms: their owner, their state, and what users may see of them. Nothing here knows HTTP or
 //! SQL text.
+//!
+//! A write goes `send` → `owner` (which holds the hot room, `live`) → `compose` (authorise) →
+//! `seal` (hash, sign) → `lane` (one commit for all that waits).
 
 pub mod bundle;
 pub mod client_event;
+pub mod create;
 pub mod filter;
+pub mod membership;
 pub mod read;
 pub mod visibility;
+
+mod compose;
+mod lane;
+mod live;
+mod owner;
+mod pdu;
+mod power;
+mod push;
+mod seal;
+mod send;
+
+use std::sync::Arc;
+
+use chatd_config::Config;
+use chatd_storage::Pool;
+use chatd_streams::Owners;
+use chatd_users::Users;
+
+pub use owner::{RoomOwner, Sent};
+pub use seal::{Draft, Signer};
+
+use crate::lane::Lane;
+
+/// All that is done with rooms.
+pub struct Rooms {
+    pool: Pool,
+    users: Arc<Users>,
+    config: Arc<Config>,
+    owner: RoomOwner,
+    /// What users see of rooms.
+    pub reader: read::Reader,
+}
+
+impl Rooms {
+    /// Starts the lane of this instance.
+    pub fn new(users: &Arc<Users>, owners: Arc<Owners>, signer: Signer) -> Self {
+        let deps = &users.deps;
+        let lane = Lane::start(
+            &deps.pool,
+            &deps.streams.events,
+            deps.streams.writer,
+            &deps.clock,
+            &deps.stop,
+        );
+        let most_rooms = deps.config.chatd.room_cache;
+        Self {
+            pool: deps.pool.clone(),
+            users: users.clone(),
+            config: deps.config.clone(),
+            reader: read::Reader::new(deps),
+            owner: RoomOwner::new(users, Arc::new(signer), owners, lane, most_rooms),
+        }
+    }
+}

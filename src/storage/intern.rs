@@ -3,12 +3,12 @@
 //!
 //! Numbers never change, so the caches need no invalidation; they are bounded (R8).
 
-use std::{hash::Hash, sync::Arc};
+use std::{collections::HashMap, hash::Hash, sync::Arc};
 
 use chatd_base::{KeyNid, TypeNid, UserNid};
 use quick_cache::sync::Cache;
 
-use crate::{Pool, Result, statement::statements};
+use crate::{Pool, Result, Row, Statement, statement::statements};
 
 statements! {
     /// Numbers for user ids; makes those that are missing. `DO UPDATE` would write for nothing, so
@@ -64,9 +64,57 @@ impl<N: Copy + Eq + Hash, S: Clone + Eq + Hash> Table<N, S> {
         Self { by_name: Cache::new(capacity), by_nid: Cache::new(capacity) }
     }
 
-    fn remember(&self, nid: N, name: S) {
-        self.by_name.insert(name.clone(), nid);
-        self.by_nid.insert(nid, name);
+    /// Numbers that are known, and the names whose number is not.
+    fn look_up(&self, names: &[S]) -> (Vec<Option<N>>, Vec<S>) {
+        let found: Vec<Option<N>> = names.iter().map(|name| self.by_name.get(name)).collect();
+        let missing = names.iter().zip(&found).filter(|(_, nid)| nid.is_none());
+        let missing = missing.map(|(name, _)| name.clone()).collect();
+        (found, missing)
+    }
+
+    /// Fills the gaps in `found` from rows that were read, and remembers those.
+    fn complete(
+        &self,
+        names: &[S],
+        mut found: Vec<Option<N>>,
+        rows: impl Iterator<Item = (N, S)>,
+    ) -> Vec<Option<N>> {
+        let rows: HashMap<S, N> = rows.map(|(nid, name)| (name, nid)).collect();
+        self.remember(rows.iter().map(|(name, nid)| (*nid, name.clone())));
+        for (slot, name) in found.iter_mut().zip(names).filter(|(slot, _)| slot.is_none()) {
+            *slot = rows.get(name).copied();
+        }
+        found
+    }
+
+    /// As [`Table::look_up`], the other way round.
+    fn look_up_names(&self, nids: &[N]) -> (Vec<Option<S>>, Vec<N>) {
+        let found: Vec<Option<S>> = nids.iter().map(|nid| self.by_nid.get(nid)).collect();
+        let missing = nids.iter().zip(&found).filter(|(_, name)| name.is_none());
+        let missing = missing.map(|(nid, _)| *nid).collect();
+        (found, missing)
+    }
+
+    /// As [`Table::complete`], the other way round.
+    fn complete_names(
+        &self,
+        nids: &[N],
+        mut found: Vec<Option<S>>,
+        rows: impl Iterator<Item = (N, S)>,
+    ) -> Vec<Option<S>> {
+        let rows: HashMap<N, S> = rows.collect();
+        self.remember(rows.iter().map(|(nid, name)| (*nid, name.clone())));
+        for (slot, nid) in found.iter_mut().zip(nids).filter(|(slot, _)| slot.is_none()) {
+            *slot = rows.get(nid).cloned();
+        }
+        found
+    }
+
+    fn remember(&self, rows: impl Iterator<Item = (N, S)>) {
+        for (nid, name) in rows {
+            self.by_name.insert(name.clone(), nid);
+            self.by_nid.insert(nid, name);
+        }
     }
 }
 
@@ -94,19 +142,12 @@ impl Interner {
 
     /// Numbers of `names`, in their order. No query if all are known.
     pub async fn users(&self, names: &[&str]) -> Result<Vec<UserNid>> {
-        intern(
-            &self.users,
-            &names.iter().map(|name| Arc::from(*name)).collect::<Vec<Arc<str>>>(),
-            async |missing: &[Arc<str>]| {
-                let missing: Vec<&str> = missing.iter().map(|name| &**name).collect();
-                let rows = self.pool.query(&INTERN_USERS, &[&missing]).await?;
-                Ok(rows
-                    .iter()
-                    .map(|r| (UserNid(r.get(0)), Arc::from(r.get::<_, &str>(1))))
-                    .collect())
-            },
-        )
-        .await
+        for _ in 0..ATTEMPTS {
+            if let Some(all) = self.find_users(names, &INTERN_USERS).await?.into_iter().collect() {
+                return Ok(all);
+            }
+        }
+        Err(not_numbered())
     }
 
     /// Number of one user id.
@@ -114,188 +155,122 @@ impl Interner {
         Ok(self.users(&[name]).await?[0])
     }
 
-    /// User ids of `nids`, in their order; `None` for numbers that do not exist.
-    pub async fn user_names(&self, nids: &[UserNid]) -> Result<Vec<Option<Arc<str>>>> {
-        names(&self.users, nids, async |missing: &[UserNid]| {
-            let missing: Vec<i32> = missing.iter().map(|nid| nid.0).collect();
-            let rows = self.pool.query(&LIST_USERS_BY_NID, &[&missing]).await?;
-            Ok(rows.iter().map(|r| (UserNid(r.get(0)), Arc::from(r.get::<_, &str>(1)))).collect())
-        })
-        .await
-    }
-
     /// Numbers of those `names` that have one; makes none, so that guesses of a client leave no
     /// trace.
     pub async fn known_users(&self, names: &[&str]) -> Result<Vec<Option<UserNid>>> {
-        known(
-            &self.users,
-            &names.iter().map(|name| Arc::from(*name)).collect::<Vec<Arc<str>>>(),
-            async |missing: &[Arc<str>]| {
-                let missing: Vec<&str> = missing.iter().map(|name| &**name).collect();
-                let rows = self.pool.query(&LIST_USER_NIDS, &[&missing]).await?;
-                Ok(rows
-                    .iter()
-                    .map(|r| (UserNid(r.get(0)), Arc::from(r.get::<_, &str>(1))))
-                    .collect())
-            },
-        )
-        .await
+        self.find_users(names, &LIST_USER_NIDS).await
+    }
+
+    async fn find_users(
+        &self,
+        names: &[&str],
+        statement: &'static Statement,
+    ) -> Result<Vec<Option<UserNid>>> {
+        let names: Vec<Arc<str>> = names.iter().map(|name| Arc::from(*name)).collect();
+        let (found, missing) = self.users.look_up(&names);
+        if missing.is_empty() {
+            return Ok(found);
+        }
+        let missing: Vec<&str> = missing.iter().map(|name| &**name).collect();
+        let rows = self.pool.query(statement, &[&missing]).await?;
+        Ok(self.users.complete(&names, found, rows.iter().map(user_row)))
+    }
+
+    /// User ids of `nids`, in their order; `None` for numbers that do not exist.
+    pub async fn user_names(&self, nids: &[UserNid]) -> Result<Vec<Option<Arc<str>>>> {
+        let (found, missing) = self.users.look_up_names(nids);
+        if missing.is_empty() {
+            return Ok(found);
+        }
+        let missing: Vec<i32> = missing.iter().map(|nid| nid.0).collect();
+        let rows = self.pool.query(&LIST_USERS_BY_NID, &[&missing]).await?;
+        Ok(self.users.complete_names(nids, found, rows.iter().map(user_row)))
     }
 
     /// Numbers of (type, state key) pairs, in their order. No query if all are known.
     pub async fn keys(&self, pairs: &[(&str, &str)]) -> Result<Vec<KeyNid>> {
-        intern(
-            &self.keys,
-            &pairs.iter().map(shared).collect::<Vec<_>>(),
-            async |missing: &[Key]| {
-                let (types, keys) = columns(missing);
-                let rows = self.pool.query(&INTERN_KEYS, &[&types, &keys]).await?;
-                Ok(rows.iter().map(key_row).collect())
-            },
-        )
-        .await
+        for _ in 0..ATTEMPTS {
+            if let Some(all) = self.find_keys(pairs, &INTERN_KEYS).await?.into_iter().collect() {
+                return Ok(all);
+            }
+        }
+        Err(not_numbered())
     }
 
     /// Numbers of those pairs that have one; makes none.
     pub async fn known_keys(&self, pairs: &[(&str, &str)]) -> Result<Vec<Option<KeyNid>>> {
-        known(
-            &self.keys,
-            &pairs.iter().map(shared).collect::<Vec<_>>(),
-            async |missing: &[Key]| {
-                let (types, keys) = columns(missing);
-                let rows = self.pool.query(&LIST_KEY_NIDS, &[&types, &keys]).await?;
-                Ok(rows.iter().map(key_row).collect())
-            },
-        )
-        .await
+        self.find_keys(pairs, &LIST_KEY_NIDS).await
     }
 
-    /// The number of a pair if it is in memory.
-    pub fn cached_key(&self, kind: &str, state_key: &str) -> Option<KeyNid> {
-        self.keys.by_name.get(&shared(&(kind, state_key)))
+    async fn find_keys(
+        &self,
+        pairs: &[(&str, &str)],
+        statement: &'static Statement,
+    ) -> Result<Vec<Option<KeyNid>>> {
+        let pairs: Vec<Key> =
+            pairs.iter().map(|(kind, key)| (Arc::from(*kind), Arc::from(*key))).collect();
+        let (found, missing) = self.keys.look_up(&pairs);
+        if missing.is_empty() {
+            return Ok(found);
+        }
+        let (types, keys): (Vec<&str>, Vec<&str>) =
+            missing.iter().map(|(kind, key)| (&**kind, &**key)).unzip();
+        let rows = self.pool.query(statement, &[&types, &keys]).await?;
+        Ok(self.keys.complete(&pairs, found, rows.iter().map(key_row)))
     }
 
     /// (type, state key) pairs of `nids`, in their order.
     pub async fn key_names(&self, nids: &[KeyNid]) -> Result<Vec<Option<Key>>> {
-        names(&self.keys, nids, async |missing: &[KeyNid]| {
-            let missing: Vec<i64> = missing.iter().map(|nid| nid.0).collect();
-            let rows = self.pool.query(&LIST_KEYS_BY_NID, &[&missing]).await?;
-            Ok(rows.iter().map(key_row).collect())
-        })
-        .await
+        let (found, missing) = self.keys.look_up_names(nids);
+        if missing.is_empty() {
+            return Ok(found);
+        }
+        let missing: Vec<i64> = missing.iter().map(|nid| nid.0).collect();
+        let rows = self.pool.query(&LIST_KEYS_BY_NID, &[&missing]).await?;
+        Ok(self.keys.complete_names(nids, found, rows.iter().map(key_row)))
     }
 
     /// Numbers of event types, in their order. No query if all are known.
     pub async fn types(&self, names: &[&str]) -> Result<Vec<TypeNid>> {
-        intern(
-            &self.types,
-            &names.iter().map(|name| Arc::from(*name)).collect::<Vec<Arc<str>>>(),
-            async |missing: &[Arc<str>]| {
+        let names: Vec<Arc<str>> = names.iter().map(|name| Arc::from(*name)).collect();
+        for _ in 0..ATTEMPTS {
+            let (mut found, missing) = self.types.look_up(&names);
+            if !missing.is_empty() {
                 let missing: Vec<&str> = missing.iter().map(|name| &**name).collect();
                 let rows = self.pool.query(&INTERN_TYPES, &[&missing]).await?;
-                Ok(rows
-                    .iter()
-                    .map(|r| (TypeNid(r.get(0)), Arc::from(r.get::<_, &str>(1))))
-                    .collect())
-            },
-        )
-        .await
+                found = self.types.complete(&names, found, rows.iter().map(type_row));
+            }
+            if let Some(all) = found.into_iter().collect() {
+                return Ok(all);
+            }
+        }
+        Err(not_numbered())
     }
 
     /// Event types of `nids`, in their order.
     pub async fn type_names(&self, nids: &[TypeNid]) -> Result<Vec<Option<Arc<str>>>> {
-        names(&self.types, nids, async |missing: &[TypeNid]| {
-            let missing: Vec<i32> = missing.iter().map(|nid| nid.0).collect();
-            let rows = self.pool.query(&LIST_TYPES_BY_NID, &[&missing]).await?;
-            Ok(rows.iter().map(|r| (TypeNid(r.get(0)), Arc::from(r.get::<_, &str>(1)))).collect())
-        })
-        .await
+        let (found, missing) = self.types.look_up_names(nids);
+        if missing.is_empty() {
+            return Ok(found);
+        }
+        let missing: Vec<i32> = missing.iter().map(|nid| nid.0).collect();
+        let rows = self.pool.query(&LIST_TYPES_BY_NID, &[&missing]).await?;
+        Ok(self.types.complete_names(nids, found, rows.iter().map(type_row)))
     }
 }
 
-fn shared(pair: &(&str, &str)) -> Key {
-    (Arc::from(pair.0), Arc::from(pair.1))
+fn not_numbered() -> crate::Error {
+    crate::Error::Corrupt("a name could not be numbered".to_owned())
 }
 
-fn columns(pairs: &[Key]) -> (Vec<&str>, Vec<&str>) {
-    pairs.iter().map(|(kind, state_key)| (&**kind, &**state_key)).unzip()
+fn user_row(row: &Row) -> (UserNid, Arc<str>) {
+    (UserNid(row.get(0)), Arc::from(row.get::<_, &str>(1)))
 }
 
-fn key_row(row: &tokio_postgres::Row) -> (KeyNid, Key) {
+fn key_row(row: &Row) -> (KeyNid, Key) {
     (KeyNid(row.get(0)), (Arc::from(row.get::<_, &str>(1)), Arc::from(row.get::<_, &str>(2))))
 }
 
-/// Looks names up, and asks `make` for the missing ones until all have a number.
-async fn intern<N, S>(
-    table: &Table<N, S>,
-    wanted: &[S],
-    make: impl AsyncFn(&[S]) -> Result<Vec<(N, S)>>,
-) -> Result<Vec<N>>
-where
-    N: Copy + Eq + Hash,
-    S: Clone + Eq + Hash,
-{
-    for _ in 0..ATTEMPTS {
-        let found = known(table, wanted, &make).await?;
-        if let Some(all) = found.into_iter().collect() {
-            return Ok(all);
-        }
-    }
-    Err(crate::Error::Corrupt("a name could not be numbered".to_owned()))
-}
-
-async fn known<N, S>(
-    table: &Table<N, S>,
-    wanted: &[S],
-    find: impl AsyncFn(&[S]) -> Result<Vec<(N, S)>>,
-) -> Result<Vec<Option<N>>>
-where
-    N: Copy + Eq + Hash,
-    S: Clone + Eq + Hash,
-{
-    let mut found: Vec<Option<N>> = wanted.iter().map(|name| table.by_name.get(name)).collect();
-    let missing: Vec<S> = wanted
-        .iter()
-        .zip(&found)
-        .filter(|(_, nid)| nid.is_none())
-        .map(|(n, _)| n.clone())
-        .collect();
-    if !missing.is_empty() {
-        let rows: std::collections::HashMap<S, N> = find(&missing)
-            .await?
-            .into_iter()
-            .map(|(nid, name)| {
-                table.remember(nid, name.clone());
-                (name, nid)
-            })
-            .collect();
-        for (slot, name) in found.iter_mut().zip(wanted).filter(|(slot, _)| slot.is_none()) {
-            *slot = rows.get(name).copied();
-        }
-    }
-    Ok(found)
-}
-
-async fn names<N, S>(
-    table: &Table<N, S>,
-    nids: &[N],
-    find: impl AsyncFn(&[N]) -> Result<Vec<(N, S)>>,
-) -> Result<Vec<Option<S>>>
-where
-    N: Copy + Eq + Hash,
-    S: Clone + Eq + Hash,
-{
-    let mut found: Vec<Option<S>> = nids.iter().map(|nid| table.by_nid.get(nid)).collect();
-    let missing: Vec<N> =
-        nids.iter().zip(&found).filter(|(_, name)| name.is_none()).map(|(nid, _)| *nid).collect();
-    if !missing.is_empty() {
-        let rows: std::collections::HashMap<N, S> = find(&missing).await?.into_iter().collect();
-        for (nid, name) in &rows {
-            table.remember(*nid, name.clone());
-        }
-        for (slot, nid) in found.iter_mut().zip(nids).filter(|(slot, _)| slot.is_none()) {
-            *slot = rows.get(nid).cloned();
-        }
-    }
-    Ok(found)
+fn type_row(row: &Row) -> (TypeNid, Arc<str>) {
+    (TypeNid(row.get(0)), Arc::from(row.get::<_, &str>(1)))
 }

@@ -20,7 +20,7 @@ statements! {
                            AND (k.type <> 'm.room.member' OR EXISTS (
                                 SELECT 1 FROM memberships m JOIN users_nid mu ON mu.nid = m.user_nid
                                 WHERE m.room = $1 AND mu.user_id = k.state_key AND m.is_local
-                                  AND m.membership = 'j'))";
+                                  AND m.membership IN ('j', 'i', 'k')))";
     LIST_BODIES = "SELECT e.nid, e.event_id, k.type, k.state_key, u.user_id, e.origin_ts, e.depth,
                           j.content, e.key, e.sender
                    FROM events e
@@ -43,6 +43,8 @@ statements! {
                      WHERE user_nid = $1 AND room = $2 AND membership IN ('l', 'b')";
     GET_MEMBERSHIP = "SELECT membership FROM memberships WHERE user_nid = $1 AND room = $2";
     GET_ALIAS = "SELECT r.room_id FROM room_aliases a JOIN rooms r ON r.nid = a.room WHERE a.alias = $1";
+    LIST_ALIAS_TARGETS = "SELECT a.alias, r.room_id FROM room_aliases a JOIN rooms r ON r.nid = a.room
+                          WHERE a.alias = ANY($1::text[])";
     COUNT_JOINED_IN = "SELECT count(*) FROM memberships m JOIN rooms r ON r.nid = m.room
                        WHERE m.user_nid = $1 AND m.membership = 'j' AND r.room_id = ANY($2::text[])";
 }
@@ -182,6 +184,15 @@ pub async fn get_membership(pool: &Pool, user: UserNid, room: RoomNid) -> Result
 /// The room that a local alias points to.
 pub async fn get_alias(pool: &Pool, alias: &str) -> Result<Option<String>> {
     Ok(pool.query_opt(&GET_ALIAS, &[&alias]).await?.map(|row| row.get(0)))
+}
+
+/// (alias, room id) of those of `aliases` that exist here.
+pub async fn list_alias_targets(pool: &Pool, aliases: &[String]) -> Result<Vec<(String, String)>> {
+    if aliases.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = pool.query(&LIST_ALIAS_TARGETS, &[&aliases]).await?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
 /// Whether the user is joined to at least one of the rooms.

@@ -31,7 +31,7 @@ pub use feed::{Feed, Frame, Stream};
 pub use owners::{Owner, Owners};
 pub use room_token::RoomToken;
 pub use token::{InvalidToken, StreamToken};
-pub use writer::{Persist, Writer};
+pub use writer::{Persist, Writer, durable, publish};
 
 /// Serialised JSON that many readers share.
 pub type Raw = Arc<RawValue>;

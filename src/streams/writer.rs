@@ -45,7 +45,8 @@ impl<S: Persist> Clone for Writer<S> {
 const QUEUE: usize = 4096;
 /// Changes that one commit may hold.
 const MOST_CHANGES: usize = 512;
-/// How long a change waits for a database that is away before it fails.
+/// How long a caller waits for a database that is away. What it asked for may still happen; a
+/// repeat with the same transaction id finds out.
 const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -62,9 +63,13 @@ impl<S: Persist> Writer<S> {
     /// that of its last row. A unique violation is returned as it is, alone.
     pub async fn append(&self, change: S::Change) -> Result<Position, Error> {
         let (done, outcome) = oneshot::channel();
-        let gone = |_| Error::Lost("the server is stopping".to_owned());
-        self.queue.send(Job { change, done }).await.map_err(|_| gone(()))?;
-        outcome.await.map_err(|_| gone(()))?
+        let gone = || Error::Lost("the server is stopping".to_owned());
+        let written = async {
+            self.queue.send(Job { change, done }).await.map_err(|_| gone())?;
+            outcome.await.map_err(|_| gone())?
+        };
+        let late = |_| Error::Lost("the database did not answer in time".to_owned());
+        tokio::time::timeout(PATIENCE, written).await.map_err(late)?
     }
 }
 
@@ -112,11 +117,9 @@ impl<S: Persist> Committer<S> {
                         let _ = job.done.send(Ok(position));
                     }
                 }
-                Err(error) if jobs.len() == 1 || matches!(error, Error::Lost(_)) => {
-                    let mut error = Some(error);
-                    for job in jobs {
-                        let why = error.take().unwrap_or_else(|| Error::Lost("commit".to_owned()));
-                        let _ = job.done.send(Err(why));
+                Err(error) if jobs.len() == 1 => {
+                    if let Some(job) = jobs.pop() {
+                        let _ = job.done.send(Err(error));
                     }
                 }
                 Err(_) => {
@@ -167,9 +170,10 @@ pub fn publish<S: Stream>(feed: &Feed<S>, writer: WriterId, base: Position, rows
 }
 
 /// Makes the batch that `build` makes durable and returns its first position. If the connection
-/// is lost, finds out what became of the commit before it tries again, so that nothing is
-/// written twice and nothing that was written is reported as failed. `build` may be called
-/// several times; the batch must begin and advance `count` rows of `writer`.
+/// is lost, finds out what became of the commit before it tries again, however long the database
+/// is away: so nothing is written twice, nothing that was written is reported as failed, and the
+/// feed never passes over rows. `build` may be called several times; the batch must begin and
+/// advance `count` rows of `writer`.
 pub async fn durable<S: Stream>(
     pool: &Pool,
     feed: &Feed<S>,
@@ -177,7 +181,6 @@ pub async fn durable<S: Stream>(
     count: usize,
     build: impl Fn() -> (Batch, usize),
 ) -> Result<Position, Error> {
-    let begun_at = tokio::time::Instant::now();
     loop {
         let (batch, begun) = build();
         let lost = match pool.commit(batch).await {
@@ -185,10 +188,8 @@ pub async fn durable<S: Stream>(
             Err(Error::Lost(what)) => what,
             Err(refused) => return Err(refused),
         };
+        tracing::warn!(stream = S::NAME, %lost, "lost the database during a commit");
         let settled = loop {
-            if begun_at.elapsed() > PATIENCE {
-                return Err(Error::Lost(lost));
-            }
             match positions::settled(pool, S::ID, writer).await {
                 Ok(position) => break position,
                 Err(_) => tokio::time::sleep(PAUSE).await,
@@ -197,6 +198,6 @@ pub async fn durable<S: Stream>(
         if settled > feed.position_of(writer) {
             return Ok(Position(settled.0 - (count as i64 - 1)));
         }
-        tracing::info!(stream = S::NAME, %lost, "repeating a commit that the database lost");
+        tracing::info!(stream = S::NAME, "repeating a commit that the database lost");
     }
 }

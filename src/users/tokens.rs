@@ -140,13 +140,7 @@ impl Tokens {
         Ok(entry)
     }
 
-    fn note(
-        &self,
-        entry: &Entry,
-        requester: &Requester,
-        user_agent: Option<&str>,
-        now_ms: u64,
-    ) {
+    fn note(&self, entry: &Entry, requester: &Requester, user_agent: Option<&str>, now_ms: u64) {
         let Some(device_id) = &requester.device_id else { return };
         if now_ms.saturating_sub(entry.noted_ms.load(Ordering::Relaxed)) < SEEN_GRANULARITY_MS {
             return;

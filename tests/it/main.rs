@@ -2,5 +2,4 @@
 //! helpers are in `tests/kit`.
 
 mod clients;
-mod edge;
 mod sessions;

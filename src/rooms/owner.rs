@@ -1,0 +1,432 @@
+//! The room owner: it alone extends the rooms of its shards, holds the hot ones in memory, and
+//! puts what it has sealed on the lane (R6, R9).
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use chatd_base::{Clock, EventNid, Position, Refusal, Result, RoomNid, SnapshotId};
+use chatd_storage::{Pool, events, rooms};
+use chatd_streams::{Owner, Owners};
+use chatd_users::Users;
+use parking_lot::Mutex;
+use ruma_common::{OwnedEventId, OwnedRoomId, RoomId, UserId};
+use ruma_events::TimelineEventType;
+use ruma_state_res::auth_types_for_event;
+use sha2::{Digest, Sha256};
+use tokio::sync::{OnceCell, mpsc, watch};
+use uuid::Uuid;
+
+use crate::{
+    compose::{Composed, Prepared, compose},
+    lane::{Job, Lane, Outcome},
+    live::Live,
+    push::Rules,
+    seal::{Draft, Signer},
+};
+
+/// A hot room, or one that is being loaded.
+pub struct Slot {
+    live: OnceCell<Mutex<Live>>,
+    dead: AtomicBool,
+    /// Jobs on the lane; a room that has some is not dropped from memory.
+    pending: AtomicUsize,
+    used: AtomicU64,
+}
+
+impl Slot {
+    fn new() -> Self {
+        Self {
+            live: OnceCell::new(),
+            dead: AtomicBool::new(false),
+            pending: AtomicUsize::new(0),
+            used: AtomicU64::new(0),
+        }
+    }
+
+    /// A slot for a room that has just been made.
+    pub fn with(live: Live) -> Self {
+        Self { live: OnceCell::new_with(Some(Mutex::new(live))), ..Self::new() }
+    }
+
+    /// Whether its memory has run ahead of tables that did not follow.
+    pub fn is_dead(&self) -> bool {
+        self.dead.load(Ordering::Acquire)
+    }
+
+    /// Throws the memory away: whoever comes next loads the room again.
+    pub fn kill(&self) {
+        self.dead.store(true, Ordering::Release);
+    }
+
+    /// A job has left the lane.
+    pub fn committed(&self) {
+        self.pending.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// A job is about to be put on the lane.
+    pub fn queued(&self) {
+        self.pending.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+/// Numbers that were reserved in blocks.
+#[derive(Default)]
+struct Block {
+    next: i64,
+    end: i64,
+}
+
+/// What a request with an effect on a room has done.
+#[derive(Clone, Debug)]
+pub struct Sent {
+    pub event_id: OwnedEventId,
+    /// 0 for repeats and for state that was like that already.
+    pub position: Position,
+}
+
+/// The owner's side of all rooms.
+pub struct RoomOwner {
+    pool: Pool,
+    pub(crate) users: Arc<Users>,
+    pub(crate) signer: Arc<Signer>,
+    pub(crate) owners: Arc<Owners>,
+    clock: Clock,
+    lane: Lane,
+    slots: Mutex<HashMap<OwnedRoomId, Arc<Slot>>>,
+    uses: AtomicU64,
+    event_nids: Mutex<Block>,
+    snapshot_ids: Mutex<Block>,
+    /// Hot rooms that may be in memory (R8).
+    most_rooms: usize,
+}
+
+/// How long a request waits for its commit. What it asked for may still happen; a repeat with the
+/// same transaction id finds out.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How often a draft is sealed again because what it was sealed on has failed.
+const ATTEMPTS: usize = 8;
+
+impl RoomOwner {
+    pub(crate) fn new(
+        users: &Arc<Users>,
+        signer: Arc<Signer>,
+        owners: Arc<Owners>,
+        lane: Lane,
+        most_rooms: usize,
+    ) -> Self {
+        Self {
+            pool: users.deps.pool.clone(),
+            users: users.clone(),
+            signer,
+            owners,
+            clock: users.deps.clock.clone(),
+            lane,
+            slots: Mutex::default(),
+            uses: AtomicU64::new(0),
+            event_nids: Mutex::default(),
+            snapshot_ids: Mutex::default(),
+            most_rooms,
+        }
+    }
+
+    /// Appends a draft to a room that this instance owns. On return the event is durable (R1).
+    pub async fn append(&self, room_id: &RoomId, draft: &Draft) -> Result<Sent> {
+        let txn = draft.txn.as_ref().map(|(device, id)| digest(room_id, &draft.sender, device, id));
+        for _ in 0..ATTEMPTS {
+            let slot = self.slot(room_id).await?;
+            let prepared = self.prepare(&slot, draft, txn).await?;
+            let permit = self.reserve().await?;
+            let step = {
+                let mut live = lock(&slot).lock();
+                if slot.is_dead() {
+                    continue;
+                }
+                if let Some(earlier) = txn.and_then(|txn| live.txn(&txn)) {
+                    Err(earlier)
+                } else {
+                    match compose(&mut live, &self.signer, draft, &prepared)? {
+                        Composed::Unchanged(event_id) => {
+                            return Ok(Sent { event_id, position: Position(0) });
+                        }
+                        Composed::Event(event) => {
+                            let (outcome, waits) = watch::channel(Outcome::Waiting);
+                            if let Some(txn) = txn {
+                                live.remember_txn(txn, waits.clone());
+                            }
+                            slot.queued();
+                            permit.send(Job {
+                                slot: slot.clone(),
+                                room: live.room,
+                                shard: live.shard,
+                                epoch: live.epoch,
+                                new_room: None,
+                                events: vec![*event],
+                                outcome,
+                            });
+                            Ok(waits)
+                        }
+                    }
+                }
+            };
+            let waits = match step {
+                Ok(own) => own,
+                Err(earlier) => earlier,
+            };
+            if let Some(sent) = settle(waits).await? {
+                return Ok(sent);
+            }
+        }
+        Err(chatd_base::Error::internal(format!("room {room_id} could not be extended")))
+    }
+
+    /// Makes the events of a new room durable, all or none.
+    pub(crate) async fn commit_new(
+        &self,
+        slot: Arc<Slot>,
+        job: impl FnOnce(watch::Sender<Outcome>) -> Job,
+    ) -> Result<()> {
+        let permit = self.reserve().await?;
+        let (outcome, waits) = watch::channel(Outcome::Waiting);
+        slot.queued();
+        permit.send(job(outcome));
+        match settle(waits).await? {
+            Some(_) => {
+                let room_id = lock(&slot).lock().room_id.clone();
+                self.slots.lock().insert(room_id, slot);
+                Ok(())
+            }
+            None => Err(away().into()),
+        }
+    }
+
+    async fn reserve(&self) -> Result<mpsc::Permit<'_, Job>> {
+        let permit = tokio::time::timeout(PATIENCE, self.lane.reserve(false));
+        Ok(permit.await.map_err(|_| away())?.ok_or_else(away)?)
+    }
+
+    /// The hot room, loaded if need be. Refuses rooms that this server does not know.
+    pub(crate) async fn slot(&self, room_id: &RoomId) -> Result<Arc<Slot>> {
+        let slot = self.entry(room_id);
+        let loaded = slot
+            .live
+            .get_or_try_init(|| async {
+                let Owner::Here { shard, epoch } = self.owners.of_room(room_id) else {
+                    return Err(chatd_base::Error::internal(format!(
+                        "{room_id} has another owner"
+                    )));
+                };
+                let live = Live::load(&self.pool, room_id, shard, epoch).await?;
+                live.map(Mutex::new).ok_or_else(|| unknown_room(room_id).into())
+            })
+            .await;
+        match loaded {
+            Ok(_) => Ok(slot),
+            Err(error) => {
+                self.slots.lock().retain(|id, other| id != room_id || !Arc::ptr_eq(other, &slot));
+                Err(error)
+            }
+        }
+    }
+
+    fn entry(&self, room_id: &RoomId) -> Arc<Slot> {
+        let mut slots = self.slots.lock();
+        let used = self.uses.fetch_add(1, Ordering::Relaxed);
+        if slots.get(room_id).is_some_and(|slot| slot.is_dead()) {
+            slots.remove(room_id);
+        }
+        if slots.len() >= self.most_rooms && !slots.contains_key(room_id) {
+            evict(&mut slots);
+        }
+        let slot = slots.entry(room_id.to_owned()).or_insert_with(|| Arc::new(Slot::new()));
+        slot.used.store(used, Ordering::Relaxed);
+        slot.clone()
+    }
+
+    /// Looks up everything that the draft needs, so that nothing waits while the room is locked.
+    /// No query once the room, its members and the names in the draft are warm.
+    async fn prepare(&self, slot: &Slot, draft: &Draft, txn: Option<Uuid>) -> Result<Prepared> {
+        let interner = &self.users.deps.interner;
+        let kind = interner.types(&[&draft.kind]).await?[0];
+        let sender = interner.user(draft.sender.as_str()).await?;
+        let key = match &draft.state_key {
+            Some(state_key) => Some(interner.keys(&[(&draft.kind, state_key)]).await?[0]),
+            None => None,
+        };
+        let target = match &draft.state_key {
+            Some(user) if draft.kind == "m.room.member" && UserId::parse(user).is_ok() => {
+                Some(interner.user(user).await?)
+            }
+            _ => None,
+        };
+        self.load_members(slot, draft).await?;
+        let rules = Rules::new();
+        let redacts = match &draft.redacts {
+            Some(target) => events::get_by_id(&self.pool, target.as_str()).await?,
+            None => None,
+        };
+        Ok(Prepared {
+            nid: EventNid(self.next_number(&self.event_nids, true).await?),
+            snapshot: match key {
+                Some(_) => SnapshotId(self.next_number(&self.snapshot_ids, false).await?),
+                None => SnapshotId(0),
+            },
+            kind,
+            sender,
+            key,
+            target,
+            rules: Arc::new(rules),
+            redacts,
+            txn,
+            now_ms: self.now_ms(),
+        })
+    }
+
+    /// [`Prepared`] for an event of a room that is being made, which nobody else has joined.
+    pub(crate) async fn prepare_new(&self, draft: &Draft) -> Result<Prepared> {
+        let interner = &self.users.deps.interner;
+        let state_key = draft.state_key.as_deref().unwrap_or_default();
+        let target = match draft.kind == "m.room.member" {
+            true => Some(interner.user(state_key).await?),
+            false => None,
+        };
+        Ok(Prepared {
+            nid: EventNid(self.next_number(&self.event_nids, true).await?),
+            snapshot: SnapshotId(self.next_number(&self.snapshot_ids, false).await?),
+            kind: interner.types(&[&draft.kind]).await?[0],
+            sender: interner.user(draft.sender.as_str()).await?,
+            key: Some(interner.keys(&[(&draft.kind, state_key)]).await?[0]),
+            target,
+            rules: Arc::default(),
+            redacts: None,
+            txn: None,
+            now_ms: self.now_ms(),
+        })
+    }
+
+    /// Milliseconds since the epoch, as events have them.
+    pub(crate) fn now_ms(&self) -> i64 {
+        i64::try_from(self.clock.now_ms()).unwrap_or(i64::MAX)
+    }
+
+    pub(crate) async fn next_room(&self) -> Result<RoomNid> {
+        Ok(rooms::next_room(&self.pool).await?)
+    }
+
+    /// Reads memberships that the draft's authorisation needs and that are not in memory: those
+    /// of users of other servers, and of users who are not joined.
+    async fn load_members(&self, slot: &Slot, draft: &Draft) -> Result<()> {
+        let missing: Vec<(String, String)> = {
+            let live = lock(slot).lock();
+            let content = serde_json::value::to_raw_value(&draft.content)
+                .map_err(chatd_base::Error::internal)?;
+            let kind = TimelineEventType::from(draft.kind.as_str());
+            let rules = &live.rules.authorization;
+            let state_key = draft.state_key.as_deref();
+            auth_types_for_event(&kind, &draft.sender, state_key, &content, rules)
+                .map_err(Refusal::bad_json)?
+                .into_iter()
+                .map(|(kind, key)| (kind.to_string(), key))
+                .filter(|(kind, key)| kind == "m.room.member" && live.body(kind, key).is_none())
+                .collect()
+        };
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let pairs: Vec<_> =
+            missing.iter().map(|(kind, key)| (kind.as_str(), key.as_str())).collect();
+        let keys = self.users.deps.interner.known_keys(&pairs).await?;
+        let nids: Vec<EventNid> = {
+            let live = lock(slot).lock();
+            keys.iter().flatten().filter_map(|key| live.state.get(key).copied()).collect()
+        };
+        if nids.is_empty() {
+            return Ok(());
+        }
+        let bodies = rooms::list_bodies(&self.pool, &nids).await?;
+        let mut live = lock(slot).lock();
+        // A newer body may have come in meanwhile.
+        let bodies = bodies.into_iter().filter(|body| live.state.get(&body.key) == Some(&body.nid));
+        let bodies = bodies.collect();
+        live.add_bodies(bodies)
+    }
+
+    async fn next_number(&self, block: &Mutex<Block>, is_event: bool) -> Result<i64> {
+        loop {
+            {
+                let mut block = block.lock();
+                if block.next < block.end {
+                    block.next += 1;
+                    return Ok(block.next - 1);
+                }
+            }
+            let start = match is_event {
+                true => rooms::next_events(&self.pool).await?,
+                false => rooms::next_snapshots(&self.pool).await?,
+            };
+            *block.lock() = Block { next: start, end: start + rooms::NID_BLOCK };
+        }
+    }
+}
+
+/// The room in a slot that [`RoomOwner::slot`] has returned.
+pub(crate) fn lock(slot: &Slot) -> &Mutex<Live> {
+    slot.live.get().expect("`slot` returns only slots that are loaded")
+}
+
+/// What a client is told of a room that this server does not know.
+pub(crate) fn unknown_room(room_id: &RoomId) -> Refusal {
+    Refusal::forbidden(format!("you are not in the room {room_id}, or it does not exist"))
+}
+
+fn away() -> Refusal {
+    Refusal::new(503, "M_UNKNOWN", "the server cannot write at the moment; try again")
+}
+
+/// Waits for the end of a job; `None` if the draft has to be sealed again.
+async fn settle(mut waits: watch::Receiver<Outcome>) -> Result<Option<Sent>> {
+    let ended = waits.wait_for(|outcome| !matches!(outcome, Outcome::Waiting));
+    let outcome = match tokio::time::timeout(PATIENCE, ended).await {
+        Ok(Ok(outcome)) => outcome.clone(),
+        Ok(Err(_)) | Err(_) => return Err(away().into()),
+    };
+    match outcome {
+        Outcome::Done(ids, position) => {
+            let event_id = ids.last().cloned().ok_or_else(away)?;
+            Ok(Some(Sent { event_id, position }))
+        }
+        Outcome::Repeat(event_id) => Ok(Some(Sent { event_id, position: Position(0) })),
+        Outcome::Failed(error) => Err(chatd_base::Error::internal(error.to_string())),
+        Outcome::Again | Outcome::Waiting => Ok(None),
+    }
+}
+
+/// Drops the quarter of the rooms that was not used for longest and has nothing on the lane.
+fn evict(slots: &mut HashMap<OwnedRoomId, Arc<Slot>>) {
+    let mut idle: Vec<(u64, OwnedRoomId)> = slots
+        .iter()
+        .filter(|(_, slot)| {
+            slot.pending.load(Ordering::Acquire) == 0 && Arc::strong_count(slot) == 1
+        })
+        .map(|(id, slot)| (slot.used.load(Ordering::Relaxed), id.clone()))
+        .collect();
+    idle.sort_unstable();
+    for (_, id) in idle.iter().take(slots.len() / 4 + 1) {
+        slots.remove(id);
+    }
+}
+
+fn digest(room: &RoomId, user: &UserId, device: &str, txn_id: &str) -> Uuid {
+    let mut hash = Sha256::new();
+    for part in [room.as_str(), user.as_str(), device, txn_id] {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    Uuid::from_slice(&hash.finalize()[..16]).expect("half of a SHA-256 hash has 16 bytes")
+}

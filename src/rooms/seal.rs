@@ -1,0 +1,269 @@
+//! From a draft to an event that is complete for federation: canonical JSON, content hash,
+//! signature, and the id that follows from them.
+
+use chatd_base::{Refusal, Result, json::MAX_INTEGER};
+use ed25519_dalek::{Signer as _, SigningKey};
+use ruma_common::{
+    AnyKeyName, CanonicalJsonObject, CanonicalJsonValue, EventId, OwnedEventId, OwnedRoomId,
+    OwnedServerName, OwnedSigningKeyId, OwnedUserId, RoomId,
+    room_version_rules::{EventIdFormatVersion, RoomVersionRules},
+};
+use ruma_signatures::{KeyPair, Signature, hash_and_sign_event, reference_hash};
+use serde_json::{Map, Value};
+
+/// Largest event in its federation form, signatures included (spec: size limits).
+pub const MAX_EVENT_BYTES: usize = 65_536;
+/// Longest `type`, `state_key`, `sender`, `room_id` and event id.
+pub const MAX_FIELD_BYTES: usize = 255;
+
+/// This server's name and signing key.
+pub struct Signer {
+    pub server_name: OwnedServerName,
+    key_id: OwnedSigningKeyId<AnyKeyName>,
+    key: SigningKey,
+}
+
+impl Signer {
+    /// `version` is what follows `ed25519:` in the key's id.
+    pub fn new(server_name: OwnedServerName, version: &str, seed: &[u8; 32]) -> Result<Self> {
+        let key_id = OwnedSigningKeyId::try_from(format!("ed25519:{version}"))
+            .map_err(chatd_base::Error::internal)?;
+        Ok(Self { server_name, key_id, key: SigningKey::from_bytes(seed) })
+    }
+}
+
+impl KeyPair for Signer {
+    fn sign(&self, message: &[u8]) -> Signature {
+        Signature::new(self.key_id.clone(), self.key.sign(message).to_bytes().to_vec())
+    }
+}
+
+/// What a user wants to add to a room. References, depth and signatures come from the owner.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    pub sender: OwnedUserId,
+    pub kind: String,
+    pub state_key: Option<String>,
+    pub content: Map<String, Value>,
+    pub redacts: Option<OwnedEventId>,
+    /// Milliseconds; set only by application services.
+    pub origin_ts: Option<i64>,
+    /// Device and transaction id of the request, which make a repeat have one effect.
+    pub txn: Option<(String, String)>,
+}
+
+impl Draft {
+    /// A message event.
+    pub fn message(
+        sender: OwnedUserId,
+        kind: impl Into<String>,
+        content: Map<String, Value>,
+    ) -> Self {
+        Self {
+            sender,
+            kind: kind.into(),
+            state_key: None,
+            content,
+            redacts: None,
+            origin_ts: None,
+            txn: None,
+        }
+    }
+
+    /// A state event.
+    pub fn state(
+        sender: OwnedUserId,
+        kind: impl Into<String>,
+        state_key: impl Into<String>,
+        content: Map<String, Value>,
+    ) -> Self {
+        Self { state_key: Some(state_key.into()), ..Self::message(sender, kind, content) }
+    }
+
+    /// The same draft as part of a request with a transaction id.
+    #[must_use]
+    pub fn transaction(mut self, device: Option<&str>, txn_id: &str) -> Self {
+        self.txn = Some((device.unwrap_or_default().to_owned(), txn_id.to_owned()));
+        self
+    }
+}
+
+/// An earlier event that a new one refers to.
+#[derive(Clone, Debug)]
+pub struct Reference {
+    pub event_id: OwnedEventId,
+    /// Reference hash; needed by room versions 1 and 2 only.
+    pub hash: Option<String>,
+}
+
+/// A draft with its place in the room, before it has an id.
+pub struct Unsealed<'a> {
+    pub draft: &'a Draft,
+    /// Absent for the create event of a room whose id is that event's hash.
+    pub room_id: Option<&'a RoomId>,
+    pub origin_ts: i64,
+    pub depth: i64,
+    pub prev_events: &'a [Reference],
+    pub auth_events: &'a [Reference],
+}
+
+/// A complete event.
+#[derive(Clone, Debug)]
+pub struct SealedJson {
+    pub event_id: OwnedEventId,
+    /// Canonical JSON of the content.
+    pub content: String,
+    /// What the columns and the content do not say, as a JSON object.
+    pub rest: Vec<u8>,
+    /// Reference hash, where later events need it (room versions 1 and 2).
+    pub hash: Option<String>,
+}
+
+/// Hashes and signs. Refuses content that is not canonical JSON, and what is too large.
+pub fn seal(signer: &Signer, rules: &RoomVersionRules, event: &Unsealed<'_>) -> Result<SealedJson> {
+    let draft = event.draft;
+    check_lengths(draft)?;
+    let content = canonical(&draft.content)?;
+    let has_v1_ids = rules.event_id_format == EventIdFormatVersion::V1;
+    let mut object = CanonicalJsonObject::new();
+    let mut put = |key: &str, value: CanonicalJsonValue| {
+        object.insert(key.to_owned(), value);
+    };
+    put("auth_events", references(event.auth_events, has_v1_ids));
+    put("prev_events", references(event.prev_events, has_v1_ids));
+    put("content", CanonicalJsonValue::Object(content));
+    put("depth", integer(event.depth));
+    put("origin_server_ts", integer(event.origin_ts));
+    put("sender", draft.sender.as_str().into());
+    put("type", draft.kind.as_str().into());
+    if let Some(room_id) = event.room_id {
+        put("room_id", room_id.as_str().into());
+    }
+    if let Some(state_key) = &draft.state_key {
+        put("state_key", state_key.as_str().into());
+    }
+    if let Some(redacts) = draft.redacts.as_ref().filter(|_| !rules.redaction.content_field_redacts)
+    {
+        put("redacts", redacts.as_str().into());
+    }
+    let v1_id = has_v1_ids.then(|| EventId::new_v1(&signer.server_name));
+    if let Some(event_id) = &v1_id {
+        put("event_id", event_id.as_str().into());
+    }
+    hash_and_sign_event(signer.server_name.as_str(), signer, &mut object, &rules.redaction)
+        .map_err(|error| Refusal::bad_json(format!("the event cannot be signed: {error}")))?;
+    let bytes = serde_json::to_vec(&object).map_err(chatd_base::Error::internal)?;
+    if bytes.len() > MAX_EVENT_BYTES {
+        return Err(
+            too_large(&format!("the event has {} bytes", bytes.len()), MAX_EVENT_BYTES).into()
+        );
+    }
+    let hash = reference_hash(&object, rules).map_err(chatd_base::Error::internal)?;
+    let event_id = match v1_id {
+        Some(event_id) => event_id,
+        None => EventId::new_v2_or_v3(&hash).map_err(chatd_base::Error::internal)?,
+    };
+    let hash = has_v1_ids.then_some(hash);
+    Ok(SealedJson {
+        content: take_content(&mut object)?,
+        rest: rest(object, hash.as_deref())?,
+        event_id,
+        hash,
+    })
+}
+
+/// The id of the room that a create event of room version 12 makes.
+pub fn room_id_of_create(event_id: &EventId) -> Result<OwnedRoomId> {
+    RoomId::new_v2(event_id.as_str().trim_start_matches('$')).map_err(chatd_base::Error::internal)
+}
+
+fn check_lengths(draft: &Draft) -> Result<(), Refusal> {
+    let fields = [
+        ("type", Some(draft.kind.as_str())),
+        ("state_key", draft.state_key.as_deref()),
+        ("sender", Some(draft.sender.as_str())),
+    ];
+    for (name, value) in fields {
+        if value.is_some_and(|value| value.len() > MAX_FIELD_BYTES) {
+            return Err(too_large(&format!("`{name}` is too long"), MAX_FIELD_BYTES));
+        }
+    }
+    Ok(())
+}
+
+fn too_large(what: &str, limit: usize) -> Refusal {
+    Refusal::too_large(format!("{what}; at most {limit} bytes are allowed"))
+}
+
+/// The content in canonical form; numbers must be integers that fit.
+pub fn canonical(content: &Map<String, Value>) -> Result<CanonicalJsonObject, Refusal> {
+    match CanonicalJsonValue::try_from(Value::Object(content.clone())) {
+        Ok(CanonicalJsonValue::Object(object)) => Ok(object),
+        Ok(_) => Err(Refusal::bad_json("the content of an event must be an object")),
+        Err(error) => Err(Refusal::bad_json(format!(
+            "the content is not canonical JSON (numbers must be integers of at most {MAX_INTEGER}): {error}"
+        ))),
+    }
+}
+
+fn integer(number: i64) -> CanonicalJsonValue {
+    let number = number.clamp(-MAX_INTEGER, MAX_INTEGER);
+    CanonicalJsonValue::Integer(number.try_into().expect("clamped to what canonical JSON allows"))
+}
+
+fn references(to: &[Reference], with_hashes: bool) -> CanonicalJsonValue {
+    let one = |reference: &Reference| -> CanonicalJsonValue {
+        let id: CanonicalJsonValue = reference.event_id.as_str().into();
+        match &reference.hash {
+            Some(hash) if with_hashes => {
+                let hashes =
+                    CanonicalJsonObject::from([("sha256".to_owned(), hash.as_str().into())]);
+                CanonicalJsonValue::Array(vec![id, CanonicalJsonValue::Object(hashes)])
+            }
+            _ => id,
+        }
+    };
+    CanonicalJsonValue::Array(to.iter().map(one).collect())
+}
+
+fn take_content(object: &mut CanonicalJsonObject) -> Result<String> {
+    let content = object.remove("content");
+    serde_json::to_string(&content).map_err(chatd_base::Error::internal)
+}
+
+/// Members that the columns say too, or that `content` holds.
+const IN_COLUMNS: [&str; 8] = [
+    "auth_events",
+    "prev_events",
+    "depth",
+    "origin_server_ts",
+    "sender",
+    "type",
+    "room_id",
+    "state_key",
+];
+
+/// Key in `rest` for the reference hash; not part of the event.
+pub const HASH_KEY: &str = "_hash";
+
+fn rest(mut object: CanonicalJsonObject, hash: Option<&str>) -> Result<Vec<u8>> {
+    for member in IN_COLUMNS {
+        let is_pair = hash.is_some() && member.ends_with("_events");
+        if !is_pair {
+            object.remove(member);
+        }
+    }
+    if let Some(hash) = hash {
+        object.insert(HASH_KEY.to_owned(), hash.into());
+        object.remove("event_id");
+    }
+    serde_json::to_vec(&object).map_err(chatd_base::Error::internal)
+}
+
+/// What is left of `content` when the event is redacted.
+pub fn redacted_content(kind: &str, content: &str, rules: &RoomVersionRules) -> Result<String> {
+    let mut content: CanonicalJsonObject =
+        serde_json::from_str(content).map_err(chatd_base::Error::internal)?;
+    ruma_common::canonical_json::redact_content_in_place(&mut content, &rules.redaction, kind);
+    serde_json::to_string(&content).map_err(chatd_base::Error::internal)
+}
