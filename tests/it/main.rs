@@ -1,5 +1,11 @@
 //! Scenarios over HTTP against the real binary and a real PostgreSQL. One file a subject; the
 //! helpers are in `tests/kit`.
 
+mod account;
 mod clients;
+mod live;
+mod rooms;
 mod sessions;
+mod syncing;
+mod timeline;
+mod visibility;

@@ -40,6 +40,7 @@ impl Settings {
             "rc_invites": {"per_room": rate, "per_user": rate, "per_issuer": rate},
             "rc_room_creation": rate,
             "rc_presence": {"per_user": rate},
+            "room_list_publication_rules": [{"action": "allow"}],
             "chatd": {"expose_request_cost": true},
         });
         let Value::Object(keys) = keys else { unreachable!("the literal above is an object") };

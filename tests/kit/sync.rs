@@ -46,6 +46,12 @@ impl SyncRequest {
         self
     }
 
+    /// Without the check against the specification.
+    pub fn unchecked(mut self) -> Self {
+        self.request = self.request.unchecked();
+        self
+    }
+
     /// The request itself, for scenarios of refusals.
     pub fn request(self) -> Request {
         self.request
