@@ -29,7 +29,8 @@ async fn capabilities(app: Arc<App>, _: Request) -> Result<Reply> {
             "m.set_displayname": {"enabled": config.profiles.may_set_displayname},
             "m.set_avatar_url": {"enabled": config.profiles.may_set_avatar_url},
             "m.3pid_changes": {"enabled": false},
-            "m.get_login_token": {"enabled": false},
+            "m.profile_fields": {"enabled": true},
+            "m.get_login_token": {"enabled": config.sessions.login_via_existing_session.enabled},
         },
     }))
 }

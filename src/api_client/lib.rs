@@ -1,9 +1,15 @@
 //! The endpoints of `/_matrix/client` and `/.well-known/matrix`. One file per subject, each with
 //! one `router()`; a handler parses, calls the domain, and answers. No rules and no SQL here.
 
+mod account;
 mod capabilities;
+mod devices;
+mod login;
 mod membership;
+mod profile;
+mod register;
 mod send;
+mod ui_auth;
 mod versions;
 mod voip;
 mod well_known;
@@ -29,8 +35,13 @@ pub struct App {
 /// Every group of client endpoints; the assignment decides which of them are mounted.
 pub fn routers(app: &Arc<App>) -> Vec<Router> {
     vec![
+        account::router(app),
         capabilities::router(app),
+        devices::router(app),
+        login::router(app),
         membership::router(app),
+        profile::router(app),
+        register::router(app),
         send::router(app),
         versions::router(app),
         voip::router(app),

@@ -1,0 +1,69 @@
+//! Devices of the requester.
+
+use std::sync::Arc;
+
+use chatd_base::{Refusal, Result};
+use chatd_config::RouterName;
+use chatd_http::{Auth, Reply, Request, Router, v3};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::{
+    App,
+    ui_auth::{self, Lately},
+};
+
+pub fn router(app: &Arc<App>) -> Router {
+    Router::of(RouterName::ClientDevices, app)
+        .get(v3("/devices"), Auth::Guest, list)
+        .get(v3("/devices/{deviceId}"), Auth::Guest, get)
+        .put(v3("/devices/{deviceId}"), Auth::Guest, update)
+        .delete(v3("/devices/{deviceId}"), Auth::Token, delete)
+        .post(v3("/delete_devices"), Auth::Token, delete_many)
+        .done()
+}
+
+async fn list(app: Arc<App>, request: Request) -> Result<Reply> {
+    let devices = app.users.devices.list(request.who()?.user).await?;
+    Reply::json(&json!({"devices": devices}))
+}
+
+async fn get(app: Arc<App>, request: Request) -> Result<Reply> {
+    let user = request.who()?.user;
+    Reply::json(&app.users.devices.get(user, request.arg("deviceId")).await?)
+}
+
+async fn update(app: Arc<App>, request: Request) -> Result<Reply> {
+    #[derive(Deserialize)]
+    struct Body {
+        display_name: Option<String>,
+    }
+    let who = request.who()?;
+    let device_id = request.arg("deviceId");
+    match request.json_or_empty::<Body>()?.display_name {
+        Some(name) => app.users.devices.rename(who, device_id, Some(&name)).await?,
+        None => drop(app.users.devices.get(who.user, device_id).await?),
+    }
+    Ok(Reply::empty())
+}
+
+async fn delete(app: Arc<App>, request: Request) -> Result<Reply> {
+    let body: Map<String, Value> = request.json_or_empty()?;
+    let passed = ui_auth::confirm(&app, &request, body, Lately::Counts).await?;
+    let device_ids = vec![request.arg("deviceId").to_owned()];
+    app.users.devices.delete(request.who()?, device_ids).await?;
+    app.users.ui_auth.finish(&passed).await?;
+    Ok(Reply::empty())
+}
+
+async fn delete_many(app: Arc<App>, request: Request) -> Result<Reply> {
+    let body: Map<String, Value> = request.json()?;
+    let passed = ui_auth::confirm(&app, &request, body, Lately::Counts).await?;
+    let devices = passed.body.get("devices").cloned();
+    let devices = devices.ok_or_else(|| Refusal::missing_param("devices is missing"))?;
+    let device_ids: Vec<String> = serde_json::from_value(devices)
+        .map_err(|error| Refusal::bad_json(format!("devices: {error}")))?;
+    app.users.devices.delete(request.who()?, device_ids).await?;
+    app.users.ui_auth.finish(&passed).await?;
+    Ok(Reply::empty())
+}
