@@ -1,8 +1,9 @@
-# A server in a container, against a PostgreSQL of its own:
-#   docker build -t chatd . && docker run -p 8008:8008 -v chatd-data:/data \
-#       -e CHATD_SERVER_NAME=example.org chatd
-# For a PostgreSQL that runs elsewhere, mount a configuration:
-#   docker run … -v ./homeserver.yaml:/config/homeserver.yaml:ro chatd run -c /config
+# A server in a container, with a database of its own in the volume:
+#   docker build -t chatd .
+#   docker run -p 8008:8008 -v chatd-data:/data -e CHATD_SERVER_NAME=example.org \
+#       -e CHATD_REGISTRATION_SHARED_SECRET=… chatd
+# With a configuration of your own:
+#   docker run … -v ./homeserver.yaml:/config/homeserver.yaml:ro chatd run -c /config --data-dir /data
 
 FROM rust:1-bookworm AS build
 WORKDIR /src
@@ -12,7 +13,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
     cargo build --release --locked && cp target/release/chatd /chatd
 
 FROM debian:bookworm-slim
-# Only the programs are wanted, not the cluster that the package makes.
+# Only PostgreSQL's programs are wanted, not the cluster that the package makes.
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates curl postgresql-common \
     && echo 'create_main_cluster = false' > /etc/postgresql-common/createcluster.conf \
@@ -21,6 +22,7 @@ RUN apt-get update \
     && useradd --system --home-dir /data --shell /usr/sbin/nologin chatd \
     && install -d -o chatd -g chatd -m 755 /data
 COPY --from=build /chatd /usr/local/bin/chatd
+COPY config-examples/container.yaml /etc/chatd/homeserver.yaml
 USER chatd
 VOLUME /data
 EXPOSE 8008
@@ -29,4 +31,4 @@ STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=15s --timeout=5s --start-period=60s \
     CMD curl -fsS http://127.0.0.1:8008/health || exit 1
 ENTRYPOINT ["chatd"]
-CMD ["run", "--data-dir", "/data"]
+CMD ["run", "-c", "/etc/chatd/homeserver.yaml", "--data-dir", "/data"]

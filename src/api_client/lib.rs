@@ -2,11 +2,14 @@
 //! one `router()`; a handler parses, calls the domain, and answers. No rules and no SQL here.
 
 mod account;
+mod account_data;
 mod capabilities;
 mod devices;
+mod filters;
 mod login;
 mod membership;
 mod profile;
+mod push_rules;
 mod register;
 mod send;
 mod ui_auth;
@@ -36,9 +39,12 @@ pub struct App {
 pub fn routers(app: &Arc<App>) -> Vec<Router> {
     vec![
         account::router(app),
+        account_data::router(app),
         capabilities::router(app),
         devices::router(app),
+        filters::router(app),
         login::router(app),
+        push_rules::router(app),
         membership::router(app),
         profile::router(app),
         register::router(app),

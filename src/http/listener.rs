@@ -72,6 +72,7 @@ async fn bind_tcp(addresses: &[IpAddr], port: u16) -> Result<Vec<Socket>, String
         match TcpListener::bind(address).await {
             Ok(socket) => sockets.push(Socket::Tcp(socket)),
             Err(error) if may_do_without(*ip, addresses, &error) => {
+                tracing::debug!(%address, %error, "doing without this address");
                 failed = Some(format!("cannot listen on {address}: {error}"));
             }
             Err(error) => return Err(format!("cannot listen on {address}: {error}")),
@@ -83,13 +84,17 @@ async fn bind_tcp(addresses: &[IpAddr], port: u16) -> Result<Vec<Socket>, String
     }
 }
 
-/// `::` takes IPv4 too where the system says so, and is not there where it has no IPv6: both are
-/// fine as long as the other wildcard works.
+/// `::` takes IPv4 too where the system says so, and where it has no IPv6 such addresses are not
+/// there: both are fine as long as another address works.
 fn may_do_without(ip: IpAddr, all: &[IpAddr], error: &io::Error) -> bool {
-    let both = all.iter().filter(|one| one.is_unspecified()).count() > 1;
+    let taken = error.kind() == io::ErrorKind::AddrInUse;
     match ip {
-        IpAddr::V4(v4) => both && v4.is_unspecified() && error.kind() == io::ErrorKind::AddrInUse,
-        IpAddr::V6(v6) => both && v6.is_unspecified() && error.kind() != io::ErrorKind::AddrInUse,
+        IpAddr::V4(v4) => {
+            taken
+                && v4.is_unspecified()
+                && all.iter().any(|one| one.is_ipv6() && one.is_unspecified())
+        }
+        IpAddr::V6(_) => !taken && all.iter().any(IpAddr::is_ipv4),
     }
 }
 

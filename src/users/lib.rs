@@ -2,13 +2,19 @@
 //! profiles, account data, push rules, presence, typing, receipts and to-device messages.
 //! Nothing here knows HTTP or SQL text.
 
+pub mod account_data;
 pub mod accounts;
 pub mod cleanup;
 pub mod devices;
+mod digest;
+pub mod filters;
+mod locks;
 pub mod logins;
 pub mod passwords;
 pub mod profiles;
+pub mod push_rules;
 pub mod registration;
+pub mod room_nids;
 mod seen;
 pub mod tokens;
 pub mod uia;
@@ -44,6 +50,10 @@ pub struct Users {
     pub logins: logins::Logins,
     pub registration: registration::Registration,
     pub ui_auth: uia::UiAuth,
+    pub room_nids: Arc<room_nids::RoomNids>,
+    pub account_data: Arc<account_data::AccountData>,
+    pub filters: filters::Filters,
+    pub push_rules: push_rules::PushRules,
 }
 
 impl Users {
@@ -59,6 +69,8 @@ impl Users {
         let devices = Arc::new(devices::Devices::new(&deps, &tokens, &seen, &device_lists));
         let profiles = Arc::new(profiles::Profiles::new(&deps));
         let accounts = Arc::new(accounts::Accounts::new(&deps, &passwords, &devices, &profiles));
+        let room_nids = Arc::new(room_nids::RoomNids::new(&deps));
+        let account_data = Arc::new(account_data::AccountData::new(&deps, &room_nids));
         Self {
             logins: logins::Logins::new(&deps, &tokens),
             registration: registration::Registration::new(&deps, &passwords, &profiles),
@@ -69,6 +81,10 @@ impl Users {
             devices,
             profiles,
             accounts,
+            filters: filters::Filters::new(&deps),
+            push_rules: push_rules::PushRules::new(&deps),
+            account_data,
+            room_nids,
             deps,
         }
     }

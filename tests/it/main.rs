@@ -3,6 +3,7 @@
 
 mod account;
 mod clients;
+mod edge;
 mod live;
 mod rooms;
 mod sessions;
