@@ -9,7 +9,7 @@ use chatd_config::{
     Assignment, Config, Database, PostgresDatabase, SigningKeys, SslMode, TaskName,
 };
 use chatd_http::{Limits, Metrics, Router, Server};
-use chatd_rooms::{Rooms, Signer};
+use chatd_rooms::{Rooms, Signer, read::Reader};
 use chatd_storage::{ConnectSettings, Host, Interner, Pool, SslMode as PoolSslMode};
 use chatd_streams::{Owners, Streams, bus::LocalBus};
 use chatd_users::{Deps, Users, cleanup};
@@ -60,10 +60,11 @@ async fn serve(
         stop: stop.clone(),
         pool,
     };
+    let reader = Reader::new(&deps);
     let users = Arc::new(Users::new(deps));
     start_tasks(&users, mine);
     let rooms = Arc::new(Rooms::new(&users, Arc::new(owners), signer(&config)?));
-    let app = Arc::new(App { config, clock, limits: Arc::new(limits), users, rooms });
+    let app = Arc::new(App { config, clock, limits: Arc::new(limits), users, rooms, reader });
 
     let limits = app.limits.clone();
     let routers = routers(&app, mine);

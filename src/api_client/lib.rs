@@ -13,6 +13,11 @@ mod push_rules;
 mod register;
 mod send;
 mod ui_auth;
+mod messages;
+mod public_rooms;
+mod relations;
+mod splice;
+mod state_read;
 mod versions;
 mod voip;
 mod well_known;
@@ -23,6 +28,7 @@ use chatd_base::Clock;
 use chatd_config::Config;
 use chatd_http::{Limits, Router};
 use chatd_rooms::Rooms;
+use chatd_rooms::read::Reader;
 use chatd_users::Users;
 
 /// What the handlers work with.
@@ -33,6 +39,7 @@ pub struct App {
     pub limits: Arc<Limits>,
     pub users: Arc<Users>,
     pub rooms: Arc<Rooms>,
+    pub reader: Reader,
 }
 
 /// Every group of client endpoints; the assignment decides which of them are mounted.
@@ -49,6 +56,10 @@ pub fn routers(app: &Arc<App>) -> Vec<Router> {
         profile::router(app),
         register::router(app),
         send::router(app),
+        messages::router(app),
+        public_rooms::router(app),
+        relations::router(app),
+        state_read::router(app),
         versions::router(app),
         voip::router(app),
         well_known::router(app),

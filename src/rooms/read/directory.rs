@@ -50,7 +50,7 @@ pub struct ListingQuery {
 }
 
 /// A page of the directory.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub struct ListingPage {
     pub chunk: Vec<Listing>,
     pub total_room_count_estimate: usize,

@@ -49,7 +49,7 @@ impl Reader {
         event: &EventId,
         query: &RelationsQuery,
     ) -> Result<RelationsPage> {
-        let (lens, parent) = self.seen_event(user, room, event).await?;
+        let (lens, parent) = self.seen_event(user, Some(room), event).await?;
         let newest_first = query.end == End::Newest;
         let (from, to) = (query.from.as_ref().map(RoomToken::stream), query.to.as_ref());
         let to = to.map(RoomToken::stream);

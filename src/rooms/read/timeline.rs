@@ -92,8 +92,13 @@ impl Reader {
         Ok(Messages { shown: self.shown(lens, events).await?, start, end, state })
     }
 
-    /// One event; told to be absent if the user may not see it.
-    pub async fn event(&self, user: UserNid, room: &RoomId, event: &EventId) -> Result<Shown> {
+    /// One event, of that room if one is named; told to be absent if the user may not see it.
+    pub async fn event(
+        &self,
+        user: UserNid,
+        room: Option<&RoomId>,
+        event: &EventId,
+    ) -> Result<Shown> {
         let (lens, event) = self.seen_event(user, room, event).await?;
         self.shown(lens, vec![event]).await
     }
@@ -107,7 +112,7 @@ impl Reader {
         limit: usize,
         filter: &EventFilter,
     ) -> Result<Context> {
-        let (lens, event) = self.seen_event(user, room, event).await?;
+        let (lens, event) = self.seen_event(user, Some(room), event).await?;
         let earlier = (Position(0), Position(event.pos.0 - 1));
         let later = (event.pos, self.now());
         let (mut before, mut after) = futures::try_join!(
@@ -135,15 +140,15 @@ impl Reader {
     pub(super) async fn seen_event(
         &self,
         user: UserNid,
-        room: &RoomId,
+        room: Option<&RoomId>,
         event: &EventId,
     ) -> Result<(Lens, Arc<StoredEvent>)> {
         let absent = || Refusal::not_found("event not found");
         let found = events::get_by_id(&self.pool, event.as_str()).await?.ok_or_else(absent)?;
-        if found.room_id != *room {
+        if room.is_some_and(|room| *found.room_id != *room) {
             return Err(absent().into());
         }
-        let lens = Lens::of(&self.pool, user, room).await?;
+        let lens = Lens::of(&self.pool, user, &found.room_id).await?;
         if !lens.sees(&found) {
             return Err(absent().into());
         }

@@ -1,0 +1,86 @@
+//! The directory of published rooms.
+
+use std::sync::Arc;
+
+use chatd_base::{Refusal, Result};
+use chatd_config::RouterName;
+use chatd_http::{Auth, Reply, Request, Router, api_v1};
+use chatd_rooms::read::{ListingPage, ListingQuery};
+use serde::Deserialize;
+
+use crate::App;
+
+pub fn router(app: &Arc<App>) -> Router {
+    Router::of(RouterName::ClientDirectory, app)
+        .get(api_v1("/publicRooms"), Auth::Optional, get_public_rooms)
+        .post(api_v1("/publicRooms"), Auth::Guest, post_public_rooms)
+        .done()
+}
+
+#[derive(Deserialize)]
+struct Params {
+    limit: Option<usize>,
+    since: Option<String>,
+    server: Option<String>,
+}
+
+/// The directory, unfiltered.
+async fn get_public_rooms(app: Arc<App>, req: Request) -> Result<Reply> {
+    if !app.config.rooms.allow_public_rooms_without_auth {
+        req.who()?;
+    }
+    let params: Params = req.query()?;
+    check_server(&app, params.server.as_deref())?;
+    let query =
+        ListingQuery { limit: params.limit, since: params.since, ..ListingQuery::default() };
+    answer(&app, query).await
+}
+
+#[derive(Deserialize)]
+struct Body {
+    limit: Option<usize>,
+    since: Option<String>,
+    #[serde(default)]
+    filter: Filter,
+}
+
+#[derive(Default, Deserialize)]
+struct Filter {
+    generic_search_term: Option<String>,
+    #[serde(alias = "org.matrix.msc3827.room_types")]
+    room_types: Option<Vec<Option<String>>>,
+}
+
+/// What the filter lets through.
+async fn post_public_rooms(app: Arc<App>, req: Request) -> Result<Reply> {
+    let params: Params = req.query()?;
+    check_server(&app, params.server.as_deref())?;
+    let body: Body = req.json_or_empty()?;
+    let query = ListingQuery {
+        search_term: body.filter.generic_search_term,
+        room_types: body.filter.room_types,
+        limit: body.limit,
+        since: body.since,
+    };
+    answer(&app, query).await
+}
+
+async fn answer(app: &App, mut query: ListingQuery) -> Result<Reply> {
+    // Clients write 0 for "no limit".
+    query.limit = query.limit.filter(|limit| *limit > 0);
+    if !app.config.rooms.enable_room_list_search {
+        return Reply::json(&ListingPage::default());
+    }
+    Reply::json(&app.reader.listings(&query).await?)
+}
+
+/// Directories of other servers cannot be read.
+fn check_server(app: &App, server: Option<&str>) -> Result<()> {
+    match server {
+        Some(other) if *other != *app.config.server_name.as_str() => Err(Refusal::not_found(
+            format!("the directory of {other} cannot be read from this server"),
+        )
+        .into()),
+        _ => Ok(()),
+    }
+}
