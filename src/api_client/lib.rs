@@ -9,14 +9,18 @@ mod filters;
 mod login;
 mod membership;
 mod messages;
+mod presence;
 mod profile;
 mod public_rooms;
 mod push_rules;
+mod receipts;
 mod register;
 mod relations;
 mod send;
 mod splice;
 mod state_read;
+mod to_device;
+mod typing;
 mod ui_auth;
 mod versions;
 mod voip;
@@ -51,15 +55,19 @@ pub fn routers(app: &Arc<App>) -> Vec<Router> {
         devices::router(app),
         filters::router(app),
         login::router(app),
-        push_rules::router(app),
         membership::router(app),
-        profile::router(app),
-        register::router(app),
-        send::router(app),
         messages::router(app),
+        presence::router(app),
+        profile::router(app),
         public_rooms::router(app),
+        push_rules::router(app),
+        receipts::router(app),
+        register::router(app),
         relations::router(app),
+        send::router(app),
         state_read::router(app),
+        to_device::router(app),
+        typing::router(app),
         versions::router(app),
         voip::router(app),
         well_known::router(app),

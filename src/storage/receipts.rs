@@ -24,6 +24,7 @@ statements! {
                   LEFT JOIN receipts old ON old.room = r.nid AND old.user_nid = $2
                                          AND old.kind = $4 AND old.thread = $5
                   WHERE r.room_id = $1";
+    GET_EVENT_POS = "SELECT pos FROM events WHERE event_id = $1 AND room = $2";
     LIST_RECEIPTS = "SELECT room, user_nid, kind, thread, pos, event_id, event_pos, ts
                      FROM receipts WHERE room = ANY($1::int4[]) AND pos > $2 AND pos <= $3
                      ORDER BY pos";
@@ -109,6 +110,12 @@ pub async fn get_target(
         event_pos: row.get::<_, Option<i64>>(2).map(Position),
         stands_at: row.get::<_, Option<i64>>(3).map(Position),
     }))
+}
+
+/// Position of an event of `room`.
+pub async fn get_event_pos(pool: &Pool, room: RoomNid, event_id: &str) -> Result<Option<Position>> {
+    let row = pool.query_opt(&GET_EVENT_POS, &[&event_id, &room.0]).await?;
+    Ok(row.map(|row| Position(row.get(0))))
 }
 
 /// A receipt as it is stored.

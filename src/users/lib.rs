@@ -11,12 +11,16 @@ pub mod filters;
 mod locks;
 pub mod logins;
 pub mod passwords;
+pub mod presence;
 pub mod profiles;
 pub mod push_rules;
+pub mod receipts;
 pub mod registration;
 pub mod room_nids;
 mod seen;
+pub mod to_device;
 pub mod tokens;
+pub mod typing;
 pub mod uia;
 
 use std::sync::Arc;
@@ -54,6 +58,10 @@ pub struct Users {
     pub account_data: Arc<account_data::AccountData>,
     pub filters: filters::Filters,
     pub push_rules: push_rules::PushRules,
+    pub to_device: to_device::ToDevice,
+    pub receipts: receipts::Receipts,
+    pub typing: typing::Typing,
+    pub presence: presence::Presence,
 }
 
 impl Users {
@@ -83,6 +91,10 @@ impl Users {
             accounts,
             filters: filters::Filters::new(&deps),
             push_rules: push_rules::PushRules::new(&deps),
+            to_device: to_device::ToDevice::new(&deps),
+            receipts: receipts::Receipts::new(&deps, &account_data),
+            typing: typing::Typing::start(&deps, &room_nids),
+            presence: presence::Presence::start(&deps),
             account_data,
             room_nids,
             deps,

@@ -1,0 +1,36 @@
+//! Typing notifications.
+//! <https://spec.matrix.org/latest/client-server-api/#typing-notifications>
+
+use std::sync::Arc;
+
+use chatd_base::Result;
+use chatd_config::RouterName;
+use chatd_http::{Auth, Reply, Request, Router, api_v1};
+use ruma_common::OwnedRoomId;
+use serde::Deserialize;
+
+use crate::{App, account_data::myself};
+
+pub fn router(app: &Arc<App>) -> Router {
+    Router::of(RouterName::ClientTyping, app)
+        .put(api_v1("/rooms/{roomId}/typing/{userId}"), Auth::Guest, typing)
+        .done()
+}
+
+#[derive(Deserialize)]
+struct Body {
+    typing: bool,
+    timeout: Option<u64>,
+}
+
+const DEFAULT_TIMEOUT_MS: u64 = 30_000;
+
+async fn typing(app: Arc<App>, request: Request) -> Result<Reply> {
+    let who = myself(&request)?;
+    let room: OwnedRoomId = request.arg_as("roomId")?;
+    let body: Body = request.json()?;
+    let timeout_ms = body.typing.then(|| body.timeout.unwrap_or(DEFAULT_TIMEOUT_MS));
+    app.users.typing.set(who, &room, timeout_ms).await?;
+    app.users.presence.note_activity(who);
+    Ok(Reply::empty())
+}

@@ -1,0 +1,145 @@
+//! Read receipts and the marker of what has been read in full. Neither ever moves backwards.
+
+use std::sync::Arc;
+
+use chatd_base::{Error, Position, Refusal, Requester, Result, RoomNid};
+use chatd_storage::{account_data, receipts};
+use chatd_streams::{
+    Writer,
+    receipts::{ReceiptRow, Receipts as ReceiptsStream},
+};
+use ruma_common::{EventId, RoomId};
+use serde::Deserialize;
+use serde_json::{json, value::to_raw_value};
+
+use crate::{Deps, account_data::AccountData, locks::UserLocks, logins::ts};
+
+const FULLY_READ: &str = "m.fully_read";
+/// Longest thread id, in bytes.
+const MAX_THREAD_BYTES: usize = 255;
+
+/// What kind of receipt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Read,
+    ReadPrivate,
+    FullyRead,
+}
+
+impl Kind {
+    /// The kind that a client's word means.
+    pub fn parse(word: &str) -> Result<Self> {
+        match word {
+            "m.read" => Ok(Self::Read),
+            "m.read.private" => Ok(Self::ReadPrivate),
+            FULLY_READ => Ok(Self::FullyRead),
+            _ => Err(Refusal::invalid_param(
+                "the receipt type must be m.read, m.read.private or m.fully_read",
+            )
+            .into()),
+        }
+    }
+}
+
+/// Receipts of this server's users.
+pub struct Receipts {
+    deps: Deps,
+    writer: Writer<ReceiptsStream>,
+    account_data: Arc<AccountData>,
+    locks: UserLocks,
+}
+
+impl Receipts {
+    pub(crate) fn new(deps: &Deps, account_data: &Arc<AccountData>) -> Self {
+        let streams = &deps.streams;
+        let writer = Writer::start(&deps.pool, &streams.receipts, streams.writer, &deps.stop);
+        let account_data = account_data.clone();
+        Self { deps: deps.clone(), writer, account_data, locks: UserLocks::new() }
+    }
+
+    /// Moves a receipt of the requester to an event; one that is further already stays. On return
+    /// it is durable. `thread` is `main`, the root's event id, or absent.
+    pub async fn set(
+        &self,
+        who: &Requester,
+        room_id: &RoomId,
+        kind: Kind,
+        event_id: &EventId,
+        thread: Option<String>,
+    ) -> Result<()> {
+        check_thread(kind, thread.as_deref())?;
+        let _line = self.locks.of(who.user).await;
+        let is_private = kind == Kind::ReadPrivate;
+        let target = receipts::get_target(
+            &self.deps.pool,
+            room_id.as_str(),
+            who.user,
+            event_id.as_str(),
+            is_private,
+            thread.as_deref().unwrap_or_default(),
+        );
+        let target = target.await?.filter(|target| target.is_joined);
+        let target = target.ok_or_else(|| Refusal::forbidden("you are not in this room"))?;
+        let event_pos =
+            target.event_pos.ok_or_else(|| Refusal::not_found("the room has no such event"))?;
+        if kind == Kind::FullyRead {
+            return self.set_fully_read(who, target.room, event_id, event_pos).await;
+        }
+        if target.stands_at.is_some_and(|stands_at| stands_at >= event_pos) {
+            return Ok(());
+        }
+        self.writer
+            .append(ReceiptRow {
+                room: target.room,
+                room_id: room_id.to_owned(),
+                user: who.user,
+                user_id: who.user_id.clone(),
+                is_private,
+                thread,
+                event_id: event_id.to_owned(),
+                event_pos,
+                ts: ts(self.deps.clock.now_ms()),
+            })
+            .await?;
+        Ok(())
+    }
+
+    async fn set_fully_read(
+        &self,
+        who: &Requester,
+        room: RoomNid,
+        event_id: &EventId,
+        event_pos: Position,
+    ) -> Result<()> {
+        let pool = &self.deps.pool;
+        if let Some(content) = account_data::get(pool, who.user, room, FULLY_READ).await? {
+            let before: FullyRead = serde_json::from_str(&content).map_err(Error::internal)?;
+            let stands_at = receipts::get_event_pos(pool, room, &before.event_id).await?;
+            if stands_at.is_some_and(|stands_at| stands_at >= event_pos) {
+                return Ok(());
+            }
+        }
+        let content = to_raw_value(&json!({ "event_id": event_id })).map_err(Error::internal)?;
+        self.account_data.write(who.user, room, FULLY_READ, content.into()).await
+    }
+}
+
+/// Content of `m.fully_read`.
+#[derive(Deserialize)]
+struct FullyRead {
+    event_id: String,
+}
+
+fn check_thread(kind: Kind, thread: Option<&str>) -> Result<()> {
+    let Some(thread) = thread else { return Ok(()) };
+    if kind == Kind::FullyRead {
+        return Err(Refusal::invalid_param("m.fully_read has no thread_id").into());
+    }
+    if thread.is_empty() || thread.len() > MAX_THREAD_BYTES {
+        return Err(Refusal::invalid_param("thread_id must be a non-empty string").into());
+    }
+    if thread != "main" && !thread.starts_with('$') {
+        return Err(Refusal::invalid_param("thread_id must be `main` or an event id").into());
+    }
+    Ok(())
+}

@@ -1,0 +1,135 @@
+//! Messages from device to device: put into the inboxes of the devices that exist, in one commit.
+
+use std::collections::{BTreeMap, HashMap};
+
+use chatd_base::{Error, Refusal, Requester, Result, UserNid};
+use chatd_storage::keys;
+use chatd_streams::{
+    Raw, Writer,
+    to_device::{Send, ToDevice as ToDeviceStream, ToDeviceRow},
+};
+use ruma_common::{OwnedDeviceId, OwnedUserId};
+use serde_json::{Map, Value, json, value::to_raw_value};
+
+use crate::{Deps, digest, logins::ts};
+
+/// Most messages that one request may put into inboxes, `*` counted for each device (R8).
+const MAX_MESSAGES: usize = 5_000;
+/// Largest message, and largest sum of those of one request, in bytes.
+const MAX_MESSAGE_BYTES: usize = 128 * 1024;
+const MAX_REQUEST_BYTES: usize = 32 * 1024 * 1024;
+const MAX_TYPE_BYTES: usize = 255;
+/// Every device of the user.
+const ALL_DEVICES: &str = "*";
+
+/// Contents by user and device (or `*`), as clients send them.
+pub type Messages = BTreeMap<OwnedUserId, BTreeMap<String, Map<String, Value>>>;
+
+/// Sends messages to devices.
+pub struct ToDevice {
+    deps: Deps,
+    writer: Writer<ToDeviceStream>,
+}
+
+impl ToDevice {
+    pub(crate) fn new(deps: &Deps) -> Self {
+        let streams = &deps.streams;
+        let writer = Writer::start(&deps.pool, &streams.to_device, streams.writer, &deps.stop);
+        Self { deps: deps.clone(), writer }
+    }
+
+    /// Sends `messages`. On return they are durable; a repeat of `txn_id` by the same device has
+    /// no further effect. Users and devices that do not exist are passed over; users of other
+    /// servers have no devices that this server could have told anybody of.
+    pub async fn send(
+        &self,
+        who: &Requester,
+        kind: &str,
+        txn_id: &str,
+        messages: Messages,
+    ) -> Result<()> {
+        if kind.len() > MAX_TYPE_BYTES {
+            return Err(Refusal::invalid_param("the event type is too long").into());
+        }
+        let devices = self.devices_of(&messages).await?;
+        let mut rows = Rows::default();
+        for (user_id, contents) in &messages {
+            let Some((user, devices)) = devices.get(user_id.as_str()) else { continue };
+            for (device, content) in contents {
+                rows.add(who, kind, *user, devices, device, content)?;
+            }
+        }
+        if rows.rows.is_empty() {
+            return Ok(());
+        }
+        let device = who.device_id.as_ref().map_or("", |device| device.as_str());
+        let txn = digest::of(&["to_device", who.user_id.as_str(), device, txn_id]);
+        let now_ms = ts(self.deps.clock.now_ms());
+        match self.writer.append(Send { messages: rows.rows, txn: Some(txn), now_ms }).await {
+            Err(error) if error.is_unique_violation() => Ok(()),
+            outcome => Ok(outcome.map(drop)?),
+        }
+    }
+
+    /// Devices of those users in `messages` that exist, in one query.
+    async fn devices_of<'a>(
+        &self,
+        messages: &'a Messages,
+    ) -> Result<HashMap<&'a str, (UserNid, Vec<String>)>> {
+        let local = &self.deps.config.server_name;
+        let names: Vec<&str> = messages
+            .keys()
+            .filter(|user| user.server_name() == *local)
+            .map(|user| user.as_str())
+            .collect();
+        let nids = self.deps.interner.known_users(&names).await?;
+        let known: Vec<UserNid> = nids.iter().copied().flatten().collect();
+        if known.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let mut by_nid: HashMap<UserNid, Vec<String>> = HashMap::new();
+        for (user, device) in keys::list_devices(&self.deps.pool, &known).await? {
+            by_nid.entry(user).or_default().push(device);
+        }
+        let found = names.into_iter().zip(nids).filter_map(|(name, nid)| {
+            let nid = nid?;
+            Some((name, (nid, by_nid.remove(&nid)?)))
+        });
+        Ok(found.collect())
+    }
+}
+
+/// Messages of one request, within its limits.
+#[derive(Default)]
+struct Rows {
+    rows: Vec<ToDeviceRow>,
+    bytes: usize,
+}
+
+impl Rows {
+    fn add(
+        &mut self,
+        who: &Requester,
+        kind: &str,
+        user: UserNid,
+        devices: &[String],
+        wanted: &str,
+        content: &Map<String, Value>,
+    ) -> Result<()> {
+        let message = json!({ "sender": who.user_id, "type": kind, "content": content });
+        let message: Raw = to_raw_value(&message).map_err(Error::internal)?.into();
+        let size = message.get().len();
+        if size > MAX_MESSAGE_BYTES {
+            return Err(Refusal::too_large("a message to a device is too large").into());
+        }
+        for device in devices.iter().filter(|id| wanted == ALL_DEVICES || *id == wanted) {
+            self.bytes += size;
+            if self.rows.len() >= MAX_MESSAGES || self.bytes > MAX_REQUEST_BYTES {
+                return Err(Refusal::too_large("too many messages to devices").into());
+            }
+            let device_id = OwnedDeviceId::from(device.as_str());
+            self.rows.push(ToDeviceRow { user, device_id, message: message.clone() });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,227 @@
+//! Who is typing. Memory only; one timer ends what clients do not end themselves.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use chatd_base::{Refusal, Requester, Result, RoomNid, tasks};
+use chatd_storage::memberships;
+use chatd_streams::typing::{self, TypingRow};
+use parking_lot::Mutex;
+use ruma_common::{OwnedRoomId, OwnedUserId, RoomId};
+use tokio::sync::Notify;
+
+use crate::{Deps, room_nids::RoomNids};
+
+/// Longest time that a client may ask for, in milliseconds.
+const MAX_TIMEOUT_MS: u64 = 120_000;
+/// Users who may type at the same time, in all rooms and in one (R8).
+const MAX_TYPING: usize = 50_000;
+const MAX_TYPING_IN_ROOM: usize = 200;
+
+struct Room {
+    room_id: OwnedRoomId,
+    /// When each user stops.
+    users: BTreeMap<OwnedUserId, u64>,
+}
+
+#[derive(Default)]
+struct State {
+    rooms: HashMap<RoomNid, Room>,
+    /// The same by time.
+    timer: BTreeSet<(u64, RoomNid, OwnedUserId)>,
+}
+
+impl State {
+    /// Sets until when a user types, or that they have stopped. True if the set of those who
+    /// type has changed.
+    fn set(
+        &mut self,
+        room: RoomNid,
+        room_id: &RoomId,
+        user: &OwnedUserId,
+        until_ms: Option<u64>,
+    ) -> bool {
+        let is_full = self.timer.len() >= MAX_TYPING;
+        let entry = self
+            .rooms
+            .entry(room)
+            .or_insert_with(|| Room { room_id: room_id.to_owned(), users: BTreeMap::new() });
+        let before = entry.users.remove(user);
+        if let Some(before) = before {
+            self.timer.remove(&(before, room, user.clone()));
+        }
+        let until_ms = until_ms
+            .filter(|_| before.is_some() || !is_full && entry.users.len() < MAX_TYPING_IN_ROOM);
+        if let Some(until_ms) = until_ms {
+            entry.users.insert(user.clone(), until_ms);
+            self.timer.insert((until_ms, room, user.clone()));
+        }
+        if entry.users.is_empty() {
+            self.rooms.remove(&room);
+        }
+        before.is_some() != until_ms.is_some()
+    }
+
+    fn of_room(&self, room: RoomNid) -> Vec<OwnedUserId> {
+        self.rooms.get(&room).map(|room| room.users.keys().cloned().collect()).unwrap_or_default()
+    }
+}
+
+struct Inner {
+    deps: Deps,
+    rooms: Arc<RoomNids>,
+    state: Mutex<State>,
+    /// Held while a change is made and published, so that positions follow the changes.
+    publishing: Mutex<()>,
+    earlier: Notify,
+}
+
+/// Who is typing in which room. Cheap to clone.
+#[derive(Clone)]
+pub struct Typing(Arc<Inner>);
+
+impl Typing {
+    /// Starts the timer.
+    pub(crate) fn start(deps: &Deps, rooms: &Arc<RoomNids>) -> Self {
+        let typing = Self(Arc::new(Inner {
+            deps: deps.clone(),
+            rooms: rooms.clone(),
+            state: Mutex::default(),
+            publishing: Mutex::default(),
+            earlier: Notify::new(),
+        }));
+        tasks::spawn("typing", typing.clone().run());
+        typing
+    }
+
+    /// Says that the requester types for so long, or (`None`) has stopped. Refuses those who are
+    /// not in the room.
+    pub async fn set(
+        &self,
+        who: &Requester,
+        room_id: &RoomId,
+        timeout_ms: Option<u64>,
+    ) -> Result<()> {
+        let not_joined = || Refusal::forbidden("you are not in this room");
+        let room = self.0.rooms.find(room_id).await?.ok_or_else(not_joined)?;
+        if !memberships::is_joined(&self.0.deps.pool, who.user, room).await? {
+            return Err(not_joined().into());
+        }
+        let now_ms = self.0.deps.clock.now_ms();
+        let until_ms = timeout_ms.map(|timeout| now_ms + timeout.min(MAX_TIMEOUT_MS));
+        self.change(room, room_id, &who.user_id, until_ms);
+        if until_ms.is_some() {
+            self.0.earlier.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Ends the typing of a user who has sent a message or left.
+    pub fn stop(&self, room: RoomNid, user: &OwnedUserId) {
+        let room_id = self.0.state.lock().rooms.get(&room).map(|room| room.room_id.clone());
+        if let Some(room_id) = room_id {
+            self.change(room, &room_id, user, None);
+        }
+    }
+
+    /// Those who are typing in a room.
+    pub fn of_room(&self, room: RoomNid) -> Vec<OwnedUserId> {
+        self.0.state.lock().of_room(room)
+    }
+
+    fn change(&self, room: RoomNid, room_id: &RoomId, user: &OwnedUserId, until_ms: Option<u64>) {
+        let _line = self.0.publishing.lock();
+        let users = {
+            let mut state = self.0.state.lock();
+            if !state.set(room, room_id, user, until_ms) {
+                return;
+            }
+            state.of_room(room)
+        };
+        self.publish(TypingRow { room, room_id: room_id.to_owned(), users });
+    }
+
+    /// Called by whoever holds `publishing`.
+    fn publish(&self, row: TypingRow) {
+        let streams = &self.0.deps.streams;
+        typing::publish(&streams.typing, streams.writer, self.0.deps.clock.now_ms(), row);
+    }
+
+    /// Until the end: stops those whose time is over.
+    async fn run(self) {
+        let stop = self.0.deps.stop.clone();
+        while !stop.is_triggered() {
+            self.end_due();
+            let next = self.0.state.lock().timer.first().map(|(at, ..)| *at);
+            let now_ms = self.0.deps.clock.now_ms();
+            // With nobody typing, whoever begins wakes the task.
+            let wait_ms = next.map_or(MAX_TIMEOUT_MS, |at| at.saturating_sub(now_ms));
+            tokio::select! {
+                () = self.0.earlier.notified() => {}
+                () = tokio::time::sleep(Duration::from_millis(wait_ms)) => {}
+                () = stop.triggered() => {}
+            }
+        }
+    }
+
+    fn end_due(&self) {
+        let now_ms = self.0.deps.clock.now_ms();
+        let due: Vec<(RoomNid, OwnedUserId)> = {
+            let state = self.0.state.lock();
+            let due = state.timer.iter().take_while(|(at, ..)| *at <= now_ms);
+            due.map(|(_, room, user)| (*room, user.clone())).collect()
+        };
+        for (room, user) in due {
+            self.end_if_due(room, &user, now_ms);
+        }
+    }
+
+    /// Ends a user's typing unless they have gone on meanwhile.
+    fn end_if_due(&self, room: RoomNid, user: &OwnedUserId, now_ms: u64) {
+        let _line = self.0.publishing.lock();
+        let row = {
+            let mut state = self.0.state.lock();
+            let Some(found) = state.rooms.get(&room) else { return };
+            if found.users.get(user).is_none_or(|until_ms| *until_ms > now_ms) {
+                return;
+            }
+            let room_id = found.room_id.clone();
+            state.set(room, &room_id, user, None);
+            TypingRow { room, users: state.of_room(room), room_id }
+        };
+        self.publish(row);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ruma_common::{owned_user_id, room_id};
+
+    use super::*;
+
+    #[test]
+    fn going_on_is_no_change_and_stopping_leaves_nothing_behind() {
+        let mut state = State::default();
+        let (room, id, user) = (RoomNid(1), room_id!("!r:x"), owned_user_id!("@a:x"));
+        assert!(state.set(room, id, &user, Some(5)));
+        assert!(!state.set(room, id, &user, Some(9)));
+        assert_eq!(state.timer.len(), 1);
+        assert_eq!(state.of_room(room), [user.clone()]);
+        assert!(state.set(room, id, &user, None));
+        assert!(!state.set(room, id, &user, None));
+        assert!(state.rooms.is_empty() && state.timer.is_empty());
+    }
+
+    #[test]
+    fn a_room_has_a_limit() {
+        let mut state = State::default();
+        for number in 0..MAX_TYPING_IN_ROOM + 5 {
+            let user = OwnedUserId::try_from(format!("@u{number}:x")).unwrap();
+            state.set(RoomNid(1), room_id!("!r:x"), &user, Some(5));
+        }
+        assert_eq!(state.of_room(RoomNid(1)).len(), MAX_TYPING_IN_ROOM);
+    }
+}
