@@ -27,15 +27,17 @@ pub async fn run(config: Arc<Config>, mine: Assignment, stop: Stop) -> Result<()
     let server = Server::bind(&config).await.map_err(|error| anyhow!(error))?;
 
     let (settings, cluster) = database(&config).await?;
-    let served = serve(config, &mine, settings, server, metrics, &stop).await;
-    stop.trigger();
+    // Requests that are under way need the services until the last of them is answered.
+    let services = Stop::new();
+    let served = serve(config, &mine, settings, server, metrics, &stop, &services).await;
+    services.trigger();
     if let Some(cluster) = cluster {
         cluster.stop().await;
     }
     served
 }
 
-/// Everything above the database.
+/// Everything above the database, until `stop`. The services go on until `services`.
 async fn serve(
     config: Arc<Config>,
     mine: &Assignment,
@@ -43,6 +45,7 @@ async fn serve(
     server: Server,
     metrics: Metrics,
     stop: &Stop,
+    services: &Stop,
 ) -> Result<()> {
     let pool = Pool::open(&settings)?;
     if !migrate(&pool, stop).await? {
@@ -57,17 +60,18 @@ async fn serve(
         streams: Arc::new(streams),
         config: config.clone(),
         clock: clock.clone(),
-        stop: stop.clone(),
+        stop: services.clone(),
         pool,
     };
     let reader = Reader::new(&deps);
     let users = Arc::new(Users::new(deps));
     start_tasks(&users, mine);
     let rooms = Arc::new(Rooms::new(&users, Arc::new(owners), signer(&config)?));
+    let admin = chatd_api_admin::App::new(config.clone(), users.clone(), clock.clone());
     let app = Arc::new(App { config, clock, limits: Arc::new(limits), users, rooms, reader });
 
     let limits = app.limits.clone();
-    let routers = routers(&app, mine);
+    let routers = routers(&app, &Arc::new(admin), mine);
     tracing::info!("{} is ready as {}", app.config.server_name, mine.instance);
     server
         .serve(routers, app.users.tokens.clone(), limits, metrics, stop.clone())
@@ -92,8 +96,13 @@ fn start_tasks(users: &Users, mine: &Assignment) {
 }
 
 /// The groups of endpoints that this instance mounts.
-fn routers(app: &Arc<App>, mine: &Assignment) -> Vec<Router> {
+fn routers(
+    app: &Arc<App>,
+    admin: &Arc<chatd_api_admin::App>,
+    mine: &Assignment,
+) -> Vec<Router> {
     let mut routers = chatd_api_client::routers(app);
+    routers.extend(chatd_api_admin::routers(admin));
     routers.retain(|router| mine.has_router(router.name()));
     routers
 }
