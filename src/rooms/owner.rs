@@ -25,7 +25,7 @@ use uuid::Uuid;
 use crate::{
     compose::{Composed, Prepared, compose},
     lane::{Job, Lane, Outcome},
-    live::Live,
+    live::{Live, Member},
     push::Rules,
     seal::{Draft, Signer},
 };
@@ -266,7 +266,8 @@ impl RoomOwner {
             _ => None,
         };
         self.load_members(slot, draft).await?;
-        let rules = Rules::new();
+        let members = lock(slot).lock().members.clone();
+        let rules = self.rules_of(&members).await?;
         let redacts = match &draft.redacts {
             Some(target) => events::get_by_id(&self.pool, target.as_str()).await?,
             None => None,
@@ -317,6 +318,13 @@ impl RoomOwner {
 
     pub(crate) async fn next_room(&self) -> Result<RoomNid> {
         Ok(rooms::next_room(&self.pool).await?)
+    }
+
+    async fn rules_of(&self, members: &[Member]) -> Result<Rules> {
+        let wanted: Vec<_> = members.iter().map(|m| (m.user, &*m.user_id)).collect();
+        let rules = self.users.push_rules.rulesets(&wanted).await?;
+        let own = members.iter().zip(rules).filter(|(_, rules)| !rules.is_default);
+        Ok(own.map(|(member, rules)| (member.user, rules)).collect())
     }
 
     /// Reads memberships that the draft's authorisation needs and that are not in memory: those

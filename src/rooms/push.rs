@@ -7,6 +7,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use chatd_base::UserNid;
+use chatd_users::push_rules::UserRules;
 use futures::FutureExt;
 use js_int::UInt;
 use ruma_common::{
@@ -25,13 +26,7 @@ use crate::{
     seal::Draft,
 };
 
-/// Push rules of one user.
-pub struct UserRules {
-    pub is_default: bool,
-    pub ruleset: Ruleset,
-}
-
-/// Push rules of a room's local members.
+/// Push rules of those of a room's local members who have changed theirs.
 pub type Rules = HashMap<UserNid, Arc<UserRules>>;
 
 /// Users with something to read, and those of them whose count is a highlight.
@@ -52,8 +47,7 @@ pub fn unread(live: &Live, draft: &Draft, rules: &Rules) -> Unread {
     let evaluation = Evaluation::new(live, draft);
     let mut unmentioned = None;
     for member in others {
-        let own = rules.get(&member.user).filter(|rules| !rules.is_default);
-        let outcome = match own {
+        let outcome = match rules.get(&member.user) {
             Some(rules) => evaluation.of(&rules.ruleset, member),
             None if evaluation.may_mention(member) => {
                 evaluation.of(&Ruleset::server_default(&member.user_id), member)
