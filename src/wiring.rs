@@ -96,11 +96,7 @@ fn start_tasks(users: &Users, mine: &Assignment) {
 }
 
 /// The groups of endpoints that this instance mounts.
-fn routers(
-    app: &Arc<App>,
-    admin: &Arc<chatd_api_admin::App>,
-    mine: &Assignment,
-) -> Vec<Router> {
+fn routers(app: &Arc<App>, admin: &Arc<chatd_api_admin::App>, mine: &Assignment) -> Vec<Router> {
     let mut routers = chatd_api_client::routers(app);
     routers.extend(chatd_api_admin::routers(admin));
     routers.retain(|router| mine.has_router(router.name()));
