@@ -76,6 +76,11 @@ impl<S: Stream> Feed<S> {
         self.writers.read().get(&writer).copied().unwrap_or_default()
     }
 
+    /// How far it has folded each writer.
+    pub fn positions(&self) -> BTreeMap<WriterId, Position> {
+        self.writers.read().clone()
+    }
+
     /// Changes each time that the token does.
     pub fn watch(&self) -> watch::Receiver<StreamToken> {
         self.moved.subscribe()

@@ -1,2 +1,12 @@
+//! What changed for a user since a token: one engine, of which `/v3/sync` is a face.
+//!
+//! An answer is made at one vector of positions ([`token::SyncToken`]). What happened after the
+//! client's token comes from memory ([`index`], fed by folds), or, where memory does not reach
+//! back that far, from a constant number of queries. Each event, message and receipt is in
+//! exactly one interval (R3).
+
+mod fold;
+mod index;
 mod log;
 pub mod token;
+mod unread;
