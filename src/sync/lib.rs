@@ -5,8 +5,17 @@
 //! back that far, from a constant number of queries. Each event, message and receipt is in
 //! exactly one interval (R3).
 
+pub mod filter;
 mod fold;
 mod index;
+mod json;
+mod lazy;
 mod log;
+mod plan;
+mod state;
+mod summary;
+#[cfg(test)]
+mod testing;
+mod timeline;
 pub mod token;
 mod unread;

@@ -1,0 +1,99 @@
+//! Which members' events a device has been given, so that lazy loading does not repeat them.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use chatd_base::{Position, RoomNid, UserNid};
+use parking_lot::Mutex;
+use quick_cache::sync::Cache;
+use ruma_common::OwnedUserId;
+
+type Key = (UserNid, String, RoomNid);
+
+/// Bounded; what is forgotten is sent again.
+#[derive(Debug)]
+pub struct GivenMembers {
+    rooms: Cache<Key, Arc<Mutex<HashMap<OwnedUserId, Position>>>>,
+}
+
+/// Members remembered for one device and room.
+const MOST_MEMBERS: usize = 500;
+
+impl GivenMembers {
+    /// `rooms`: pairs of device and room that are remembered.
+    pub fn new(rooms: usize) -> Self {
+        Self { rooms: Cache::new(rooms) }
+    }
+
+    /// The users whose member events the device has: only those of answers that it has confirmed
+    /// by coming back with a token at or above them. Whatever changed since was in a timeline or
+    /// in the state of a gap.
+    pub fn confirmed(
+        &self,
+        user: UserNid,
+        device: &str,
+        room: RoomNid,
+        since: Position,
+    ) -> HashSet<OwnedUserId> {
+        let Some(given) = self.rooms.get(&(user, device.to_owned(), room)) else {
+            return HashSet::new();
+        };
+        let given = given.lock();
+        given.iter().filter(|(_, at)| **at <= since).map(|(user, _)| user.clone()).collect()
+    }
+
+    /// Notes that an answer that ends at `at` has the member events of these users.
+    pub fn give(
+        &self,
+        user: UserNid,
+        device: &str,
+        room: RoomNid,
+        at: Position,
+        members: impl Iterator<Item = OwnedUserId>,
+    ) {
+        let key = (user, device.to_owned(), room);
+        let given = self.rooms.get(&key).unwrap_or_else(|| {
+            let fresh = Arc::<Mutex<HashMap<_, _>>>::default();
+            self.rooms.insert(key, fresh.clone());
+            fresh
+        });
+        let mut given = given.lock();
+        for member in members {
+            if given.len() >= MOST_MEMBERS {
+                given.clear();
+            }
+            given.entry(member).or_insert(at);
+        }
+    }
+
+    /// The device starts again: it has nothing of this room.
+    pub fn forget(&self, user: UserNid, device: &str, room: RoomNid) {
+        self.rooms.remove(&(user, device.to_owned(), room));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_confirmed_answers_count() {
+        let given = GivenMembers::new(10);
+        let alice: OwnedUserId = "@alice:x".try_into().unwrap();
+        let give = |at| {
+            let member = std::iter::once(alice.clone());
+            given.give(UserNid(1), "D", RoomNid(1), Position(at), member);
+        };
+        let has = |since| {
+            given.confirmed(UserNid(1), "D", RoomNid(1), Position(since)).contains(&alice)
+        };
+        give(10);
+        assert_eq!((has(9), has(10)), (false, true));
+        give(20);
+        assert!(has(10));
+        given.forget(UserNid(1), "D", RoomNid(1));
+        assert!(!has(30));
+    }
+}

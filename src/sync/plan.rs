@@ -1,0 +1,564 @@
+//! What goes into an answer: decided under the index's lock, at one vector of positions.
+//!
+//! A plan holds what memory knows and names what the tables have to add.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+};
+
+use chatd_base::{Position, RoomNid, UserNid};
+use chatd_streams::{
+    Raw, StreamToken, account_data::AccountDataRow, events::Membership, presence::PresenceRow,
+    receipts::ReceiptRow, typing::TypingRow,
+};
+use ruma_common::{OwnedRoomId, OwnedUserId};
+
+use crate::{
+    filter::Filter,
+    index::{Live, State, Step, View},
+    token::SyncToken,
+    unread::Counts,
+};
+
+/// Who syncs, and how.
+#[derive(Clone, Debug)]
+pub struct Asker {
+    pub user: UserNid,
+    pub user_id: OwnedUserId,
+    /// Absent for application services without a device.
+    pub device: Option<String>,
+    pub filter: Arc<Filter>,
+    pub full_state: bool,
+    /// The state at the end of the timeline is wanted, not that at its start.
+    pub state_after: bool,
+}
+
+/// How a room appears in the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Section {
+    Join,
+    Leave,
+}
+
+/// Where the events of an interval come from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// There are none.
+    Nothing,
+    /// All of them, oldest first.
+    Memory(Vec<Live>),
+    Tables,
+}
+
+/// One room of the answer.
+#[derive(Clone, Debug)]
+pub struct RoomPlan {
+    pub room: RoomNid,
+    pub room_id: OwnedRoomId,
+    pub section: Section,
+    /// The interval of its timeline is `(low, high]`.
+    pub low: Position,
+    pub high: Position,
+    /// The client knows nothing of the room yet, or not any more: it gets the whole state, and a
+    /// timeline as far back as the limit allows.
+    pub is_new: bool,
+    pub source: Source,
+    pub typing: Option<Arc<TypingRow>>,
+    pub receipts: Vec<Arc<ReceiptRow>>,
+    pub account_data: Vec<(String, Raw)>,
+    pub unread: (Counts, BTreeMap<String, Counts>),
+}
+
+/// A room that the user is invited to, or knocks at.
+#[derive(Clone, Debug)]
+pub struct Preview {
+    pub room: RoomNid,
+    pub room_id: OwnedRoomId,
+    pub is_knock: bool,
+    /// Absent if the tables have to be asked.
+    pub stripped: Option<Arc<[Raw]>>,
+}
+
+/// Rows of a stream after the client's token, or the need to ask the tables for them.
+#[derive(Clone, Debug)]
+pub enum Rows<T> {
+    Memory(Vec<T>),
+    Tables,
+}
+
+/// A user whose devices or presence changed.
+#[derive(Clone, Debug)]
+pub struct Changed<T> {
+    pub user: UserNid,
+    pub value: T,
+    /// Whether it shares a room with the asker; `None` if memory does not know.
+    pub shares: Option<bool>,
+}
+
+/// What an answer is made of.
+#[derive(Debug)]
+pub struct Plan {
+    pub since: Option<SyncToken>,
+    pub now: SyncToken,
+    pub rooms: BTreeMap<RoomNid, RoomPlan>,
+    pub previews: Vec<Preview>,
+    /// All rooms that the user is joined to.
+    pub joined: Vec<RoomNid>,
+    /// Rooms that were joined, or left, in this interval.
+    pub arrived_in: Vec<RoomNid>,
+    pub parted_from: Vec<RoomNid>,
+    /// Whether `rooms` lacks receipts, or account data, that only the tables have.
+    pub receipts_from_tables: bool,
+    pub account_data: Rows<Arc<AccountDataRow>>,
+    /// New rules; or that they are to be sent, and read from the table.
+    pub push_rules: Option<Option<Raw>>,
+    pub presence: Rows<Changed<Arc<PresenceRow>>>,
+    pub device_lists: Rows<Changed<OwnedUserId>>,
+    /// Other users who came into, or left, rooms that the asker was in all the time.
+    pub arrivals: Rows<(UserNid, OwnedUserId)>,
+    pub departures: Vec<(UserNid, OwnedUserId)>,
+    pub ignored: Arc<HashSet<OwnedUserId>>,
+}
+
+/// Makes the plan of an interval. `steps` are the steps of the asker's memberships after `since`
+/// if the view does not reach back that far. `None` if the view is not loaded.
+pub fn make(
+    state: &State,
+    asker: &Asker,
+    since: Option<&SyncToken>,
+    steps: Option<Vec<Step>>,
+) -> Option<Plan> {
+    let view = state.view(asker.user)?;
+    let mut planner = Planner { state, view, asker, rooms: BTreeMap::new(), previews: Vec::new() };
+    let mut arrived_in = Vec::new();
+    let mut parted_from = Vec::new();
+    match since {
+        None => planner.everything(),
+        Some(since) => {
+            let steps = match steps {
+                Some(older) => merge_steps(older, view, since, &state.now),
+                None => view.steps_since(&since.room)?,
+            };
+            (arrived_in, parted_from) = planner.stepped(since, steps);
+            planner.changed(since);
+        }
+    }
+    let receipts_from_tables = planner.receipts(since, &arrived_in);
+    planner.typing(since, &arrived_in);
+    let account_data = planner.account_data(since, &arrived_in);
+    planner.unread();
+    let (arrivals, departures) = planner.travellers(since, &arrived_in);
+    let joined = view
+        .rooms
+        .iter()
+        .filter(|(_, member)| member.membership == Membership::Join)
+        .map(|(room, _)| *room)
+        .collect();
+    let push_rules = match since {
+        None => Some(None),
+        Some(since) => match state.push_rules.since(&asker.user, &since.push_rules) {
+            Some(rows) => rows.last().map(|row| Some(row.value.clone())),
+            None => Some(None),
+        },
+    };
+    Some(Plan {
+        since: since.cloned(),
+        now: state.now.clone(),
+        presence: planner.presence(since),
+        device_lists: planner.device_lists(since),
+        ignored: view.ignored.clone().unwrap_or_default(),
+        rooms: planner.rooms,
+        previews: planner.previews,
+        joined,
+        arrived_in,
+        parted_from,
+        receipts_from_tables,
+        account_data,
+        push_rules,
+        arrivals,
+        departures,
+    })
+}
+
+/// Steps that were read from the tables and those that came since, each once, none beyond `now`.
+fn merge_steps(older: Vec<Step>, view: &View, since: &SyncToken, now: &SyncToken) -> Vec<Step> {
+    let mut steps: BTreeMap<(Position, RoomNid), Step> = BTreeMap::new();
+    for step in older.into_iter().chain(view.steps.iter().cloned()) {
+        let is_inside =
+            now.room.covers(step.writer, step.at) && !since.room.covers(step.writer, step.at);
+        if is_inside {
+            steps.insert((step.at, step.room), step);
+        }
+    }
+    steps.into_values().collect()
+}
+
+struct Planner<'a> {
+    state: &'a State,
+    view: &'a View,
+    asker: &'a Asker,
+    rooms: BTreeMap<RoomNid, RoomPlan>,
+    previews: Vec<Preview>,
+}
+
+impl Planner<'_> {
+    fn now(&self) -> Position {
+        self.state.now.room.max()
+    }
+
+    fn room(&mut self, room: RoomNid, room_id: &OwnedRoomId, low: Position) -> &mut RoomPlan {
+        let high = self.now();
+        self.rooms.entry(room).or_insert_with(|| RoomPlan {
+            room,
+            room_id: room_id.clone(),
+            section: Section::Join,
+            low,
+            high,
+            is_new: false,
+            source: Source::Nothing,
+            typing: None,
+            receipts: Vec::new(),
+            account_data: Vec::new(),
+            unread: Default::default(),
+        })
+    }
+
+    /// The plan of a room that the asker is joined to; `None` if the filter leaves it out.
+    fn joined_room(&mut self, room: RoomNid, since: Option<&SyncToken>) -> Option<&mut RoomPlan> {
+        let member = self.view.rooms.get(&room).filter(|m| m.membership == Membership::Join)?;
+        if !self.asker.filter.wants_room(&member.room_id) {
+            return None;
+        }
+        let low = since.map_or(Position(0), |since| since.room.min);
+        let room_id = member.room_id.clone();
+        Some(self.room(room, &room_id, low))
+    }
+
+    /// An initial sync.
+    fn everything(&mut self) {
+        let rooms: Vec<_> = self.view.rooms.iter().map(|(r, m)| (*r, m.clone())).collect();
+        for (room, member) in rooms {
+            if member.membership == Membership::Join {
+                if let Some(plan) = self.joined_room(room, None) {
+                    plan.is_new = true;
+                    plan.source = Source::Tables;
+                }
+            } else if self.asker.filter.wants_room(&member.room_id) {
+                self.previews.push(Preview {
+                    room,
+                    room_id: member.room_id.clone(),
+                    is_knock: member.membership == Membership::Knock,
+                    stripped: None,
+                });
+            }
+        }
+    }
+
+    /// Rooms in which the asker's own membership changed. Returns those that were joined and
+    /// those that were left.
+    fn stepped(&mut self, since: &SyncToken, steps: Vec<Step>) -> (Vec<RoomNid>, Vec<RoomNid>) {
+        let mut by_room: BTreeMap<RoomNid, Vec<Step>> = BTreeMap::new();
+        for step in steps {
+            by_room.entry(step.room).or_default().push(step);
+        }
+        let (mut arrived, mut parted) = (Vec::new(), Vec::new());
+        for (room, steps) in by_room {
+            let path = Path::of(&steps);
+            match path {
+                Path::Stayed => continue,
+                Path::Arrived { .. } => arrived.push(room),
+                Path::Parted { .. } => parted.push(room),
+                Path::Previewed | Path::Dismissed => {}
+            }
+            let last = steps.last().expect("a room is here because of a step");
+            if !self.asker.filter.wants_room(&last.room_id) {
+                continue;
+            }
+            match path {
+                Path::Stayed => {}
+                Path::Arrived { was_known } => {
+                    let low = if was_known { since.room.min } else { Position(0) };
+                    let plan = self.room(room, &last.room_id, low);
+                    plan.is_new = true;
+                    plan.source = Source::Tables;
+                }
+                Path::Previewed => self.previews.push(Preview {
+                    room,
+                    room_id: last.room_id.clone(),
+                    is_knock: last.now == Membership::Knock,
+                    stripped: last.stripped.clone(),
+                }),
+                Path::Parted { at, was_known } => {
+                    let low = if was_known { since.room.min } else { Position(0) };
+                    let plan = self.room(room, &last.room_id, low);
+                    plan.section = Section::Leave;
+                    plan.high = at;
+                    plan.is_new = !was_known;
+                    plan.source = Source::Tables;
+                }
+                Path::Dismissed => {
+                    let low = Position(last.at.0 - 1);
+                    let plan = self.room(room, &last.room_id, low);
+                    plan.section = Section::Leave;
+                    plan.high = last.at;
+                    plan.source = Source::Tables;
+                }
+            }
+        }
+        (arrived, parted)
+    }
+
+    /// Rooms with new events that the asker was in all the time.
+    fn changed(&mut self, since: &SyncToken) {
+        let all = || self.view.rooms.keys().copied().collect::<Vec<_>>();
+        let changed = self.state.events.changed_since(&since.room);
+        let is_known = changed.is_some();
+        let rooms = match changed {
+            Some(changed) if !self.asker.full_state => changed,
+            _ => all(),
+        };
+        for room in rooms {
+            if self.rooms.contains_key(&room) {
+                continue;
+            }
+            let source = match self.state.events.since(&room, &since.room) {
+                Some(rows) => Source::Memory(rows.map(|row| row.value.clone()).collect()),
+                None => Source::Tables,
+            };
+            if is_known && !self.asker.full_state && matches!(&source, Source::Memory(r) if r.is_empty())
+            {
+                continue;
+            }
+            if let Some(plan) = self.joined_room(room, Some(since)) {
+                plan.source = source;
+            }
+        }
+    }
+
+    /// Adds the receipts that memory has; true if the tables have to add others.
+    fn receipts(&mut self, since: Option<&SyncToken>, arrived: &[RoomNid]) -> bool {
+        let Some(since) = since else { return true };
+        let Some(changed) = self.state.receipts.changed_since(&since.receipts) else { return true };
+        for room in changed {
+            if arrived.contains(&room) {
+                continue;
+            }
+            let rows = self.state.receipts.since(&room, &since.receipts).into_iter().flatten();
+            let user = self.asker.user;
+            let seen = |row: &Arc<ReceiptRow>| !row.is_private || row.user == user;
+            let rows: Vec<_> = rows.map(|row| row.value.clone()).filter(seen).collect();
+            if rows.is_empty() {
+                continue;
+            }
+            if let Some(plan) = self.joined_room(room, Some(since)) {
+                plan.receipts = rows;
+            }
+        }
+        !arrived.is_empty()
+    }
+
+    fn typing(&mut self, since: Option<&SyncToken>, arrived: &[RoomNid]) {
+        let changed = since.and_then(|since| self.state.typing.changed_since(&since.typing));
+        let is_change = changed.is_some();
+        let rooms: Vec<RoomNid> = match changed {
+            Some(mut changed) => {
+                changed.extend(arrived);
+                changed
+            }
+            None => self.view.rooms.keys().copied().collect(),
+        };
+        for room in rooms {
+            let Some(row) = self.state.typing.newest(&room).map(|row| row.value.clone()) else {
+                continue;
+            };
+            let is_news = is_change && !arrived.contains(&room);
+            if !is_news && row.users.is_empty() {
+                continue;
+            }
+            if let Some(plan) = self.joined_room(room, since) {
+                plan.typing = Some(row);
+            }
+        }
+    }
+
+    /// Puts account data of rooms into their plans; returns what is global.
+    fn account_data(
+        &mut self,
+        since: Option<&SyncToken>,
+        arrived: &[RoomNid],
+    ) -> Rows<Arc<AccountDataRow>> {
+        let Some(since) = since else { return Rows::Tables };
+        let rows = self.state.account_data.since(&self.asker.user, &since.account_data);
+        let Some(rows) = rows.filter(|_| arrived.is_empty()) else { return Rows::Tables };
+        let mut latest: HashMap<(Option<RoomNid>, &str), &Arc<AccountDataRow>> = HashMap::new();
+        for row in rows {
+            latest.insert((row.value.room, &row.value.kind), &row.value);
+        }
+        let mut global = Vec::new();
+        for row in latest.into_values() {
+            match row.room {
+                None => global.push(row.clone()),
+                Some(room) => {
+                    if let Some(plan) = self.joined_room(room, Some(since)) {
+                        plan.account_data.push((row.kind.clone(), row.content.clone()));
+                    }
+                }
+            }
+        }
+        global.sort_by(|a, b| a.kind.cmp(&b.kind));
+        Rows::Memory(global)
+    }
+
+    fn unread(&mut self) {
+        for plan in self.rooms.values_mut().filter(|plan| plan.section == Section::Join) {
+            if let Some(unread) = self.view.unread.get(&plan.room) {
+                plan.unread = unread.by_thread();
+            }
+        }
+    }
+
+    /// Other users who came into or left rooms that the asker was in all the time.
+    fn travellers(
+        &self,
+        since: Option<&SyncToken>,
+        arrived: &[RoomNid],
+    ) -> (Rows<(UserNid, OwnedUserId)>, Vec<(UserNid, OwnedUserId)>) {
+        if since.is_none() {
+            return (Rows::Memory(Vec::new()), Vec::new());
+        }
+        let (mut came, mut left) = (Vec::new(), Vec::new());
+        let stayed = self.rooms.values().filter(|plan| {
+            plan.section == Section::Join && !arrived.contains(&plan.room)
+        });
+        for plan in stayed {
+            let live = match &plan.source {
+                Source::Nothing => continue,
+                Source::Tables => return (Rows::Tables, Vec::new()),
+                Source::Memory(live) => live,
+            };
+            for change in live.iter().filter_map(|live| live.row.membership.as_ref()) {
+                let joined = |membership| membership == Some(Membership::Join);
+                match (joined(change.before), joined(Some(change.now))) {
+                    (false, true) => came.push((change.user, change.user_id.clone())),
+                    (true, false) => left.push((change.user, change.user_id.clone())),
+                    _ => {}
+                }
+            }
+        }
+        (Rows::Memory(came), left)
+    }
+
+    fn shares(&self, user: UserNid) -> Option<bool> {
+        if user == self.asker.user {
+            return Some(true);
+        }
+        self.state.view(user).map(|other| self.view.shares_room_with(other))
+    }
+
+    fn presence(&self, since: Option<&SyncToken>) -> Rows<Changed<Arc<PresenceRow>>> {
+        let since: Option<&StreamToken> = since.map(|since| &since.presence);
+        let changed = since.and_then(|since| self.state.presence.changed_since(since));
+        let Some(changed) = changed else { return Rows::Tables };
+        let rows = changed.into_iter().filter_map(|user| {
+            let value = self.state.presence.newest(&user)?.value.clone();
+            Some(Changed { user, value, shares: self.shares(user) })
+        });
+        Rows::Memory(rows.filter(|row| row.shares != Some(false)).collect())
+    }
+
+    fn device_lists(&self, since: Option<&SyncToken>) -> Rows<Changed<OwnedUserId>> {
+        let Some(since) = since else { return Rows::Memory(Vec::new()) };
+        let Some(changed) = self.state.device_lists.changed_since(&since.device_lists) else {
+            return Rows::Tables;
+        };
+        let rows = changed.into_iter().filter_map(|user| {
+            let value = self.state.device_lists.newest(&user)?.value.clone();
+            Some(Changed { user, value, shares: self.shares(user) })
+        });
+        Rows::Memory(rows.filter(|row| row.shares != Some(false)).collect())
+    }
+}
+
+/// What a user's steps in one room amount to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Path {
+    /// Joined before and after, and in between.
+    Stayed,
+    /// Joined now, but not all the time; `was_known`: the client had the room as joined.
+    Arrived { was_known: bool },
+    /// Not joined any more since `at`; `was_known`: the client had the room as joined.
+    Parted { at: Position, was_known: bool },
+    /// Invited, or knocking.
+    Previewed,
+    /// Never in: an invite or a knock that is over, or a ban.
+    Dismissed,
+}
+
+impl Path {
+    fn of(steps: &[Step]) -> Self {
+        let joined = |membership: Option<Membership>| membership == Some(Membership::Join);
+        let was_known = steps.first().is_some_and(|first| joined(first.before));
+        let last = steps.last().map(|step| step.now);
+        let way_out = steps.iter().rev().find(|step| joined(step.before) && !joined(Some(step.now)));
+        match last {
+            Some(Membership::Join) if was_known && way_out.is_none() => Self::Stayed,
+            Some(Membership::Join) => Self::Arrived { was_known },
+            Some(Membership::Invite | Membership::Knock) => Self::Previewed,
+            _ => match way_out {
+                Some(step) => Self::Parted { at: step.at, was_known },
+                None => Self::Dismissed,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chatd_base::{EventNid, WriterId};
+
+    use super::*;
+
+    fn path(from: Option<Membership>, through: &[Membership]) -> Path {
+        let mut before = from;
+        let steps: Vec<Step> = through
+            .iter()
+            .zip(1..)
+            .map(|(now, at)| Step {
+                room: RoomNid(1),
+                room_id: "!r:x".try_into().unwrap(),
+                writer: WriterId(1),
+                at: Position(at),
+                before: before.replace(*now),
+                now: *now,
+                event: EventNid(at),
+                stripped: None,
+            })
+            .collect();
+        Path::of(&steps)
+    }
+
+    #[test]
+    fn steps_amount_to_a_section() {
+        use Membership::{Ban, Invite, Join, Knock, Leave};
+        let parted = |at, was_known| Path::Parted { at: Position(at), was_known };
+        let arrived = |was_known| Path::Arrived { was_known };
+        let table: &[(Option<Membership>, &[Membership], Path)] = &[
+            (Some(Join), &[Join], Path::Stayed),
+            (None, &[Join], arrived(false)),
+            (Some(Invite), &[Join, Join], arrived(false)),
+            (Some(Join), &[Leave, Join], arrived(true)),
+            (Some(Join), &[Leave], parted(1, true)),
+            (Some(Join), &[Join, Leave, Ban], parted(2, true)),
+            (None, &[Join, Ban], parted(2, false)),
+            (Some(Join), &[Leave, Join, Leave], parted(3, true)),
+            (Some(Join), &[Leave, Invite], Path::Previewed),
+            (None, &[Knock], Path::Previewed),
+            (Some(Invite), &[Leave], Path::Dismissed),
+            (Some(Leave), &[Ban], Path::Dismissed),
+        ];
+        for (from, through, expected) in table {
+            assert_eq!(path(*from, through), *expected, "{from:?} {through:?}");
+        }
+    }
+}
