@@ -102,9 +102,22 @@ statements! {
     LIST_JOINED_USERS = "SELECT DISTINCT m.user_nid, u.user_id
                          FROM memberships m JOIN users_nid u ON u.nid = m.user_nid
                          WHERE m.room = ANY($1::int4[]) AND m.membership = 'j'";
-    LIST_SHARING_USERS = "SELECT DISTINCT user_nid FROM memberships
-                          WHERE user_nid = ANY($1::int4[]) AND room = ANY($2::int4[])
-                                AND membership = 'j'";
+    LIST_PRESENCE_IN = "SELECT p.user_nid, u.user_id, p.state, p.currently_active, p.last_active_ts,
+                               p.status_msg
+                        FROM presence p JOIN users_nid u ON u.nid = p.user_nid
+                        WHERE p.pos > $3 AND p.pos <= $4 AND ($5 OR p.state <> 'f')
+                              AND (p.user_nid = $1
+                                   OR p.user_nid IN (SELECT m.user_nid FROM memberships m
+                                                     WHERE m.room = ANY($2::int4[])
+                                                           AND m.membership = 'j'))
+                        ORDER BY p.pos DESC LIMIT $6";
+    LIST_DEVICE_CHANGES_IN = "SELECT DISTINCT c.user_nid, u.user_id
+                              FROM device_list_changes c JOIN users_nid u ON u.nid = c.user_nid
+                              WHERE c.pos > $3 AND c.pos <= $4
+                                    AND (c.user_nid = $1
+                                         OR c.user_nid IN (SELECT m.user_nid FROM memberships m
+                                                           WHERE m.room = ANY($2::int4[])
+                                                                 AND m.membership = 'j'))";
     /// Users who were joined at some time after `$2` and are not now.
     LIST_PARTED_USERS = "SELECT DISTINCT m.user_nid, u.user_id
                          FROM memberships m JOIN users_nid u ON u.nid = m.user_nid
@@ -323,15 +336,53 @@ pub async fn list_joined_users(pool: &Pool, rooms: &[RoomNid]) -> Result<Vec<(Us
     Ok(users(&pool.query(&LIST_JOINED_USERS, &[&room_numbers(rooms)]).await?))
 }
 
-/// Those of `candidates` who are joined to at least one of `rooms`.
-pub async fn list_sharing_users(
+/// Presence of a user who shares a room with the reader.
+#[derive(Clone, Debug)]
+pub struct PresenceRow {
+    pub user: UserNid,
+    pub user_id: String,
+    pub state: i8,
+    pub currently_active: bool,
+    pub last_active_ts: i64,
+    pub status_msg: Option<String>,
+}
+
+/// Presence, of `user` and of everybody in `rooms`, that changed in `(after, upto]`: the newest
+/// `limit`.
+pub async fn list_presence_in(
     pool: &Pool,
-    candidates: &[UserNid],
+    user: UserNid,
     rooms: &[RoomNid],
-) -> Result<Vec<UserNid>> {
-    let params = (user_numbers(candidates), room_numbers(rooms));
-    let rows = pool.query(&LIST_SHARING_USERS, &[&params.0, &params.1]).await?;
-    Ok(rows.iter().map(|row| UserNid(row.get(0))).collect())
+    (after, upto): (Position, Position),
+    with_offline: bool,
+    limit: i64,
+) -> Result<Vec<PresenceRow>> {
+    let rooms = room_numbers(rooms);
+    let rows = pool
+        .query(&LIST_PRESENCE_IN, &[&user.0, &rooms, &after.0, &upto.0, &with_offline, &limit])
+        .await?;
+    let presence = |row: &Row| PresenceRow {
+        user: UserNid(row.get(0)),
+        user_id: row.get(1),
+        state: row.get(2),
+        currently_active: row.get(3),
+        last_active_ts: row.get(4),
+        status_msg: row.get(5),
+    };
+    Ok(rows.iter().map(presence).collect())
+}
+
+/// Of `user` and everybody in `rooms`: whose devices or keys changed in `(after, upto]`.
+pub async fn list_device_changes_in(
+    pool: &Pool,
+    user: UserNid,
+    rooms: &[RoomNid],
+    after: Position,
+    upto: Position,
+) -> Result<Vec<(UserNid, String)>> {
+    let rooms = room_numbers(rooms);
+    let params: [&(dyn crate::ToSql + Sync); 4] = [&user.0, &rooms, &after.0, &upto.0];
+    Ok(users(&pool.query(&LIST_DEVICE_CHANGES_IN, &params).await?))
 }
 
 /// Who left or was banned from one of `rooms` in `(after, upto]` and is not back there.

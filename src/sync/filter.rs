@@ -149,7 +149,7 @@ impl EventFilter {
             not_types: unless_empty(&self.not_types).as_deref().map(patterns),
             senders: self.senders.clone(),
             not_senders: unless_empty(&self.not_senders),
-            contains_url: self.contains_url,
+            with_url: self.contains_url == Some(true),
             related_by_rel_types: self.related_by_rel_types.clone(),
             related_by_senders: self.related_by_senders.clone(),
         }
@@ -261,13 +261,20 @@ mod tests {
             serde_json::from_slice(&keep_fields(event, &fields)).unwrap()
         };
         assert_eq!(kept(&["type", "content.body"]), json!({"type": "m", "content": {"body": "b"}}));
-        assert_eq!(kept(&["content.a\\.b", "content.c.d"]), json!({"content": {"a.b": 1, "c": {"d": 2}}}));
+        assert_eq!(
+            kept(&["content.a\\.b", "content.c.d"]),
+            json!({"content": {"a.b": 1, "c": {"d": 2}}})
+        );
         assert_eq!(kept(&["nothing", "sender.x"]), json!({}));
     }
 
     #[test]
     fn what_is_not_a_filter_is_refused() {
-        for (text, code) in [("{", "M_NOT_JSON"), ("[]", "M_BAD_JSON"), (r#"{"room":{"timeline":{"limit":-1}}}"#, "M_BAD_JSON")] {
+        for (text, code) in [
+            ("{", "M_NOT_JSON"),
+            ("[]", "M_BAD_JSON"),
+            (r#"{"room":{"timeline":{"limit":-1}}}"#, "M_BAD_JSON"),
+        ] {
             assert_eq!(Filter::from_json(text).unwrap_err().errcode, code, "{text}");
         }
     }

@@ -49,6 +49,9 @@ pub struct Member {
     pub pos: Position,
 }
 
+/// A user's rooms.
+pub type Members = HashMap<RoomNid, Arc<Member>>;
+
 /// One step of a user's membership in a room.
 #[derive(Clone, Debug)]
 pub struct Step {
@@ -68,7 +71,7 @@ pub struct Step {
 pub struct View {
     /// Whether `rooms` is complete; until then only steps are recorded.
     pub is_loaded: bool,
-    pub rooms: HashMap<RoomNid, Arc<Member>>,
+    pub rooms: Arc<Members>,
     /// Steps since `steps_from`, oldest first.
     pub steps: VecDeque<Step>,
     pub steps_from: StreamToken,
@@ -87,7 +90,7 @@ impl View {
     fn new(now: &StreamToken) -> Self {
         Self {
             is_loaded: false,
-            rooms: HashMap::new(),
+            rooms: Arc::default(),
             steps: VecDeque::new(),
             steps_from: now.clone(),
             unread: HashMap::new(),
@@ -111,10 +114,10 @@ impl View {
                     event: step.event,
                     pos: step.at,
                 };
-                self.rooms.insert(step.room, Arc::new(member));
+                Arc::make_mut(&mut self.rooms).insert(step.room, Arc::new(member));
             }
             Membership::Leave | Membership::Ban => {
-                self.rooms.remove(&step.room);
+                Arc::make_mut(&mut self.rooms).remove(&step.room);
                 self.unread.remove(&step.room);
             }
         }
@@ -279,9 +282,10 @@ impl State {
         let Some(view) = self.views.get_mut(&user) else { return };
         let moved: HashMap<RoomNid, Position> =
             view.steps.iter().map(|step| (step.room, step.at)).collect();
+        let known = Arc::make_mut(&mut view.rooms);
         for (room, member) in rooms {
             if moved.get(&room).is_none_or(|at| member.pos > *at) {
-                view.rooms.insert(room, Arc::new(member));
+                known.insert(room, Arc::new(member));
             }
         }
         view.is_loaded = true;

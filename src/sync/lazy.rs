@@ -86,9 +86,8 @@ mod tests {
             let member = std::iter::once(alice.clone());
             given.give(UserNid(1), "D", RoomNid(1), Position(at), member);
         };
-        let has = |since| {
-            given.confirmed(UserNid(1), "D", RoomNid(1), Position(since)).contains(&alice)
-        };
+        let has =
+            |since| given.confirmed(UserNid(1), "D", RoomNid(1), Position(since)).contains(&alice);
         give(10);
         assert_eq!((has(9), has(10)), (false, true));
         give(20);

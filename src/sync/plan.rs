@@ -16,7 +16,7 @@ use ruma_common::{OwnedRoomId, OwnedUserId};
 
 use crate::{
     filter::Filter,
-    index::{Live, State, Step, View},
+    index::{Live, Member, Members, State, Step, View},
     token::SyncToken,
     unread::Counts,
 };
@@ -103,13 +103,15 @@ pub struct Plan {
     pub now: SyncToken,
     pub rooms: BTreeMap<RoomNid, RoomPlan>,
     pub previews: Vec<Preview>,
-    /// All rooms that the user is joined to.
-    pub joined: Vec<RoomNid>,
+    /// The rooms that the user is joined or invited to, or knocks at.
+    pub members: Arc<Members>,
     /// Rooms that were joined, or left, in this interval.
     pub arrived_in: Vec<RoomNid>,
     pub parted_from: Vec<RoomNid>,
-    /// Whether `rooms` lacks receipts, or account data, that only the tables have.
-    pub receipts_from_tables: bool,
+    /// Whether `rooms` lacks receipts that only the tables have: of new rooms, and of those that
+    /// the client knows.
+    pub new_receipts_from_tables: bool,
+    pub known_receipts_from_tables: bool,
     pub account_data: Rows<Arc<AccountDataRow>>,
     /// New rules; or that they are to be sent, and read from the table.
     pub push_rules: Option<Option<Raw>>,
@@ -119,6 +121,48 @@ pub struct Plan {
     pub arrivals: Rows<(UserNid, OwnedUserId)>,
     pub departures: Vec<(UserNid, OwnedUserId)>,
     pub ignored: Arc<HashSet<OwnedUserId>>,
+}
+
+impl RoomPlan {
+    /// A room that the client knows, without anything new in it.
+    fn joined(room: RoomNid, room_id: &OwnedRoomId, low: Position, high: Position) -> Self {
+        Self {
+            room,
+            room_id: room_id.clone(),
+            section: Section::Join,
+            low,
+            high,
+            is_new: false,
+            source: Source::Nothing,
+            typing: None,
+            receipts: Vec::new(),
+            account_data: Vec::new(),
+            unread: Default::default(),
+        }
+    }
+}
+
+impl Plan {
+    /// All rooms that the user is joined to.
+    pub fn joined(&self) -> Vec<RoomNid> {
+        let joined = |member: &Member| member.membership == Membership::Join;
+        self.members.iter().filter(|(_, m)| joined(m)).map(|(room, _)| *room).collect()
+    }
+
+    /// The plan of a room of which the tables have something besides events; `None` if the user
+    /// is not in it, or does not want it.
+    pub fn room_for_extras(&mut self, asker: &Asker, room: RoomNid) -> Option<&mut RoomPlan> {
+        if !self.rooms.contains_key(&room) {
+            let member = self.members.get(&room).filter(|m| m.membership == Membership::Join)?;
+            if !asker.filter.wants_room(&member.room_id) {
+                return None;
+            }
+            let low = self.since.as_ref().map_or(Position(0), |since| since.room.min);
+            let plan = RoomPlan::joined(room, &member.room_id, low, self.now.room.max());
+            self.rooms.insert(room, plan);
+        }
+        self.rooms.get_mut(&room)
+    }
 }
 
 /// Makes the plan of an interval. `steps` are the steps of the asker's memberships after `since`
@@ -144,17 +188,11 @@ pub fn make(
             planner.changed(since);
         }
     }
-    let receipts_from_tables = planner.receipts(since, &arrived_in);
+    let known_receipts_from_tables = !planner.receipts(since, &arrived_in);
+    let new_receipts_from_tables = since.is_none() || !arrived_in.is_empty();
     planner.typing(since, &arrived_in);
     let account_data = planner.account_data(since, &arrived_in);
-    planner.unread();
     let (arrivals, departures) = planner.travellers(since, &arrived_in);
-    let joined = view
-        .rooms
-        .iter()
-        .filter(|(_, member)| member.membership == Membership::Join)
-        .map(|(room, _)| *room)
-        .collect();
     let push_rules = match since {
         None => Some(None),
         Some(since) => match state.push_rules.since(&asker.user, &since.push_rules) {
@@ -170,10 +208,11 @@ pub fn make(
         ignored: view.ignored.clone().unwrap_or_default(),
         rooms: planner.rooms,
         previews: planner.previews,
-        joined,
+        members: view.rooms.clone(),
         arrived_in,
         parted_from,
-        receipts_from_tables,
+        new_receipts_from_tables,
+        known_receipts_from_tables,
         account_data,
         push_rules,
         arrivals,
@@ -209,19 +248,7 @@ impl Planner<'_> {
 
     fn room(&mut self, room: RoomNid, room_id: &OwnedRoomId, low: Position) -> &mut RoomPlan {
         let high = self.now();
-        self.rooms.entry(room).or_insert_with(|| RoomPlan {
-            room,
-            room_id: room_id.clone(),
-            section: Section::Join,
-            low,
-            high,
-            is_new: false,
-            source: Source::Nothing,
-            typing: None,
-            receipts: Vec::new(),
-            account_data: Vec::new(),
-            unread: Default::default(),
-        })
+        self.rooms.entry(room).or_insert_with(|| RoomPlan::joined(room, room_id, low, high))
     }
 
     /// The plan of a room that the asker is joined to; `None` if the filter leaves it out.
@@ -326,7 +353,9 @@ impl Planner<'_> {
                 Some(rows) => Source::Memory(rows.map(|row| row.value.clone()).collect()),
                 None => Source::Tables,
             };
-            if is_known && !self.asker.full_state && matches!(&source, Source::Memory(r) if r.is_empty())
+            if is_known
+                && !self.asker.full_state
+                && matches!(&source, Source::Memory(r) if r.is_empty())
             {
                 continue;
             }
@@ -336,10 +365,12 @@ impl Planner<'_> {
         }
     }
 
-    /// Adds the receipts that memory has; true if the tables have to add others.
+    /// Adds the receipts that memory has; false if it does not have all.
     fn receipts(&mut self, since: Option<&SyncToken>, arrived: &[RoomNid]) -> bool {
         let Some(since) = since else { return true };
-        let Some(changed) = self.state.receipts.changed_since(&since.receipts) else { return true };
+        let Some(changed) = self.state.receipts.changed_since(&since.receipts) else {
+            return false;
+        };
         for room in changed {
             if arrived.contains(&room) {
                 continue;
@@ -355,7 +386,7 @@ impl Planner<'_> {
                 plan.receipts = rows;
             }
         }
-        !arrived.is_empty()
+        true
     }
 
     fn typing(&mut self, since: Option<&SyncToken>, arrived: &[RoomNid]) {
@@ -410,14 +441,6 @@ impl Planner<'_> {
         Rows::Memory(global)
     }
 
-    fn unread(&mut self) {
-        for plan in self.rooms.values_mut().filter(|plan| plan.section == Section::Join) {
-            if let Some(unread) = self.view.unread.get(&plan.room) {
-                plan.unread = unread.by_thread();
-            }
-        }
-    }
-
     /// Other users who came into or left rooms that the asker was in all the time.
     fn travellers(
         &self,
@@ -428,9 +451,10 @@ impl Planner<'_> {
             return (Rows::Memory(Vec::new()), Vec::new());
         }
         let (mut came, mut left) = (Vec::new(), Vec::new());
-        let stayed = self.rooms.values().filter(|plan| {
-            plan.section == Section::Join && !arrived.contains(&plan.room)
-        });
+        let stayed = self
+            .rooms
+            .values()
+            .filter(|plan| plan.section == Section::Join && !arrived.contains(&plan.room));
         for plan in stayed {
             let live = match &plan.source {
                 Source::Nothing => continue,
@@ -500,7 +524,8 @@ impl Path {
         let joined = |membership: Option<Membership>| membership == Some(Membership::Join);
         let was_known = steps.first().is_some_and(|first| joined(first.before));
         let last = steps.last().map(|step| step.now);
-        let way_out = steps.iter().rev().find(|step| joined(step.before) && !joined(Some(step.now)));
+        let way_out =
+            steps.iter().rev().find(|step| joined(step.before) && !joined(Some(step.now)));
         match last {
             Some(Membership::Join) if was_known && way_out.is_none() => Self::Stayed,
             Some(Membership::Join) => Self::Arrived { was_known },

@@ -122,7 +122,8 @@ impl Wanted<'_> {
         let mut users: BTreeSet<String> =
             self.timeline.events.iter().map(|shown| shown.event.sender.to_string()).collect();
         if let Some(summary) = summary {
-            users.extend(summary::heroes(summary, self.asker).iter().map(|user| (*user).to_owned()));
+            users
+                .extend(summary::heroes(summary, self.asker).iter().map(|user| (*user).to_owned()));
         }
         let is_full = self.room.is_new || self.asker.full_state;
         if is_full {

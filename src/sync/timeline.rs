@@ -5,10 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use chatd_base::{Position, Result, RoomNid};
-use chatd_rooms::{
-    client_event::Bundles,
-    visibility::Lens,
-};
+use chatd_rooms::{client_event::Bundles, visibility::Lens};
 use chatd_storage::{
     Pool,
     events::{self, End, Span, StoredEvent},
@@ -108,7 +105,8 @@ fn from_memory(
     limit: usize,
 ) -> Timeline {
     let wanted = |live: &&Live| !live.row.hidden && filter.wants(&live.event);
-    let mut newest: Vec<&Live> = live.iter().rev().filter(wanted).take(limit.saturating_add(1)).collect();
+    let mut newest: Vec<&Live> =
+        live.iter().rev().filter(wanted).take(limit.saturating_add(1)).collect();
     let limited = newest.len() > limit;
     newest.truncate(limit);
     let start = newest.last().map_or(plan.high, |first| before(first.event.pos));
@@ -168,7 +166,7 @@ async fn read_tables(
         let shown = events
             .into_iter()
             .rev()
-            .filter(|event| is_welcome(event, ignored))
+            .filter(|event| is_welcome(event, ignored) && asker.filter.room.timeline.wants(event))
             .filter(|event| lens.is_none_or(|lens| lens.sees(event)))
             .map(|event| {
                 let membership = lens.map_or(Membership::Join, |lens| lens.membership_at(&event));

@@ -1,0 +1,238 @@
+//! To-device messages: each device gets each message in exactly one interval (R3).
+//!
+//! What has been put into responses made for a device is noted in the tables. Messages above that
+//! mark are delivered whatever token the device shows; those at or below it go when the device
+//! comes back with a token that covers them, and are delivered again if it comes back with an
+//! older one.
+
+use std::sync::Arc;
+
+use chatd_base::{Position, Result, UserNid};
+use chatd_storage::{Pool, sync, to_device};
+use chatd_streams::{Raw, StreamToken};
+use parking_lot::Mutex;
+use quick_cache::sync::Cache;
+use ruma_common::OwnedDeviceId;
+use serde_json::value::RawValue;
+
+use crate::{
+    index::Index,
+    plan::{Asker, Plan},
+};
+
+/// Messages in one answer.
+const MOST_MESSAGES: usize = 100;
+
+/// What is known about the inbox of a device.
+#[derive(Clone, Copy, Debug, Default)]
+struct Marks {
+    /// Up to where messages have been put into responses made for the device.
+    delivered: Position,
+    /// There is no message in `(delivered, clear]`.
+    clear: Position,
+    /// Up to where confirmed messages have been removed.
+    removed: Position,
+}
+
+impl Marks {
+    /// Where the next answer begins, for a device that shows `since`.
+    fn low(self, since: Option<Position>) -> Position {
+        match since {
+            None => Position(0),
+            Some(since) if since < self.delivered => since,
+            Some(_) => self.delivered.max(self.clear),
+        }
+    }
+
+    /// Up to where the device has confirmed messages that are still in the tables.
+    fn to_remove(self, since: Option<Position>) -> Option<Position> {
+        since.map(|since| since.min(self.delivered)).filter(|upto| *upto > self.removed)
+    }
+}
+
+/// The marks of devices that sync here; bounded.
+#[derive(Debug)]
+pub struct Inboxes {
+    marks: Cache<(UserNid, String), Arc<Mutex<Marks>>>,
+}
+
+/// Messages for an answer.
+#[derive(Debug, Default)]
+pub struct Delivery {
+    pub messages: Vec<Raw>,
+    /// What the device's next token says about this stream.
+    pub upto: StreamToken,
+}
+
+impl Inboxes {
+    /// `devices`: inboxes that are remembered.
+    pub fn new(devices: usize) -> Self {
+        Self { marks: Cache::new(devices) }
+    }
+
+    async fn marks(&self, pool: &Pool, user: UserNid, device: &str) -> Result<Arc<Mutex<Marks>>> {
+        let key = (user, device.to_owned());
+        if let Some(marks) = self.marks.get(&key) {
+            return Ok(marks);
+        }
+        let delivered = sync::get_delivered(pool, user, device).await?;
+        let marks = Arc::new(Mutex::new(Marks { delivered, ..Marks::default() }));
+        self.marks.insert(key, marks.clone());
+        Ok(marks)
+    }
+
+    /// Removes what the device has confirmed, and takes what it is to get. On return the mark is
+    /// durable. No query if memory knows that there is nothing.
+    pub async fn read(
+        &self,
+        pool: &Pool,
+        index: &Index,
+        asker: &Asker,
+        plan: &Plan,
+    ) -> Result<Delivery> {
+        let upto = plan.now.to_device.clone();
+        let Some(device) = &asker.device else {
+            return Ok(Delivery { messages: Vec::new(), upto });
+        };
+        let shared = self.marks(pool, asker.user, device).await?;
+        let marks = *shared.lock();
+        let since = plan.since.as_ref().map(|since| since.to_device.min);
+        if let Some(confirmed) = marks.to_remove(since) {
+            to_device::delete_upto(pool, asker.user, device, confirmed).await?;
+            let mut marks = shared.lock();
+            marks.removed = marks.removed.max(confirmed);
+        }
+        let low = marks.low(since);
+        let mut messages = match from_memory(index, asker.user, device, low, &upto) {
+            Some(messages) => messages,
+            None => from_tables(pool, asker.user, device, low, upto.max()).await?,
+        };
+        let has_more = messages.len() > MOST_MESSAGES;
+        messages.truncate(MOST_MESSAGES);
+        let last = messages.last().map(|(at, _)| *at);
+        if let Some(last) = last {
+            sync::set_delivered(pool, asker.user, device, last).await?;
+        }
+        let mut marks = shared.lock();
+        marks.delivered = marks.delivered.max(last.unwrap_or_default());
+        let upto = match last.filter(|_| has_more) {
+            Some(last) => StreamToken::at(last),
+            None => {
+                marks.clear = marks.clear.max(upto.min);
+                upto
+            }
+        };
+        Ok(Delivery { messages: messages.into_iter().map(|(_, message)| message).collect(), upto })
+    }
+}
+
+fn from_memory(
+    index: &Index,
+    user: UserNid,
+    device: &str,
+    low: Position,
+    upto: &StreamToken,
+) -> Option<Vec<(Position, Raw)>> {
+    let state = index.lock();
+    let low = StreamToken::at(low);
+    let rows = state.to_device.since(&(user, OwnedDeviceId::from(device)), &low)?;
+    let rows = rows.filter(|row| upto.covers(row.writer, row.at));
+    Some(rows.take(MOST_MESSAGES + 1).map(|row| (row.at, row.value.clone())).collect())
+}
+
+async fn from_tables(
+    pool: &Pool,
+    user: UserNid,
+    device: &str,
+    low: Position,
+    upto: Position,
+) -> Result<Vec<(Position, Raw)>> {
+    let limit = i64::try_from(MOST_MESSAGES).unwrap_or(i64::MAX) + 1;
+    let rows = to_device::list(pool, user, device, low, upto, limit).await?;
+    rows.into_iter()
+        .map(|(at, message)| {
+            let message = RawValue::from_string(message).map_err(chatd_base::Error::internal)?;
+            Ok((at, Raw::from(message)))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A device, its inbox in the tables, and the marks: what [`Inboxes::read`] does, step by
+    /// step.
+    #[derive(Default)]
+    struct World {
+        inbox: BTreeSet<i64>,
+        newest: i64,
+        marks: Marks,
+    }
+
+    impl World {
+        fn answer(&mut self, since: Option<i64>, most: usize) -> (Vec<i64>, i64) {
+            let since = since.map(Position);
+            if let Some(upto) = self.marks.to_remove(since) {
+                self.inbox.retain(|at| *at > upto.0);
+                self.marks.removed = upto;
+            }
+            let low = self.marks.low(since);
+            let mut rows: Vec<i64> = self.inbox.range(low.0 + 1..=self.newest).copied().collect();
+            let has_more = rows.len() > most;
+            rows.truncate(most);
+            let last = rows.last().copied();
+            self.marks.delivered = self.marks.delivered.max(Position(last.unwrap_or(0)));
+            match last.filter(|_| has_more) {
+                Some(last) => (rows, last),
+                None => {
+                    self.marks.clear = self.marks.clear.max(Position(self.newest));
+                    (rows, self.newest)
+                }
+            }
+        }
+    }
+
+    proptest! {
+        /// Answers may get lost and the server may restart: what the device takes is every
+        /// message, once, in order.
+        #[test]
+        fn each_message_is_taken_once(
+            steps in proptest::collection::vec((0_i64..4, any::<bool>(), any::<bool>()), 1..80),
+            most in 1_usize..4,
+            foreign in 0_i64..50,
+        ) {
+            let mut world = World::default();
+            let mut taken = Vec::new();
+            // The first token may come from elsewhere and be anything at or below the newest.
+            let mut since = Some(foreign);
+            world.newest = foreign;
+            for (arrivals, is_lost, restarts) in steps {
+                for _ in 0..arrivals {
+                    world.newest += 1;
+                    world.inbox.insert(world.newest);
+                }
+                if restarts {
+                    world.marks = Marks { delivered: world.marks.delivered, ..Marks::default() };
+                }
+                let (rows, next) = world.answer(since, most);
+                if !is_lost {
+                    taken.extend(rows);
+                    since = Some(next);
+                }
+            }
+            loop {
+                let (rows, next) = world.answer(since, most);
+                since = Some(next);
+                if rows.is_empty() { break }
+                taken.extend(rows);
+            }
+            prop_assert_eq!(taken, (foreign + 1..=world.newest).collect::<Vec<_>>());
+            prop_assert!(world.inbox.is_empty());
+        }
+    }
+}
