@@ -13,6 +13,16 @@ statements! {
     LIST_LEFT_ROOMS = "SELECT m.user_nid, m.room, r.room_id, m.membership, m.event, m.pos
                        FROM memberships m JOIN rooms r ON r.nid = m.room
                        WHERE m.user_nid = $1 AND m.membership IN ('l', 'b') AND NOT m.forgotten";
+    /// Where the last time that a user was joined ended.
+    LIST_ENDS = "SELECT w.room, ended.pos
+                 FROM unnest($2::int4[]) AS w(room)
+                 CROSS JOIN LATERAL (
+                     SELECT max(pos) AS pos FROM membership_history
+                     WHERE user_nid = $1 AND room = w.room AND membership = 'j') AS joined
+                 CROSS JOIN LATERAL (
+                     SELECT min(pos) AS pos FROM membership_history
+                     WHERE user_nid = $1 AND room = w.room AND pos > joined.pos) AS ended
+                 WHERE ended.pos IS NOT NULL";
     LIST_FORGOTTEN = "SELECT room FROM memberships
                       WHERE user_nid = $1 AND room = ANY($2::int4[]) AND forgotten";
     LIST_MEMBERSHIP_CHANGES =
@@ -172,6 +182,16 @@ pub async fn list_memberships(pool: &Pool, users: &[UserNid]) -> Result<Vec<Memb
 /// Rooms that `user` has left or was banned from, and has not forgotten.
 pub async fn list_left_rooms(pool: &Pool, user: UserNid) -> Result<Vec<MembershipRow>> {
     Ok(pool.query(&LIST_LEFT_ROOMS, &[&user.0]).await?.iter().map(membership).collect())
+}
+
+/// Where `user`'s last time in each of `rooms` ended; nothing for rooms that it never joined.
+pub async fn list_ends(
+    pool: &Pool,
+    user: UserNid,
+    rooms: &[RoomNid],
+) -> Result<Vec<(RoomNid, Position)>> {
+    let rows = pool.query(&LIST_ENDS, &[&user.0, &room_numbers(rooms)]).await?;
+    Ok(rows.iter().map(|row| (RoomNid(row.get(0)), Position(row.get(1)))).collect())
 }
 
 /// Those of `rooms` that `user` has forgotten.

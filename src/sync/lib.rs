@@ -5,12 +5,18 @@
 //! back that far, from a constant number of queries. Each event, message and receipt is in
 //! exactly one interval (R3).
 
+mod account;
+mod engine;
+mod ephemeral;
 pub mod filter;
 mod fold;
+mod inbox;
 mod index;
 mod json;
+mod keys;
 mod lazy;
 mod log;
+mod people;
 mod plan;
 mod state;
 mod summary;
@@ -19,3 +25,7 @@ mod testing;
 mod timeline;
 pub mod token;
 mod unread;
+mod v3;
+
+pub use engine::Sync;
+pub use plan::Asker;

@@ -150,10 +150,11 @@ async fn presence_of(
             let after = plan.since.as_ref().map_or(Position(0), |since| since.presence.min);
             let span = (after, plan.now.presence.max());
             let with_offline = plan.since.is_some() || rules.include_offline;
+            let joined = plan.joined();
             let rows = sync::list_presence_in(
                 pool,
                 asker.user,
-                &plan.joined(),
+                &joined,
                 span,
                 with_offline,
                 MOST_PRESENCE,

@@ -149,6 +149,33 @@ impl Plan {
         self.members.iter().filter(|(_, m)| joined(m)).map(|(room, _)| *room).collect()
     }
 
+    /// Rooms that the answer shows as joined.
+    pub fn joined_in_answer(&self) -> impl Iterator<Item = RoomNid> {
+        self.in_section(Section::Join)
+    }
+
+    /// Rooms that the answer shows as left.
+    pub fn left(&self) -> impl Iterator<Item = RoomNid> {
+        self.in_section(Section::Leave)
+    }
+
+    fn in_section(&self, section: Section) -> impl Iterator<Item = RoomNid> {
+        self.rooms.values().filter(move |room| room.section == section).map(|room| room.room)
+    }
+
+    /// Adds a room that was left before the client's first sync.
+    pub fn add_left(&mut self, asker: &Asker, room: RoomNid, room_id: OwnedRoomId, end: Position) {
+        if asker.filter.wants_room(&room_id) {
+            let plan = RoomPlan {
+                section: Section::Leave,
+                is_new: true,
+                source: Source::Tables,
+                ..RoomPlan::joined(room, &room_id, Position(0), end)
+            };
+            self.rooms.insert(room, plan);
+        }
+    }
+
     /// The plan of a room of which the tables have something besides events; `None` if the user
     /// is not in it, or does not want it.
     pub fn room_for_extras(&mut self, asker: &Asker, room: RoomNid) -> Option<&mut RoomPlan> {

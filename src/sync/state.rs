@@ -15,7 +15,6 @@ use chatd_storage::{
 use ruma_common::OwnedUserId;
 
 use crate::{
-    filter::EventFilter,
     index::Live,
     lazy::GivenMembers,
     plan::{Asker, Plan, RoomPlan, Section},

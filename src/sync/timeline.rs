@@ -40,7 +40,7 @@ pub struct Timeline {
 }
 
 impl Timeline {
-    fn nothing(plan: &RoomPlan) -> Self {
+    pub(crate) fn nothing(plan: &RoomPlan) -> Self {
         Self { events: Vec::new(), limited: false, start: plan.high, live: Some(Vec::new()) }
     }
 

@@ -1,0 +1,358 @@
+//! From a request to an answer: what the asker's view needs is loaded once, then each answer is
+//! planned from memory, completed from the tables where memory does not reach, and written. A
+//! sync with nothing to tell waits for the asker's view to be woken.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use chatd_base::{Position, Result, RoomNid, UserNid};
+use chatd_rooms::client_event::Viewer;
+use chatd_storage::{Pool, account_data, sync};
+use chatd_streams::{StreamToken, events::Membership};
+use chatd_users::{Deps, Users};
+use tokio::{sync::watch, time::Instant};
+
+use crate::{
+    account, ephemeral,
+    fold::ignored_users,
+    inbox::Inboxes,
+    index::{Index, Member, Step},
+    keys::{self, KeyCounts},
+    lazy::GivenMembers,
+    people,
+    plan::{self, Asker, Plan},
+    state, summary, timeline,
+    token::SyncToken,
+    unread::Unread,
+    v3::Parts,
+};
+
+/// How long a token that is ahead of this instance is waited for.
+const WAIT_FOR_TOKEN: Duration = Duration::from_secs(10);
+/// Devices whose inbox and lazily loaded members are remembered.
+const MOST_DEVICES: usize = 20_000;
+
+/// Answers syncs.
+pub struct Sync {
+    pub(crate) deps: Deps,
+    pub(crate) users: Arc<Users>,
+    index: Arc<Index>,
+    given: GivenMembers,
+    inboxes: Inboxes,
+}
+
+impl Sync {
+    /// Must be made while the instance is wired, before anything is written: its memory is
+    /// complete from then on.
+    pub fn new(users: &Arc<Users>) -> Self {
+        let deps = users.deps.clone();
+        Self {
+            index: Index::attach(&deps.streams, &deps.config),
+            users: users.clone(),
+            given: GivenMembers::new(MOST_DEVICES),
+            inboxes: Inboxes::new(MOST_DEVICES),
+            deps,
+        }
+    }
+
+    fn pool(&self) -> &Pool {
+        &self.deps.pool
+    }
+
+    /// The answer for `asker`: at once if there is something to tell, if it is the first one or
+    /// the full state is wanted; else when there is, or with nothing after `timeout`.
+    pub async fn answer(
+        &self,
+        asker: &Asker,
+        since: Option<SyncToken>,
+        timeout: Duration,
+    ) -> Result<Vec<u8>> {
+        let deadline = Instant::now() + timeout;
+        let mut since = match since {
+            Some(since) if self.has_reached(&since).await => Some(since),
+            // Not a token of this server's history: the client starts again.
+            _ => None,
+        };
+        let mut woken = self.load_view(asker.user).await?;
+        loop {
+            woken.borrow_and_update();
+            let plan = self.plan(asker, since.as_ref()).await?;
+            let parts = self.complete(asker, plan).await?;
+            let is_due = since.is_none() || asker.full_state || Instant::now() >= deadline;
+            if is_due || !parts.is_empty() {
+                return Ok(parts.write(&self.viewer(asker)));
+            }
+            // The interval held nothing, so the next one may begin at its end.
+            since = Some(parts.next);
+            self.park(&mut woken, deadline).await;
+        }
+    }
+
+    /// Returns when something concerns the view, at the deadline, or when the server stops.
+    async fn park(&self, woken: &mut watch::Receiver<u64>, deadline: Instant) {
+        metrics::gauge!("chatd_syncs_waiting").increment(1.0);
+        tokio::select! {
+            _ = woken.changed() => {}
+            () = tokio::time::sleep_until(deadline) => {}
+            () = self.deps.stop.triggered() => {}
+        }
+        metrics::gauge!("chatd_syncs_waiting").decrement(1.0);
+    }
+
+    fn viewer<'a>(&self, asker: &'a Asker) -> Viewer<'a> {
+        Viewer {
+            user: asker.user,
+            device: asker.device.as_deref(),
+            now_ms: self.deps.clock.now_ms(),
+            with_room_id: false,
+        }
+    }
+
+    /// Waits until this instance has folded all that `since` covers; false if it does not come.
+    async fn has_reached(&self, since: &SyncToken) -> bool {
+        if self.index.lock().now.is_at_least(since) {
+            return true;
+        }
+        let streams = &self.deps.streams;
+        let reached = tokio::join!(
+            streams.events.wait_for(&since.room, WAIT_FOR_TOKEN),
+            streams.presence.wait_for(&since.presence, WAIT_FOR_TOKEN),
+            streams.receipts.wait_for(&since.receipts, WAIT_FOR_TOKEN),
+            streams.account_data.wait_for(&since.account_data, WAIT_FOR_TOKEN),
+            streams.push_rules.wait_for(&since.push_rules, WAIT_FOR_TOKEN),
+            streams.to_device.wait_for(&since.to_device, WAIT_FOR_TOKEN),
+            streams.device_lists.wait_for(&since.device_lists, WAIT_FOR_TOKEN),
+        );
+        let (events, presence, receipts, account_data, push_rules, to_device, devices) = reached;
+        events && presence && receipts && account_data && push_rules && to_device && devices
+    }
+
+    /// Makes sure that the asker's memberships and ignored users are known, and says how to wait
+    /// for what concerns it.
+    async fn load_view(&self, user: UserNid) -> Result<watch::Receiver<u64>> {
+        if let Some(view) = self.index.lock().view_mut(user) {
+            return Ok(view.wake.subscribe());
+        }
+        self.index.lock().begin_view(user);
+        let rows = sync::list_memberships(self.pool(), &[user]).await?;
+        let ignored =
+            account_data::get(self.pool(), user, RoomNid(0), "m.ignored_user_list").await?;
+        // What the table has may be a moment ahead of what has been folded.
+        let ahead = rows.iter().map(|row| row.pos).max().unwrap_or_default();
+        self.wait_for_events(ahead).await;
+        let rooms = rows.into_iter().filter_map(|row| {
+            let member = Member {
+                room_id: row.room_id.try_into().ok()?,
+                membership: Membership::from_letter(row.membership)?,
+                event: row.event,
+                pos: row.pos,
+            };
+            Some((row.room, member))
+        });
+        let mut state = self.index.lock();
+        state.begin_view(user);
+        state.complete_view(user, rooms.collect());
+        let view = state.view_mut(user).expect("it has just been completed");
+        if view.ignored.is_none() {
+            let users = ignored.map(|content| ignored_users(&content)).unwrap_or_default();
+            view.ignored = Some(Arc::new(users));
+        }
+        Ok(view.wake.subscribe())
+    }
+
+    /// Waits until some writer of events has been folded up to `position`.
+    async fn wait_for_events(&self, position: Position) {
+        let mut moved = self.deps.streams.events.watch();
+        let reached = moved.wait_for(|token: &StreamToken| token.max() >= position);
+        // Without it the view is a moment ahead of the answer, and right in the next one.
+        let _ = tokio::time::timeout(WAIT_FOR_TOKEN, reached).await;
+    }
+
+    /// What memory knows of the interval from `since` until now.
+    async fn plan(&self, asker: &Asker, since: Option<&SyncToken>) -> Result<Plan> {
+        let mut steps = None;
+        loop {
+            if let Some(since) = since.filter(|_| steps.is_none()) {
+                let is_known = {
+                    let state = self.index.lock();
+                    state.view(asker.user).is_some_and(|v| v.steps_since(&since.room).is_some())
+                };
+                if !is_known {
+                    steps = Some(self.read_steps(asker.user, since).await?);
+                }
+            }
+            let planned = plan::make(&self.index.lock(), asker, since, steps.clone());
+            if let Some(plan) = planned {
+                return Ok(plan);
+            }
+            // The view was dropped for want of room meanwhile.
+            self.load_view(asker.user).await?;
+        }
+    }
+
+    async fn read_steps(&self, user: UserNid, since: &SyncToken) -> Result<Vec<Step>> {
+        let all = Position(i64::MAX);
+        let rows = sync::list_membership_changes(self.pool(), user, since.room.min, all).await?;
+        let steps = rows.into_iter().filter_map(|row| {
+            Some(Step {
+                room: row.room,
+                room_id: row.room_id.try_into().ok()?,
+                writer: row.writer,
+                at: row.pos,
+                before: row.before.and_then(Membership::from_letter),
+                now: Membership::from_letter(row.membership)?,
+                event: row.event,
+                stripped: None,
+            })
+        });
+        Ok(steps.collect())
+    }
+
+    /// Adds what only the tables know.
+    async fn complete(&self, asker: &Asker, mut plan: Plan) -> Result<Parts> {
+        let (pool, config) = (self.pool(), &self.deps.config);
+        let excluded = &config.rooms.exclude_rooms_from_sync;
+        if !excluded.is_empty() {
+            plan.rooms.retain(|_, room| !excluded.iter().any(|id| id == room.room_id.as_str()));
+        }
+        let global = account::read(pool, &self.users, asker, &mut plan).await?;
+        ephemeral::read(pool, &self.deps.interner, asker, &mut plan).await?;
+        let previews = self.previews(asker, &mut plan).await?;
+        self.drop_forgotten(asker, &mut plan).await?;
+        let limit = asker.filter.timeline_limit(config.rooms.filter_timeline_limit);
+        let timelines = timeline::read(pool, asker, &plan, limit).await?;
+        let summaries = summary::read(pool, &self.index, asker, &plan, &timelines).await?;
+        let states = state::read(pool, &self.given, asker, &plan, &timelines, &summaries).await?;
+        let rules = people::Rules {
+            mode: config.presence.enabled,
+            include_offline: config.presence.include_offline_users_on_sync,
+        };
+        let people = people::read(pool, rules, asker, &plan).await?;
+        let delivery = self.inboxes.read(pool, &self.index, asker, &plan).await?;
+        let keys = self.key_counts(asker).await?;
+        self.count_unread(asker, &mut plan).await?;
+        let mut next = plan.now.clone();
+        next.to_device = delivery.upto;
+        if let Some(since) = &plan.since {
+            // Typing starts again with the server, and must not make tokens go back.
+            if since.typing.min > next.typing.max() {
+                next.typing = since.typing.clone();
+            }
+            next.others = since.others.clone();
+        }
+        Ok(Parts {
+            asker: asker.clone(),
+            next,
+            plan,
+            timelines,
+            summaries,
+            states,
+            global,
+            previews,
+            people,
+            to_device: delivery.messages,
+            keys,
+        })
+    }
+
+    async fn key_counts(&self, asker: &Asker) -> Result<KeyCounts> {
+        match &asker.device {
+            Some(device) => keys::read(&self.users, asker.user, device).await,
+            None => Ok(KeyCounts::default()),
+        }
+    }
+
+    /// Stripped state of rooms that the asker is invited to or knocks at, by room.
+    async fn previews(&self, asker: &Asker, plan: &mut Plan) -> Result<BTreeMap<RoomNid, String>> {
+        let unknown: Vec<RoomNid> =
+            plan.previews.iter().filter(|p| p.stripped.is_none()).map(|p| p.room).collect();
+        if unknown.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let rows = sync::list_invite_state(self.pool(), asker.user, &unknown).await?;
+        Ok(rows.into_iter().collect())
+    }
+
+    /// Rooms that the asker has left and forgotten are not told of. An initial sync that wants
+    /// them adds the rooms that were left and not forgotten.
+    async fn drop_forgotten(&self, asker: &Asker, plan: &mut Plan) -> Result<()> {
+        if plan.since.is_none() && asker.filter.room.include_leave {
+            let left = sync::list_left_rooms(self.pool(), asker.user).await?;
+            let parted = sync::list_ends(self.pool(), asker.user, &left_rooms(&left)).await?;
+            for row in left {
+                let Ok(room_id) = row.room_id.as_str().try_into() else { continue };
+                let end = parted.iter().find(|(room, _)| *room == row.room);
+                plan.add_left(asker, row.room, room_id, end.map_or(row.pos, |(_, at)| *at));
+            }
+            return Ok(());
+        }
+        let left: Vec<RoomNid> = plan.left().collect();
+        if !left.is_empty() {
+            for room in sync::list_forgotten(self.pool(), asker.user, &left).await? {
+                plan.rooms.remove(&room);
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills in the unread counts; reads those that memory does not have, with one query for all
+    /// rooms.
+    async fn count_unread(&self, asker: &Asker, plan: &mut Plan) -> Result<()> {
+        const ATTEMPTS: usize = 3;
+        for _ in 0..ATTEMPTS {
+            let (unknown, upto) = self.begin_unread(asker, plan);
+            if unknown.is_empty() {
+                break;
+            }
+            let rows = sync::list_unread(self.pool(), asker.user, &unknown, upto).await?;
+            let mut by_room: BTreeMap<RoomNid, Vec<_>> = BTreeMap::new();
+            for row in rows {
+                by_room.entry(row.room).or_default().push(row);
+            }
+            let mut state = self.index.lock();
+            let Some(view) = state.view_mut(asker.user) else { break };
+            for room in unknown {
+                if let Some(unread) = view.unread.get_mut(&room) {
+                    unread.complete(by_room.remove(&room).unwrap_or_default().into_iter());
+                }
+            }
+        }
+        let state = self.index.lock();
+        if let Some(view) = state.view(asker.user) {
+            for room in plan.rooms.values_mut() {
+                if let Some(unread) = view.unread.get(&room.room) {
+                    room.unread = unread.by_thread();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Rooms of the plan whose counts are not known; they are recorded from the position on that
+    /// is returned.
+    fn begin_unread(&self, asker: &Asker, plan: &Plan) -> (Vec<RoomNid>, Position) {
+        let mut state = self.index.lock();
+        let now = state.now.room.max();
+        let Some(view) = state.view_mut(asker.user) else { return (Vec::new(), now) };
+        let mut unknown = Vec::new();
+        for room in plan.joined_in_answer() {
+            let is_known = view.unread.get(&room).is_some_and(Unread::is_known);
+            if !is_known && view.is_joined(room) {
+                view.unread.insert(room, Unread::begin(now));
+                unknown.push(room);
+            }
+        }
+        (unknown, now)
+    }
+
+    /// Puts the sizes of the index on the metrics page.
+    pub fn note_sizes(&self) {
+        for (part, rows) in self.index.lock().sizes() {
+            let rows = u32::try_from(rows).unwrap_or(u32::MAX);
+            metrics::gauge!("chatd_sync_index_rows", "part" => part).set(f64::from(rows));
+        }
+    }
+}
+
+fn left_rooms(rows: &[sync::MembershipRow]) -> Vec<RoomNid> {
+    rows.iter().map(|row| row.room).collect()
+}
