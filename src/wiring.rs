@@ -12,6 +12,7 @@ use chatd_http::{Limits, Metrics, Router, Server};
 use chatd_rooms::{Rooms, Signer, read::Reader};
 use chatd_storage::{ConnectSettings, Host, Interner, Pool, SslMode as PoolSslMode};
 use chatd_streams::{Owners, Streams, bus::LocalBus};
+use chatd_sync::Sync;
 use chatd_users::{Deps, Users, cleanup};
 
 use crate::embedded::{self, Cluster};
@@ -65,6 +66,8 @@ async fn serve(
     };
     let reader = Reader::new(&deps);
     let users = Arc::new(Users::new(deps));
+    // Before anything is written, so that its memory is complete from the start.
+    let sync = Arc::new(Sync::new(&users));
     start_tasks(&users, mine);
     let rooms = Arc::new(Rooms::new(&users, Arc::new(owners), signer(&config)?));
     let admin = chatd_api_admin::App::new(config.clone(), users.clone(), clock.clone());

@@ -21,6 +21,7 @@ mod splice;
 mod state_read;
 mod to_device;
 mod typing;
+mod sync;
 mod ui_auth;
 mod versions;
 mod voip;
@@ -32,6 +33,7 @@ use chatd_base::Clock;
 use chatd_config::Config;
 use chatd_http::{Limits, Router};
 use chatd_rooms::Rooms;
+use chatd_sync::Sync;
 use chatd_rooms::read::Reader;
 use chatd_users::Users;
 
@@ -43,6 +45,7 @@ pub struct App {
     pub limits: Arc<Limits>,
     pub users: Arc<Users>,
     pub rooms: Arc<Rooms>,
+    pub sync: Arc<Sync>,
     pub reader: Reader,
 }
 
@@ -68,6 +71,7 @@ pub fn routers(app: &Arc<App>) -> Vec<Router> {
         state_read::router(app),
         to_device::router(app),
         typing::router(app),
+        sync::router(app),
         versions::router(app),
         voip::router(app),
         well_known::router(app),
