@@ -71,7 +71,7 @@ async fn serve(
     start_tasks(&users, mine);
     let rooms = Arc::new(Rooms::new(&users, Arc::new(owners), signer(&config)?));
     let admin = chatd_api_admin::App::new(config.clone(), users.clone(), clock.clone());
-    let app = Arc::new(App { config, clock, limits: Arc::new(limits), users, rooms, reader });
+    let app = Arc::new(App { config, clock, limits: Arc::new(limits), users, rooms, sync, reader });
 
     let limits = app.limits.clone();
     let routers = routers(&app, &Arc::new(admin), mine);

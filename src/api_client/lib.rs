@@ -19,9 +19,9 @@ mod relations;
 mod send;
 mod splice;
 mod state_read;
+mod sync;
 mod to_device;
 mod typing;
-mod sync;
 mod ui_auth;
 mod versions;
 mod voip;
@@ -33,8 +33,8 @@ use chatd_base::Clock;
 use chatd_config::Config;
 use chatd_http::{Limits, Router};
 use chatd_rooms::Rooms;
-use chatd_sync::Sync;
 use chatd_rooms::read::Reader;
+use chatd_sync::Sync;
 use chatd_users::Users;
 
 /// What the handlers work with.

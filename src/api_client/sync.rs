@@ -6,6 +6,7 @@ use chatd_base::{Refusal, Requester, Result};
 use chatd_config::RouterName;
 use chatd_http::{Auth, Reply, Request, Router, v3};
 use chatd_sync::{Asker, filter::Filter, token::SyncToken};
+use chatd_users::presence::parse_state;
 use serde::Deserialize;
 
 use crate::App;
@@ -20,21 +21,13 @@ struct Query {
     since: Option<String>,
     #[serde(default)]
     full_state: bool,
-    set_presence: Option<SetPresence>,
+    set_presence: Option<String>,
     #[serde(default)]
     timeout: u64,
     #[serde(default)]
     use_state_after: bool,
     #[serde(default, rename = "org.matrix.msc4222.use_state_after")]
     unstable_use_state_after: bool,
-}
-
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum SetPresence {
-    Online,
-    Unavailable,
-    Offline,
 }
 
 /// What is new for the caller since a token.
@@ -50,6 +43,9 @@ async fn sync(app: Arc<App>, request: Request) -> Result<Reply> {
         full_state: query.full_state,
         state_after: query.use_state_after || query.unstable_use_state_after,
     };
+    let wanted = parse_state(query.set_presence.as_deref().unwrap_or("online"))?;
+    // Dropped when the answer is made, which is when the device stops syncing.
+    let _syncing = app.users.presence.syncing(&who, wanted);
     let timeout = Duration::from_millis(query.timeout).min(app.config.chatd.max_sync_timeout);
     Ok(Reply::raw_json(app.sync.answer(&asker, since, timeout).await?))
 }

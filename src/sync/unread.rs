@@ -61,11 +61,6 @@ impl Unread {
         self.is_known
     }
 
-    /// Up to where [`Unread::complete`] wants events counted.
-    pub fn counted(&self) -> Position {
-        self.counted
-    }
-
     /// Adds the counts of everything at or below `counted`, as they were read from the tables.
     pub fn complete(&mut self, rows: impl Iterator<Item = UnreadRow>) {
         self.base = rows
