@@ -4,7 +4,9 @@
 mod account;
 mod clients;
 mod edge;
+mod encryption;
 mod live;
+mod push;
 mod rooms;
 mod sessions;
 mod syncing;
