@@ -68,13 +68,18 @@ impl Pool {
             Host::Tcp { host, port } => config.host(host).port(*port),
             Host::Socket { folder, port } => config.host_path(folder).port(*port),
         };
-        config.ssl_mode(match settings.ssl_mode {
+        // A unix socket never speaks TLS, whatever the mode; libpq ignores the mode there too.
+        let ssl_mode = match settings.host {
+            Host::Socket { .. } => SslMode::Disable,
+            _ => settings.ssl_mode,
+        };
+        config.ssl_mode(match ssl_mode {
             SslMode::Disable => tokio_postgres::config::SslMode::Disable,
             SslMode::Prefer => tokio_postgres::config::SslMode::Prefer,
             SslMode::Require => tokio_postgres::config::SslMode::Require,
         });
         let fast = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-        let manager = match settings.ssl_mode {
+        let manager = match ssl_mode {
             SslMode::Disable => Manager::from_config(config, NoTls, fast),
             SslMode::Prefer | SslMode::Require => {
                 Manager::from_config(config, tls::connector(), fast)
