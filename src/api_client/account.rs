@@ -2,15 +2,21 @@
 
 use std::sync::Arc;
 
-use chatd_base::{Refusal, Result};
+use chatd_base::{Error, Refusal, Requester, Result};
 use chatd_config::RouterName;
 use chatd_http::{Auth, Reply, Request, Router, v3};
+use chatd_rooms::membership::Extra;
+use futures::{StreamExt, stream};
+use ruma_common::RoomId;
 use serde_json::{Map, Value, json};
 
 use crate::{
     App,
     ui_auth::{self, Lately},
 };
+
+/// Rooms that a closed account leaves at the same time.
+const LEAVES_AT_ONCE: usize = 8;
 
 pub fn router(app: &Arc<App>) -> Router {
     Router::of(RouterName::ClientAccount, app)
@@ -52,7 +58,26 @@ async fn deactivate(app: Arc<App>, request: Request) -> Result<Reply> {
     let erase = flag(&passed.body, "erase", false)?;
     app.users.accounts.deactivate(who.user, &who.user_id, erase).await?;
     app.users.ui_auth.finish(&passed).await?;
+    leave_rooms(&app, who).await?;
     Reply::json(&json!({"id_server_unbind_result": "success"}))
+}
+
+/// Takes a closed account out of its rooms. A room that cannot be left is logged and does not
+/// keep the user in the others.
+async fn leave_rooms(app: &App, who: &Requester) -> Result<()> {
+    let rooms = app.reader.joined_rooms(who.user).await?;
+    stream::iter(rooms)
+        .for_each_concurrent(LEAVES_AT_ONCE, async |(_, room)| {
+            let left = match RoomId::parse(&room) {
+                Ok(id) => app.rooms.leave(&who.user_id, &id, Extra::default()).await,
+                Err(error) => Err(Error::internal(error)),
+            };
+            if let Err(error) = left {
+                tracing::warn!(room.id = %room, %error, "a closed account could not leave a room");
+            }
+        })
+        .await;
+    Ok(())
 }
 
 fn text<'a>(body: &'a Map<String, Value>, name: &str) -> Result<Option<&'a str>> {
