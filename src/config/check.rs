@@ -1,6 +1,57 @@
 //! What single keys cannot tell: values out of range, and keys that contradict each other.
 
+use figment::Figment;
+use serde::Deserialize;
+
 use crate::{Config, ConfigError, ListenerKind};
+
+/// Keys without effect here that keep people out in Synapse.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Guards {
+    hs_disabled: bool,
+    enable_registration: bool,
+    enable_registration_captcha: bool,
+    registrations_require_3pid: Vec<String>,
+    matrix_authentication_service: AuthenticationService,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct AuthenticationService {
+    enabled: bool,
+}
+
+/// Refuses to start where ignoring a key would open the server more than its admin asked for.
+pub(crate) fn check_guards(figment: &Figment) -> Result<(), ConfigError> {
+    let guards: Guards = figment.extract().map_err(|error| crate::load::explain(&error))?;
+    let open = guards.enable_registration;
+    let cases = [
+        ("hs_disabled", guards.hs_disabled, "chatd cannot keep everybody out yet"),
+        (
+            "enable_registration_captcha",
+            open && guards.enable_registration_captcha,
+            "chatd has no captcha yet, so registration would be open without it",
+        ),
+        (
+            "registrations_require_3pid",
+            open && !guards.registrations_require_3pid.is_empty(),
+            "chatd cannot check third-party ids yet, so registration would be open without them",
+        ),
+        (
+            "matrix_authentication_service.enabled",
+            guards.matrix_authentication_service.enabled,
+            "chatd cannot leave logins to an authentication service yet",
+        ),
+    ];
+    for (key, in_the_way, problem) in cases {
+        if in_the_way {
+            return Err(ConfigError::at(key, problem)
+                .remedy("remove the key if that is acceptable, or close registration"));
+        }
+    }
+    Ok(())
+}
 
 /// Refuses what could not work, and adds warnings for what works but is not what was meant.
 pub(crate) fn check(config: &mut Config) -> Result<(), ConfigError> {

@@ -154,7 +154,6 @@ struct Plain {
     tls_certificate_path: Option<PathBuf>,
     tls_private_key_path: Option<PathBuf>,
     use_presence: Option<bool>,
-    macaroon_secret_key: Option<String>,
 }
 
 /// Takes the sections out of the merged tree, one after the other.
@@ -172,10 +171,11 @@ impl Reader<'_> {
         if !self.figment.contains(key) {
             return Ok(T::default());
         }
-        self.figment.extract_inner(key).map_err(|error| load::explain(&error))
+        self.figment.extract_inner(key).map_err(|error| load::explain_inner(error, key))
     }
 
     fn config(&self, over: &Overrides, mut warnings: Vec<String>) -> Result<Config, ConfigError> {
+        crate::check::check_guards(self.figment)?;
         let plain: Plain = self.section()?;
         let workers: Workers = self.workers(&mut warnings)?;
         let server_name = self.server_name()?;

@@ -154,8 +154,9 @@ pub(crate) fn read(figment: &Figment, warnings: &mut Vec<String>) -> Result<Data
     if !figment.contains("database") {
         return Ok(Database::Embedded { pool: PoolSize::default() });
     }
-    let raw: RawDatabase =
-        figment.extract_inner("database").map_err(|error| crate::load::explain(&error))?;
+    let raw: RawDatabase = figment
+        .extract_inner("database")
+        .map_err(|error| crate::load::explain_inner(error, "database"))?;
     warn_of_args(figment, warnings);
     let args = raw.args;
     let default = PoolSize::default();

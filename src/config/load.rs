@@ -161,6 +161,14 @@ fn key_of_variable(name: &str, warnings: &mut Vec<String>) -> Option<String> {
     None
 }
 
+/// [`explain`] for the value of one top-level key, which figment puts at the wrong end of the path.
+pub(crate) fn explain_inner(mut error: figment::Error, key: &str) -> ConfigError {
+    if error.path.last().is_some_and(|last| last == key) {
+        error.path.rotate_right(1);
+    }
+    explain(&error)
+}
+
 /// figment's error in our words.
 pub(crate) fn explain(error: &figment::Error) -> ConfigError {
     let key = error.path.join(".");

@@ -93,7 +93,7 @@ pub enum LogLevel {
 /// listed one above it.
 const TARGETS: &[(&str, &[&str])] = &[
     ("synapse", &["chatd"]),
-    ("synapse.access", &["chatd_http::access"]),
+    ("synapse.access", &["chatd::access"]),
     ("synapse.app", &["chatd::"]),
     ("synapse.config", &["chatd_config"]),
     ("synapse.crypto", &["chatd_remote"]),

@@ -1,6 +1,7 @@
 //! Configurations in; values, assignments or error texts out.
 
 mod assignments;
+mod examples;
 mod values;
 
 use crate::{Assignment, Config, ConfigError, Overrides, Roles, assignment};
