@@ -9,7 +9,7 @@ use chatd_config::{
     Assignment, Config, Database, PostgresDatabase, SigningKeys, SslMode, TaskName,
 };
 use chatd_http::{Limits, Metrics, Router, Server};
-use chatd_rooms::{Rooms, Signer, read::Reader};
+use chatd_rooms::{Rooms, Signer};
 use chatd_storage::{ConnectSettings, Host, Interner, Pool, SslMode as PoolSslMode};
 use chatd_streams::{Owners, Streams, bus::LocalBus};
 use chatd_sync::Sync;
@@ -64,12 +64,12 @@ async fn serve(
         stop: services.clone(),
         pool,
     };
-    let reader = Reader::new(&deps);
     let users = Arc::new(Users::new(deps));
     // Before anything is written, so that its memory is complete from the start.
     let sync = Arc::new(Sync::new(&users));
     start_tasks(&users, mine);
     let rooms = Arc::new(Rooms::new(&users, Arc::new(owners), signer(&config)?));
+    let reader = rooms.reader.clone();
     let admin = chatd_api_admin::App::new(config.clone(), users.clone(), clock.clone());
     let app = Arc::new(App { config, clock, limits: Arc::new(limits), users, rooms, sync, reader });
 

@@ -57,6 +57,7 @@ async fn deactivate(app: Arc<App>, request: Request) -> Result<Reply> {
     let passed = ui_auth::confirm(&app, &request, body, Lately::DoesNotCount).await?;
     let erase = flag(&passed.body, "erase", false)?;
     app.users.accounts.deactivate(who.user, &who.user_id, erase).await?;
+    app.rooms.leave_all(who.user, &who.user_id).await?;
     app.users.ui_auth.finish(&passed).await?;
     leave_rooms(&app, who).await?;
     Reply::json(&json!({"id_server_unbind_result": "success"}))

@@ -5,6 +5,7 @@ mod account;
 mod account_data;
 mod capabilities;
 mod devices;
+mod directory;
 mod filters;
 mod login;
 mod membership;
@@ -56,6 +57,7 @@ pub fn routers(app: &Arc<App>) -> Vec<Router> {
         account_data::router(app),
         capabilities::router(app),
         devices::router(app),
+        directory::router(app),
         filters::router(app),
         login::router(app),
         membership::router(app),

@@ -55,6 +55,9 @@ async fn set(app: &App, request: &Request, value: Value) -> Result<Reply> {
     let user = app.users.deps.interner.known_users(&[user_id.as_str()]).await?[0];
     let user = user.ok_or_else(unknown_user)?;
     app.users.profiles.set(user, name, value).await?;
+    if profiles::is_basic(name) {
+        app.rooms.propagate_profile(user, &user_id).await?;
+    }
     Ok(Reply::empty())
 }
 

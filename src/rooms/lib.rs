@@ -13,11 +13,13 @@ pub mod read;
 pub mod visibility;
 
 mod compose;
+mod directory;
 mod lane;
 mod live;
 mod owner;
 mod pdu;
 mod power;
+mod profile;
 mod push;
 mod seal;
 mod send;

@@ -1,0 +1,54 @@
+//! What a change of a user means for all their rooms: a new profile, or the end of the account.
+
+use chatd_base::{Result, UserNid};
+use chatd_storage::room_state;
+use futures::{StreamExt, stream};
+use ruma_common::{OwnedRoomId, RoomId, UserId};
+
+use crate::{Draft, Rooms, membership::Extra};
+
+/// Rooms that are worked on at the same time (R8).
+const AT_ONCE: usize = 16;
+
+impl Rooms {
+    /// Sends the user's profile of now to all rooms that they are in. A room that refuses it is
+    /// left as it is.
+    pub async fn propagate_profile(&self, user: UserNid, user_id: &UserId) -> Result<()> {
+        let rooms = room_state::list_joined_rooms(&self.pool, user).await?;
+        let mut content = self.member_content(user_id).await?;
+        content.insert("membership".to_owned(), "join".into());
+        stream::iter(rooms.into_iter().filter_map(|(_, id)| RoomId::parse(&id).ok()))
+            .for_each_concurrent(AT_ONCE, |room| {
+                let draft = Draft::state(
+                    user_id.to_owned(),
+                    "m.room.member",
+                    user_id.as_str(),
+                    content.clone(),
+                );
+                async move {
+                    let sent = self.send(&room, &draft).await;
+                    note("profile not updated in a room", &room, sent.map(|_| ()));
+                }
+            })
+            .await;
+        Ok(())
+    }
+
+    /// Leaves all rooms, rejects all invites and withdraws all knocks of a user.
+    pub async fn leave_all(&self, user: UserNid, user_id: &UserId) -> Result<()> {
+        let rooms = room_state::list_rooms_to_leave(&self.pool, user).await?;
+        stream::iter(rooms.into_iter().filter_map(|id| RoomId::parse(&id).ok()))
+            .for_each_concurrent(AT_ONCE, |room| async move {
+                let left = self.leave(user_id, &room, Extra::default()).await;
+                note("a room was not left", &room, left);
+            })
+            .await;
+        Ok(())
+    }
+}
+
+fn note(what: &str, room: &OwnedRoomId, outcome: Result<()>) {
+    if let Err(error) = outcome {
+        tracing::warn!(room.id = %room, %error, "{what}");
+    }
+}
