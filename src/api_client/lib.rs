@@ -7,6 +7,7 @@ mod capabilities;
 mod devices;
 mod directory;
 mod filters;
+mod keys;
 mod login;
 mod membership;
 mod messages;
@@ -17,6 +18,7 @@ mod push_rules;
 mod receipts;
 mod register;
 mod relations;
+mod room_keys;
 mod send;
 mod splice;
 mod state_read;
@@ -59,6 +61,7 @@ pub fn routers(app: &Arc<App>) -> Vec<Router> {
         devices::router(app),
         directory::router(app),
         filters::router(app),
+        keys::router(app),
         login::router(app),
         membership::router(app),
         messages::router(app),
@@ -69,6 +72,7 @@ pub fn routers(app: &Arc<App>) -> Vec<Router> {
         receipts::router(app),
         register::router(app),
         relations::router(app),
+        room_keys::router(app),
         send::router(app),
         state_read::router(app),
         to_device::router(app),

@@ -5,9 +5,13 @@
 pub mod account_data;
 pub mod accounts;
 pub mod cleanup;
+pub mod cross_signing;
 pub mod devices;
 mod digest;
 pub mod filters;
+pub mod key_backups;
+pub mod key_query;
+pub mod keys;
 mod locks;
 pub mod logins;
 pub mod passwords;
@@ -62,6 +66,8 @@ pub struct Users {
     pub receipts: receipts::Receipts,
     pub typing: typing::Typing,
     pub presence: presence::Presence,
+    pub keys: keys::Keys,
+    pub key_backups: key_backups::KeyBackups,
 }
 
 impl Users {
@@ -83,6 +89,8 @@ impl Users {
             logins: logins::Logins::new(&deps, &tokens),
             registration: registration::Registration::new(&deps, &passwords, &profiles),
             ui_auth: uia::UiAuth::new(&deps, &accounts),
+            keys: keys::Keys::new(&deps, &device_lists),
+            key_backups: key_backups::KeyBackups::new(&deps),
             device_lists,
             passwords,
             tokens,

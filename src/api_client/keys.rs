@@ -1,0 +1,103 @@
+//! End-to-end keys: upload, query, claim, changes, cross-signing.
+//! <https://spec.matrix.org/latest/client-server-api/#end-to-end-encryption>
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use chatd_base::{Refusal, Result};
+use chatd_config::RouterName;
+use chatd_http::{Auth, Reply, Request, Router, v3};
+use chatd_sync::token::SyncToken;
+use chatd_users::{
+    cross_signing::{NewKeys, NewSignatures},
+    key_query::Wanted,
+    keys::Upload,
+};
+use ruma_common::OwnedUserId;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::{
+    App,
+    ui_auth::{self, Lately},
+};
+
+pub fn router(app: &Arc<App>) -> Router {
+    Router::of(RouterName::ClientKeys, app)
+        .post(v3("/keys/upload"), Auth::Guest, upload)
+        .post(v3("/keys/upload/{deviceId}"), Auth::Guest, upload)
+        .post(v3("/keys/query"), Auth::Guest, query)
+        .post(v3("/keys/claim"), Auth::Guest, claim)
+        .get(v3("/keys/changes"), Auth::Guest, changes)
+        .post(v3("/keys/device_signing/upload"), Auth::Token, device_signing)
+        .post(v3("/keys/signatures/upload"), Auth::Token, signatures)
+        .done()
+}
+
+async fn upload(app: Arc<App>, request: Request) -> Result<Reply> {
+    let who = request.who()?;
+    let named = request.arg("deviceId");
+    if !named.is_empty() && who.device_id.as_ref().is_none_or(|own| own.as_str() != named) {
+        return Err(Refusal::invalid_param("the device in the path is another one").into());
+    }
+    let upload: Upload = request.json_or_empty()?;
+    let counts = app.users.keys.upload(who, upload).await?;
+    Reply::json(&json!({ "one_time_key_counts": counts.one_time }))
+}
+
+async fn query(app: Arc<App>, request: Request) -> Result<Reply> {
+    #[derive(Deserialize)]
+    struct Body {
+        device_keys: Wanted,
+    }
+    let Body { device_keys } = request.json()?;
+    Reply::json(&app.users.keys.query(request.who()?, &device_keys).await?)
+}
+
+async fn claim(app: Arc<App>, request: Request) -> Result<Reply> {
+    #[derive(Deserialize)]
+    struct Body {
+        one_time_keys: BTreeMap<OwnedUserId, BTreeMap<String, String>>,
+    }
+    let Body { one_time_keys } = request.json()?;
+    let claimed = app.users.keys.claim(&one_time_keys).await?;
+    let failures = app.users.keys.failures(one_time_keys.keys());
+    Reply::json(&json!({ "one_time_keys": claimed, "failures": failures }))
+}
+
+async fn changes(app: Arc<App>, request: Request) -> Result<Reply> {
+    #[derive(Deserialize)]
+    struct Query {
+        from: String,
+        to: String,
+    }
+    let query: Query = request.query()?;
+    let from = SyncToken::from_client(&query.from)?.device_lists.min;
+    let to = SyncToken::from_client(&query.to)?.device_lists.max();
+    let changed = app.users.keys.changed_between(request.who()?, from, to).await?;
+    Reply::json(&json!({ "changed": changed, "left": [] }))
+}
+
+async fn device_signing(app: Arc<App>, request: Request) -> Result<Reply> {
+    let who = request.who()?;
+    let parse = |body: Map<String, Value>| -> Result<NewKeys> {
+        serde_json::from_value(Value::Object(body))
+            .map_err(|error| Refusal::bad_json(error.to_string()).into())
+    };
+    let body: Map<String, Value> = request.json()?;
+    let new = parse(body.clone())?;
+    // A client that only answers the question sends no keys; the session has kept them.
+    if !body.contains_key("auth") && !app.users.keys.must_confirm(who, &new).await? {
+        app.users.keys.set_cross_signing(who, new).await?;
+        return Ok(Reply::empty());
+    }
+    let passed = ui_auth::confirm(&app, &request, body, Lately::DoesNotCount).await?;
+    app.users.keys.set_cross_signing(who, parse(passed.body.clone())?).await?;
+    app.users.ui_auth.finish(&passed).await?;
+    Ok(Reply::empty())
+}
+
+async fn signatures(app: Arc<App>, request: Request) -> Result<Reply> {
+    let new: NewSignatures = request.json()?;
+    let failures = app.users.keys.add_signatures(request.who()?, &new).await?;
+    Reply::json(&json!({ "failures": failures }))
+}

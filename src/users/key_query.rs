@@ -1,0 +1,128 @@
+//! What `/keys/query` tells of users: device keys and cross-signing keys, with the signatures
+//! that the asking user may see.
+
+use std::collections::{BTreeMap, HashMap};
+
+use chatd_base::{Error, Refusal, Requester, Result, UserNid};
+use chatd_storage::keys::{self, KeyRow};
+use ruma_common::OwnedUserId;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use crate::keys::Keys;
+
+/// Most users that one request may ask for (R8).
+const MAX_USERS: usize = 10_000;
+
+/// The answer of `/keys/query`.
+#[derive(Debug, Default, Serialize)]
+pub struct Queried {
+    pub device_keys: BTreeMap<String, Map<String, Value>>,
+    pub master_keys: BTreeMap<String, Value>,
+    pub self_signing_keys: BTreeMap<String, Value>,
+    /// Only the asking user's own.
+    pub user_signing_keys: BTreeMap<String, Value>,
+    pub failures: Map<String, Value>,
+}
+
+/// Device ids by user; an empty list means all.
+pub type Wanted = BTreeMap<OwnedUserId, Vec<String>>;
+
+/// A signature that was added to a key after it was uploaded.
+struct Late {
+    user: UserNid,
+    target: String,
+    signer: UserNid,
+    key_id: String,
+    signature: String,
+}
+
+impl Keys {
+    /// Keys of the users in `wanted` as the requester may see them; one query.
+    pub async fn query(&self, who: &Requester, wanted: &Wanted) -> Result<Queried> {
+        if wanted.len() > MAX_USERS {
+            return Err(Refusal::too_large("too many users in one query").into());
+        }
+        let mut answer = Queried { failures: self.failures(wanted.keys()), ..Queried::default() };
+        let local = wanted.keys().filter(|u| u.server_name() == self.deps.config.server_name);
+        answer.device_keys = local.map(|user| (user.to_string(), Map::new())).collect();
+        let users = self.local_users(wanted.keys()).await?;
+        if users.is_empty() {
+            return Ok(answer);
+        }
+        let nids: Vec<UserNid> = users.keys().copied().collect();
+        let mut late = Vec::new();
+        for (user, row) in keys::list(&self.deps.pool, &nids, who.user).await? {
+            let Some(user_id) = users.get(&user) else { continue };
+            match row {
+                KeyRow::Signature { target, signer, key_id, signature } => {
+                    late.push(Late { user, target, signer, key_id, signature });
+                }
+                row => answer.add(user_id, wanted, row)?,
+            }
+        }
+        let mut names = users.into_iter().map(|(nid, user)| (nid, user.to_string())).collect();
+        self.name_signers(&mut names, who);
+        answer.sign(&names, late);
+        Ok(answer)
+    }
+
+    /// Signers are the users themselves or the asking one.
+    fn name_signers(&self, names: &mut HashMap<UserNid, String>, who: &Requester) {
+        names.entry(who.user).or_insert_with(|| who.user_id.to_string());
+    }
+}
+
+impl Queried {
+    fn add(&mut self, user: &OwnedUserId, wanted: &Wanted, row: KeyRow) -> Result<()> {
+        let parse = |text: &str| serde_json::from_str::<Value>(text).map_err(Error::internal);
+        match row {
+            KeyRow::Device { device_id, keys, display_name } => {
+                let list = wanted.get(user).map_or(&[][..], Vec::as_slice);
+                if list.is_empty() || list.contains(&device_id) {
+                    let mut keys = parse(&keys)?;
+                    if let Some(name) = display_name {
+                        keys["unsigned"] = json!({ "device_display_name": name });
+                    }
+                    self.device_keys.entry(user.to_string()).or_default().insert(device_id, keys);
+                }
+            }
+            KeyRow::CrossSigning { kind, key } => {
+                let keys = match kind {
+                    b'm' => &mut self.master_keys,
+                    b's' => &mut self.self_signing_keys,
+                    _ => &mut self.user_signing_keys,
+                };
+                keys.insert(user.to_string(), parse(&key)?);
+            }
+            KeyRow::Signature { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// Puts signatures on the keys that they are on.
+    fn sign(&mut self, names: &HashMap<UserNid, String>, late: Vec<Late>) {
+        for signature in late {
+            let (Some(user), Some(signer)) =
+                (names.get(&signature.user), names.get(&signature.signer))
+            else {
+                continue;
+            };
+            let device =
+                self.device_keys.get_mut(user).and_then(|keys| keys.get_mut(&signature.target));
+            let key = device.or_else(|| {
+                self.master_keys.get_mut(user).filter(|key| has_key(key, &signature.target))
+            });
+            if let Some(key) = key {
+                key["signatures"][signer.as_str()][signature.key_id.as_str()] =
+                    signature.signature.into();
+            }
+        }
+    }
+}
+
+/// Whether a cross-signing key has this public part.
+fn has_key(key: &Value, public: &str) -> bool {
+    let keys = key.get("keys").and_then(Value::as_object);
+    keys.is_some_and(|keys| keys.values().any(|value| value.as_str() == Some(public)))
+}
