@@ -62,7 +62,7 @@ pub struct NewSnapshot {
     pub root: Option<Vec<u8>>,
     pub entries: i32,
     /// Chunks that the root refers to; those that exist already are skipped on insert.
-    pub chunks: Vec<(Uuid, Vec<u8>)>,
+    pub chunks: Vec<Chunk>,
 }
 
 /// The snapshot `id`, which follows `parent` by `changes` and as a whole is `state` (read only
@@ -108,7 +108,10 @@ pub fn next(
 const ROOT_INLINE: u8 = 0;
 const ROOT_CHUNKS: u8 = 1;
 
-fn pack_root(state: &StateMap) -> (Vec<u8>, Vec<(Uuid, Vec<u8>)>, i32) {
+/// A chunk and its digest.
+type Chunk = (Uuid, Vec<u8>);
+
+fn pack_root(state: &StateMap) -> (Vec<u8>, Vec<Chunk>, i32) {
     let entries = i32::try_from(state.len()).unwrap_or(i32::MAX);
     if state.len() <= INLINE_ENTRIES {
         let mut root = vec![ROOT_INLINE];
@@ -120,7 +123,7 @@ fn pack_root(state: &StateMap) -> (Vec<u8>, Vec<(Uuid, Vec<u8>)>, i32) {
     for (key, event) in state {
         by_bucket[bucket_of(*key, buckets)].push((*key, *event));
     }
-    let chunks: Vec<(Uuid, Vec<u8>)> = by_bucket
+    let chunks: Vec<Chunk> = by_bucket
         .into_iter()
         .map(|entries| {
             let data = pack(entries.into_iter());

@@ -209,7 +209,7 @@ mod tests {
         assert!(state.set(room, id, &user, Some(5)));
         assert!(!state.set(room, id, &user, Some(9)));
         assert_eq!(state.timer.len(), 1);
-        assert_eq!(state.of_room(room), [user.clone()]);
+        assert_eq!(state.of_room(room), std::slice::from_ref(&user));
         assert!(state.set(room, id, &user, None));
         assert!(!state.set(room, id, &user, None));
         assert!(state.rooms.is_empty() && state.timer.is_empty());

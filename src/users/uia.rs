@@ -132,7 +132,7 @@ impl UiAuth {
         let done = &attempt.known.completed;
         let is_passed =
             |flow: &&[Stage]| flow.iter().all(|stage| done.iter().any(|name| name == stage.name()));
-        if failure.is_none() && flows.iter().any(|flow| is_passed(flow)) {
+        if failure.is_none() && flows.iter().any(is_passed) {
             return self.passed(attempt, operation).await;
         }
         let session = self.keep(&mut attempt).await?;
