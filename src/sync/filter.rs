@@ -250,7 +250,7 @@ mod tests {
         assert!(timeline.wants_type("m.room.name") && !timeline.wants_type("m.room.topic"));
         assert!(!timeline.wants_type("m.sticker"));
         assert_eq!((filter.timeline_limit(100), filter.timeline_limit(-1)), (100, 500));
-        assert!(EventFilter { types: Some(vec![]), ..Default::default() }.wants_type("x") == false);
+        assert!(!EventFilter { types: Some(vec![]), ..Default::default() }.wants_type("x"));
     }
 
     #[test]

@@ -21,6 +21,9 @@ use crate::{
     unread::Counts,
 };
 
+/// A user by number and id.
+type Person = (UserNid, OwnedUserId);
+
 /// Who syncs, and how.
 #[derive(Clone, Debug)]
 pub struct Asker {
@@ -473,7 +476,7 @@ impl Planner<'_> {
         &self,
         since: Option<&SyncToken>,
         arrived: &[RoomNid],
-    ) -> (Rows<(UserNid, OwnedUserId)>, Vec<(UserNid, OwnedUserId)>) {
+    ) -> (Rows<Person>, Vec<Person>) {
         if since.is_none() {
             return (Rows::Memory(Vec::new()), Vec::new());
         }

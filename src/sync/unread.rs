@@ -162,7 +162,7 @@ mod tests {
         assert_eq!(main_count(&unread), 150);
         unread.read(None, Position(5));
         assert!(!unread.is_known());
-        assert_eq!(unread.counted(), Position(150));
+        assert_eq!(unread.counted, Position(150));
         unread.push(Position(151), None, false);
         let row = UnreadRow {
             room: Default::default(),
