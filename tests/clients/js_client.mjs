@@ -20,6 +20,8 @@ const SIGNALS = [
   sdk.RoomMemberEvent.Membership,
   sdk.RoomMemberEvent.Typing,
   sdk.MatrixEventEvent.Decrypted,
+  sdk.ThreadEvent.NewReply,
+  sdk.ThreadEvent.Update,
 ];
 
 let client;
@@ -52,7 +54,15 @@ async function until(what, condition, timeoutS = DEFAULT_TIMEOUT_S) {
   });
 }
 
-const events = (room) => client.getRoom(room)?.getLiveTimeline().getEvents() ?? [];
+/** What is known of a room, its threads included, oldest first; the SDK keeps these apart. */
+function events(room) {
+  const known = client.getRoom(room);
+  const threads = known?.getThreads().flatMap((thread) => thread.timeline) ?? [];
+  const all = [...(known?.getLiveTimeline().getEvents() ?? []), ...threads];
+  const once = new Map(all.map((event) => [event.getId(), event]));
+  return [...once.values()].sort((a, b) => a.getTs() - b.getTs());
+}
+
 const find = (room, matches) => events(room).find(matches);
 
 /** Waits until the event with `id` has arrived. */
@@ -91,7 +101,12 @@ const commands = {
       },
     });
     await client.initRustCrypto({ useIndexedDB: false });
-    await client.startClient({ initialSyncLimit: 20, lazyLoadMembers: true, pollTimeout: 10_000 });
+    await client.startClient({
+      initialSyncLimit: 20,
+      lazyLoadMembers: true,
+      pollTimeout: 10_000,
+      threadSupport: true,
+    });
     await until("the first sync", () => client.isInitialSyncComplete());
     return { user_id: session.user_id, device_id: session.device_id };
   },
@@ -273,6 +288,11 @@ const commands = {
   async history({ room }) {
     const known = client.getRoom(room);
     while (known.oldState.paginationToken) await client.scrollback(known, 50);
+    await known.createThreadsTimelineSets();
+    await known.fetchRoomThreads();
+    for (const thread of known.getThreads()) {
+      while (await client.paginateEventTimeline(thread.liveTimeline, { backwards: true }));
+    }
     const texts = [];
     for (const event of events(room)) {
       await client.decryptEventIfNeeded(event);
