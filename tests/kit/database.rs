@@ -28,14 +28,14 @@ impl Database {
         let cluster = Cluster::shared()?;
         let admin = cluster.connect("postgres").await?;
         let template = template(&cluster, &admin, binary).await?;
-        let name = format!("test_{}_{:08x}", std::process::id(), rand::random::<u32>());
+        let name = new_name();
         admin.batch_execute(&format!("CREATE DATABASE {name} TEMPLATE {template}")).await?;
         Ok(Self { cluster, name })
     }
 
-    /// An empty database in a cluster that belongs to one test.
+    /// An empty database in `cluster`.
     pub async fn empty(cluster: Cluster) -> Result<Self> {
-        let name = format!("test_{:08x}", rand::random::<u32>());
+        let name = new_name();
         let admin = cluster.connect("postgres").await?;
         admin.batch_execute(&format!("CREATE DATABASE {name}")).await?;
         Ok(Self { cluster, name })
@@ -44,6 +44,11 @@ impl Database {
     /// A connection of the test's own, to look behind the server's back.
     pub async fn connect(&self) -> Result<Client> {
         self.cluster.connect(&self.name).await
+    }
+
+    /// Its name in the cluster.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// The cluster that it is in.
@@ -72,6 +77,11 @@ impl Drop for Database {
         })
         .join();
     }
+}
+
+/// A name that tells to which process the database belongs.
+fn new_name() -> String {
+    format!("test_{}_{:08x}", std::process::id(), rand::random::<u32>())
 }
 
 /// The name of the template of this migration set, made if it is absent.
