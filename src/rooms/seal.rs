@@ -8,7 +8,7 @@ use ruma_common::{
     OwnedServerName, OwnedSigningKeyId, OwnedUserId, RoomId,
     room_version_rules::{EventIdFormatVersion, RoomVersionRules},
 };
-use ruma_signatures::{KeyPair, Signature, hash_and_sign_event, reference_hash};
+use ruma_signatures::{JsonError, KeyPair, Signature, hash_and_sign_event, reference_hash};
 use serde_json::{Map, Value};
 
 /// Largest event in its federation form, signatures included (spec: size limits).
@@ -122,7 +122,7 @@ pub struct SealedJson {
 /// Hashes and signs. Refuses content that is not canonical JSON, and what is too large.
 pub fn seal(signer: &Signer, rules: &RoomVersionRules, event: &Unsealed<'_>) -> Result<SealedJson> {
     let draft = event.draft;
-    check_lengths(draft)?;
+    check_lengths(event)?;
     let content = canonical(&draft.content)?;
     let has_v1_ids = rules.event_id_format == EventIdFormatVersion::V1;
     let mut object = CanonicalJsonObject::new();
@@ -150,8 +150,13 @@ pub fn seal(signer: &Signer, rules: &RoomVersionRules, event: &Unsealed<'_>) -> 
     if let Some(event_id) = &v1_id {
         put("event_id", event_id.as_str().into());
     }
+    // What is hashed lacks the signatures, so the limit of its own that ruma has for it lets
+    // everything pass that fits below.
     hash_and_sign_event(signer.server_name.as_str(), signer, &mut object, &rules.redaction)
-        .map_err(|error| Refusal::bad_json(format!("the event cannot be signed: {error}")))?;
+        .map_err(|error| match error {
+            JsonError::PduTooLarge => too_large("the event is too large", MAX_EVENT_BYTES),
+            error => Refusal::bad_json(format!("the event cannot be signed: {error}")),
+        })?;
     let bytes = serde_json::to_vec(&object).map_err(chatd_base::Error::internal)?;
     if bytes.len() > MAX_EVENT_BYTES {
         return Err(
@@ -177,11 +182,15 @@ pub fn room_id_of_create(event_id: &EventId) -> Result<OwnedRoomId> {
     RoomId::new_v2(event_id.as_str().trim_start_matches('$')).map_err(chatd_base::Error::internal)
 }
 
-fn check_lengths(draft: &Draft) -> Result<(), Refusal> {
+/// Bytes count, not characters: room versions before 11 let both pass, but servers that count
+/// bytes would refuse what is made here.
+fn check_lengths(event: &Unsealed<'_>) -> Result<(), Refusal> {
+    let draft = event.draft;
     let fields = [
         ("type", Some(draft.kind.as_str())),
         ("state_key", draft.state_key.as_deref()),
         ("sender", Some(draft.sender.as_str())),
+        ("room_id", event.room_id.map(RoomId::as_str)),
     ];
     for (name, value) in fields {
         if value.is_some_and(|value| value.len() > MAX_FIELD_BYTES) {
@@ -266,4 +275,93 @@ pub fn redacted_content(kind: &str, content: &str, rules: &RoomVersionRules) -> 
         serde_json::from_str(content).map_err(chatd_base::Error::internal)?;
     ruma_common::canonical_json::redact_content_in_place(&mut content, &rules.redaction, kind);
     serde_json::to_string(&content).map_err(chatd_base::Error::internal)
+}
+
+#[cfg(test)]
+mod tests {
+    use ruma_common::{RoomVersionId, owned_server_name, owned_user_id, room_id};
+    use serde_json::json;
+
+    use super::*;
+
+    fn seal_one(version: &str, draft: &Draft) -> Result<SealedJson> {
+        let signer = Signer::new(owned_server_name!("test.local"), "a_key", &[7; 32])?;
+        let rules = RoomVersionId::try_from(version).unwrap().rules().unwrap();
+        let unsealed = Unsealed {
+            draft,
+            room_id: Some(room_id!("!room:test.local")),
+            origin_ts: 1_700_000_000_000,
+            depth: 9,
+            prev_events: &[],
+            auth_events: &[],
+        };
+        seal(&signer, &rules, &unsealed)
+    }
+
+    fn text(letters: usize) -> Draft {
+        let content = json!({ "body": "x".repeat(letters) }).as_object().unwrap().clone();
+        Draft::message(owned_user_id!("@alice:test.local"), "m.room.message", content)
+    }
+
+    #[test]
+    fn an_event_may_have_65536_bytes_and_not_one_more() {
+        for version in 1..=12 {
+            let version = version.to_string();
+            // The largest that passes, found by halving; its federation form must be at the limit.
+            let (mut fits, mut fails) = (0, MAX_EVENT_BYTES);
+            while fails - fits > 1 {
+                let middle = fits.midpoint(fails);
+                match seal_one(&version, &text(middle)) {
+                    Ok(_) => fits = middle,
+                    Err(error) => {
+                        assert_eq!(error.errcode(), Some("M_TOO_LARGE"), "{error}");
+                        fails = middle;
+                    }
+                }
+            }
+            assert_eq!(full_size(&version, &text(fits)), MAX_EVENT_BYTES, "version {version}");
+        }
+    }
+
+    /// Size of the federation form, put together without [`seal`].
+    fn full_size(version: &str, draft: &Draft) -> usize {
+        let signer = Signer::new(owned_server_name!("test.local"), "a_key", &[7; 32]).unwrap();
+        let rules = RoomVersionId::try_from(version).unwrap().rules().unwrap();
+        let mut event = json!({
+            "auth_events": [], "prev_events": [], "content": draft.content, "depth": 9,
+            "origin_server_ts": 1_700_000_000_000_i64, "sender": draft.sender,
+            "type": draft.kind, "room_id": "!room:test.local",
+        });
+        if rules.event_id_format == EventIdFormatVersion::V1 {
+            event["event_id"] = EventId::new_v1(&signer.server_name).as_str().into();
+        }
+        let CanonicalJsonValue::Object(mut event) = CanonicalJsonValue::try_from(event).unwrap()
+        else {
+            panic!("not an object")
+        };
+        hash_and_sign_event("test.local", &signer, &mut event, &rules.redaction).unwrap();
+        serde_json::to_vec(&event).unwrap().len()
+    }
+
+    #[test]
+    fn type_and_state_key_may_have_255_bytes_and_not_one_more() {
+        let alice = owned_user_id!("@alice:test.local");
+        let state = |kind: &str, key: &str| Draft::state(alice.clone(), kind, key, Map::new());
+        let cases = [
+            ("k".repeat(255), true),
+            ("k".repeat(256), false),
+            // 254 bytes, and 256 in 128 characters.
+            ("ü".repeat(127), true),
+            ("ü".repeat(128), false),
+        ];
+        for version in ["1", "6", "10", "11", "12"] {
+            for (word, fits) in &cases {
+                for draft in [state(word, ""), state("org.example", word)] {
+                    let sealed = seal_one(version, &draft);
+                    let errcode = sealed.as_ref().err().and_then(|error| error.errcode());
+                    assert_eq!(errcode, (!fits).then_some("M_TOO_LARGE"), "{} bytes", word.len());
+                }
+            }
+        }
+    }
 }
