@@ -3,9 +3,10 @@
 use chatd_base::{Refusal, Requester, Result};
 use chatd_storage::{directory, rooms};
 use chatd_streams::events::Membership;
-use ruma_common::{RoomAliasId, RoomId};
+use ruma_common::{RoomAliasId, RoomId, UserId};
+use serde_json::{Map, Value};
 
-use crate::Rooms;
+use crate::{Rooms, owner::lock, seal::Draft};
 
 /// Whoever may send this state may change what the directory says of a room.
 const GUARD: &str = "m.room.canonical_alias";
@@ -50,8 +51,32 @@ impl Rooms {
         if !may {
             return Err(Refusal::forbidden("you may not delete this alias").into());
         }
+        // Before the alias goes, so that a repeat of the request finishes what a crash cut off.
+        self.forget_canonical(&who.user_id, &room_id, alias).await?;
         directory::delete_alias(&self.pool, alias.as_str()).await?;
         Ok(())
+    }
+
+    /// Takes an alias out of the room's `m.room.canonical_alias`, if the user may.
+    async fn forget_canonical(
+        &self,
+        user: &UserId,
+        room_id: &RoomId,
+        alias: &RoomAliasId,
+    ) -> Result<()> {
+        let slot = self.owner.slot(room_id).await?;
+        let content: Option<Map<String, Value>> = {
+            let live = lock(&slot).lock();
+            let body = live.body(GUARD, "");
+            body.and_then(|body| serde_json::from_str(body.content.get()).ok())
+        };
+        let Some(content) = content.and_then(|content| without(content, alias.as_str())) else {
+            return Ok(());
+        };
+        match self.send(room_id, &Draft::state(user.to_owned(), GUARD, "", content)).await {
+            Err(error) if error.errcode() == Some("M_FORBIDDEN") => Ok(()),
+            sent => sent.map(|_| ()),
+        }
     }
 
     /// Puts a room into the directory or takes it out.
@@ -71,4 +96,22 @@ impl Rooms {
         self.reader.directory_changed();
         Ok(())
     }
+}
+
+/// An `m.room.canonical_alias` that no longer has `alias`; `None` if it does not have it now.
+fn without(mut content: Map<String, Value>, alias: &str) -> Option<Map<String, Value>> {
+    let mut has_it = false;
+    if content.get("alias").is_some_and(|given| given == alias) {
+        content.remove("alias");
+        has_it = true;
+    }
+    if let Some(Value::Array(more)) = content.get_mut("alt_aliases") {
+        let before = more.len();
+        more.retain(|given| given != alias);
+        has_it |= more.len() < before;
+        if more.is_empty() {
+            content.remove("alt_aliases");
+        }
+    }
+    has_it.then_some(content)
 }
