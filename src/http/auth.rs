@@ -43,7 +43,9 @@ fn access_token(headers: &HeaderMap, uri: &Uri) -> Result<Option<String>> {
     if in_headers.next().is_some() || in_query.is_some() {
         return Err(Refusal::missing_token("more than one access token").into());
     }
-    match value.to_str().ok().and_then(|text| text.split_once(' ')) {
+    // A token with bytes that no token has is one that is not known.
+    let text = String::from_utf8_lossy(value.as_bytes());
+    match text.split_once(' ') {
         Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") && !token.contains(' ') => {
             Ok(Some(token.to_owned()))
         }
