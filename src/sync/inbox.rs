@@ -35,13 +35,15 @@ struct Marks {
 }
 
 impl Marks {
-    /// Where the next answer begins, for a device that shows `since`.
+    /// Where the next answer begins, for a device that shows `since`. What it has confirmed is
+    /// gone, also while memory still has it.
     fn low(self, since: Option<Position>) -> Position {
-        match since {
+        let low = match since {
             None => Position(0),
             Some(since) if since < self.delivered => since,
             Some(_) => self.delivered.max(self.clear),
-        }
+        };
+        low.max(self.removed)
     }
 
     /// Up to where the device has confirmed messages that are still in the tables.
@@ -170,6 +172,8 @@ mod tests {
     #[derive(Default)]
     struct World {
         inbox: BTreeSet<i64>,
+        /// What arrived since the start: memory forgets nothing that the device has confirmed.
+        memory: BTreeSet<i64>,
         newest: i64,
         marks: Marks,
     }
@@ -182,7 +186,8 @@ mod tests {
                 self.marks.removed = upto;
             }
             let low = self.marks.low(since);
-            let mut rows: Vec<i64> = self.inbox.range(low.0 + 1..=self.newest).copied().collect();
+            let rows = self.inbox.union(&self.memory).copied();
+            let mut rows: Vec<i64> = rows.filter(|at| *at > low.0).collect();
             let has_more = rows.len() > most;
             rows.truncate(most);
             let last = rows.last().copied();
@@ -203,6 +208,7 @@ mod tests {
         #[test]
         fn each_message_is_taken_once(
             steps in proptest::collection::vec((0_i64..4, any::<bool>(), any::<bool>()), 1..80),
+            old in 0_i64..50,
             most in 1_usize..4,
             foreign in 0_i64..50,
         ) {
@@ -215,8 +221,10 @@ mod tests {
                 for _ in 0..arrivals {
                     world.newest += 1;
                     world.inbox.insert(world.newest);
+                    world.memory.insert(world.newest);
                 }
                 if restarts {
+                    world.memory.clear();
                     world.marks = Marks { delivered: world.marks.delivered, ..Marks::default() };
                 }
                 let (rows, next) = world.answer(since, most);
@@ -233,6 +241,8 @@ mod tests {
             }
             prop_assert_eq!(taken, (foreign + 1..=world.newest).collect::<Vec<_>>());
             prop_assert!(world.inbox.is_empty());
+            // Nor does an old token bring anything back.
+            prop_assert_eq!(world.answer(Some(old), most).0, Vec::<i64>::new());
         }
     }
 }
