@@ -6,7 +6,6 @@ use chatd_base::{Refusal, Result};
 use chatd_config::RouterName;
 use chatd_http::{Auth, Reply, Request, Router, api_v1};
 use chatd_users::push_rules::{NewRule, Place, to_json};
-use ruma_common::push::Action;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -111,7 +110,7 @@ async fn set_enabled(app: Arc<App>, request: Request) -> Result<Reply> {
 
 #[derive(Deserialize)]
 struct Actions {
-    actions: Vec<Action>,
+    actions: Vec<Value>,
 }
 
 async fn set_actions(app: Arc<App>, request: Request) -> Result<Reply> {
@@ -119,7 +118,7 @@ async fn set_actions(app: Arc<App>, request: Request) -> Result<Reply> {
     global_only(&request)?;
     let Actions { actions } = request.json()?;
     let (kind, rule_id) = (request.arg("kind"), request.arg("ruleId"));
-    app.users.push_rules.set_actions(who, kind, rule_id, actions).await?;
+    app.users.push_rules.set_actions(who, kind, rule_id, &actions).await?;
     Ok(Reply::empty())
 }
 

@@ -196,9 +196,10 @@ impl PushRules {
         who: &Requester,
         kind: &str,
         rule_id: &str,
-        actions: Vec<Action>,
+        actions: &[Value],
     ) -> Result<()> {
         let kind = known_kind(kind)?;
+        let actions = known_actions(actions)?;
         self.change(who, |r| r.set_actions(kind, rule_id, actions).map_err(|_| no_such_rule()))
             .await
     }
@@ -230,7 +231,7 @@ pub struct Place<'a> {
 /// The body of a request that adds a rule.
 #[derive(Debug, Deserialize)]
 pub struct NewRule {
-    actions: Option<Vec<Action>>,
+    actions: Option<Vec<Value>>,
     conditions: Option<Vec<PushCondition>>,
     pattern: Option<String>,
 }
@@ -238,6 +239,7 @@ pub struct NewRule {
 impl NewRule {
     fn into_rule(self, kind: RuleKind, rule_id: &str) -> Result<NewPushRule, Refusal> {
         let actions = self.actions.ok_or_else(|| Refusal::missing_param("no actions"))?;
+        let actions = known_actions(&actions)?;
         let id = rule_id.to_owned();
         let conditions = self.conditions;
         let conditional = |conditions: Option<_>| match conditions {
@@ -285,6 +287,24 @@ fn known_kind(kind: &str) -> Result<RuleKind, Refusal> {
     } else {
         Err(Refusal::unrecognized(format!("{kind} is not a kind of push rules")))
     }
+}
+
+/// The actions of a rule. Refuses those that no client and no pusher knows; the two that old
+/// clients still send and that mean nothing are left out.
+fn known_actions(actions: &[Value]) -> Result<Vec<Action>, Refusal> {
+    let wrong = |action: &Value| Refusal::bad_json(format!("{action} is not an action"));
+    let mut known = Vec::with_capacity(actions.len());
+    for action in actions {
+        match action {
+            Value::String(name) if name == "notify" => known.push(Action::Notify),
+            Value::String(name) if ["dont_notify", "coalesce"].contains(&&**name) => {}
+            Value::Object(tweak) if tweak.get("set_tweak").is_some_and(Value::is_string) => {
+                known.push(serde_json::from_value(action.clone()).map_err(|_| wrong(action))?);
+            }
+            _ => return Err(wrong(action)),
+        }
+    }
+    Ok(known)
 }
 
 fn no_such_rule() -> Refusal {
@@ -351,6 +371,12 @@ mod tests {
         }
         let nameless = NewRule { actions: Some(vec![]), conditions: None, pattern: None };
         assert_eq!(nameless.into_rule(RuleKind::Room, "lobby").unwrap_err().status, 400);
+        for action in [json!("explode"), json!(7), json!({}), json!({"set_tweak": 7}), json!(null)]
+        {
+            assert_eq!(known_actions(&[action]).unwrap_err().errcode, "M_BAD_JSON");
+        }
+        let good = [json!("notify"), json!("dont_notify"), json!({"set_tweak": "highlight"})];
+        assert_eq!(known_actions(&good).unwrap().len(), 2);
         assert_eq!(known_kind("global").unwrap_err().errcode, "M_UNRECOGNIZED");
     }
 
