@@ -104,11 +104,13 @@ async fn joined_members(app: Arc<App>, req: Request) -> Result<Reply> {
     let joined: Map<String, Value> = members
         .into_iter()
         .map(|(user, profile)| {
-            let shown = json!({
-                "display_name": profile.displayname,
-                "avatar_url": profile.avatar_url,
-            });
-            (user, shown)
+            let members =
+                [("display_name", profile.displayname), ("avatar_url", profile.avatar_url)];
+            let shown = members
+                .into_iter()
+                .filter_map(|(name, value)| Some((name.to_owned(), Value::String(value?))))
+                .collect();
+            (user, Value::Object(shown))
         })
         .collect();
     Reply::json(&json!({ "joined": joined }))
