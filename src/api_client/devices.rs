@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use chatd_base::{Refusal, Result};
+use chatd_base::Result;
 use chatd_config::RouterName;
 use chatd_http::{Auth, Reply, Request, Router, v3};
 use serde::Deserialize;
@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     App,
-    ui_auth::{self, Lately},
+    ui_auth::{self, Ignored, Lately},
 };
 
 pub fn router(app: &Arc<App>) -> Router {
@@ -49,7 +49,7 @@ async fn update(app: Arc<App>, request: Request) -> Result<Reply> {
 
 async fn delete(app: Arc<App>, request: Request) -> Result<Reply> {
     let body: Map<String, Value> = request.json_or_empty()?;
-    let passed = ui_auth::confirm(&app, &request, body, Lately::Counts).await?;
+    let (Ignored {}, passed) = ui_auth::confirm(&app, &request, body, Lately::Counts).await?;
     let device_ids = vec![request.arg("deviceId").to_owned()];
     app.users.devices.delete(request.who()?, device_ids).await?;
     app.users.ui_auth.finish(&passed).await?;
@@ -57,13 +57,13 @@ async fn delete(app: Arc<App>, request: Request) -> Result<Reply> {
 }
 
 async fn delete_many(app: Arc<App>, request: Request) -> Result<Reply> {
+    #[derive(Deserialize)]
+    struct Body {
+        devices: Vec<String>,
+    }
     let body: Map<String, Value> = request.json()?;
-    let passed = ui_auth::confirm(&app, &request, body, Lately::Counts).await?;
-    let devices = passed.body.get("devices").cloned();
-    let devices = devices.ok_or_else(|| Refusal::missing_param("devices is missing"))?;
-    let device_ids: Vec<String> = serde_json::from_value(devices)
-        .map_err(|error| Refusal::bad_json(format!("devices: {error}")))?;
-    app.users.devices.delete(request.who()?, device_ids).await?;
+    let (Body { devices }, passed) = ui_auth::confirm(&app, &request, body, Lately::Counts).await?;
+    app.users.devices.delete(request.who()?, devices).await?;
     app.users.ui_auth.finish(&passed).await?;
     Ok(Reply::empty())
 }

@@ -79,19 +79,16 @@ async fn changes(app: Arc<App>, request: Request) -> Result<Reply> {
 
 async fn device_signing(app: Arc<App>, request: Request) -> Result<Reply> {
     let who = request.who()?;
-    let parse = |body: Map<String, Value>| -> Result<NewKeys> {
-        serde_json::from_value(Value::Object(body))
-            .map_err(|error| Refusal::bad_json(error.to_string()).into())
-    };
     let body: Map<String, Value> = request.json()?;
-    let new = parse(body.clone())?;
-    // A client that only answers the question sends no keys; the session has kept them.
-    if !body.contains_key("auth") && !app.users.keys.must_confirm(who, &new).await? {
-        app.users.keys.set_cross_signing(who, new).await?;
-        return Ok(Reply::empty());
+    if !ui_auth::only_resumes(&body) {
+        let new: NewKeys = request.json()?;
+        if !app.users.keys.must_confirm(who, &new).await? {
+            app.users.keys.set_cross_signing(who, new).await?;
+            return Ok(Reply::empty());
+        }
     }
-    let passed = ui_auth::confirm(&app, &request, body, Lately::DoesNotCount).await?;
-    app.users.keys.set_cross_signing(who, parse(passed.body.clone())?).await?;
+    let (new, passed) = ui_auth::confirm(&app, &request, body, Lately::DoesNotCount).await?;
+    app.users.keys.set_cross_signing(who, new).await?;
     app.users.ui_auth.finish(&passed).await?;
     Ok(Reply::empty())
 }

@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     App,
-    ui_auth::{self, Lately},
+    ui_auth::{self, Ignored, Lately},
 };
 
 pub fn router(app: &Arc<App>) -> Router {
@@ -149,7 +149,8 @@ async fn get_token(app: Arc<App>, request: Request) -> Result<Reply> {
     let who = request.who()?;
     let body: Map<String, Value> = request.json_or_empty()?;
     if config.require_ui_auth {
-        let passed = ui_auth::confirm(&app, &request, body, Lately::DoesNotCount).await?;
+        let (Ignored {}, passed) =
+            ui_auth::confirm(&app, &request, body, Lately::DoesNotCount).await?;
         app.users.ui_auth.finish(&passed).await?;
     }
     let (token, life) = app.users.logins.create_login_token(who).await?;
