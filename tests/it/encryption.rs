@@ -1,8 +1,10 @@
 //! What end-to-end encryption needs of a server: to-device messages, device keys, one-time and
-//! fallback keys, cross-signing, device lists, key backups. The keys here are not real; clients
-//! check signatures, the server does not.
+//! fallback keys, cross-signing, device lists, key backups. Of the signatures here
+//! those of cross-signing are real, since the server checks them; the others are for clients.
 
-use chatd_kit::{User, path, scenario, user::password_of};
+use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD};
+use chatd_kit::{Answer, User, path, scenario, user::password_of};
+use ed25519_dalek::{Signer, SigningKey};
 use serde_json::{Value, json};
 
 /// Device keys of `user`, as a client uploads them.
@@ -36,8 +38,18 @@ async fn claim(user: &User, of: &User) -> Value {
     answer.ok()["one_time_keys"][&of.id][&of.device].clone()
 }
 
+/// Private parts of the cross-signing keys of a test: master, self-signing, user-signing.
+fn secrets() -> [SigningKey; 3] {
+    [1, 2, 3].map(|number| SigningKey::from_bytes(&[number; 32]))
+}
+
+fn public(key: &SigningKey) -> String {
+    STANDARD_NO_PAD.encode(key.verifying_key())
+}
+
 /// A cross-signing key of `user`.
-fn signing_key(user: &User, usage: &str, key: &str) -> Value {
+fn signing_key(user: &User, usage: &str, key: &SigningKey) -> Value {
+    let key = public(key);
     json!({
         "user_id": user.id,
         "usage": [usage],
@@ -45,28 +57,39 @@ fn signing_key(user: &User, usage: &str, key: &str) -> Value {
     })
 }
 
-/// Uploads all three cross-signing keys, with the password if the server asks for it.
-async fn cross_sign(user: &User) {
+/// Adds the signature of `user`'s `key` to `object`, which has numbers and ASCII only, so that
+/// its text is canonical.
+fn sign(object: &mut Value, user: &User, key: &SigningKey) {
+    let mut bare = object.clone();
+    let members = bare.as_object_mut().expect("an object is signed");
+    members.remove("signatures");
+    members.remove("unsigned");
+    let signature = STANDARD_NO_PAD.encode(key.sign(bare.to_string().as_bytes()).to_bytes());
+    object["signatures"][&user.id][format!("ed25519:{}", public(key))] = json!(signature);
+}
+
+/// The body that uploads all three cross-signing keys.
+fn cross_signing_body(user: &User) -> Value {
+    let [master, of_self, of_users] = secrets();
     let mut body = json!({
-        "master_key": signing_key(user, "master", "bWFzdGVy"),
-        "self_signing_key": signing_key(user, "self_signing", "c2VsZg"),
-        "user_signing_key": signing_key(user, "user_signing", "dXNlcg"),
+        "master_key": signing_key(user, "master", &master),
+        "self_signing_key": signing_key(user, "self_signing", &of_self),
+        "user_signing_key": signing_key(user, "user_signing", &of_users),
     });
-    for kind in ["self_signing_key", "user_signing_key"] {
-        body[kind]["signatures"] = json!({&user.id: {"ed25519:bWFzdGVy": "c2ln"}});
-    }
-    let first = user.post("/keys/device_signing/upload", &body).await;
-    if first.status == 401 {
-        body["auth"] = json!({
-            "type": "m.login.password",
-            "identifier": {"type": "m.id.user", "user": user.id},
-            "password": password_of(&user.name),
-            "session": first.json()["session"],
-        });
-        user.post("/keys/device_signing/upload", &body).await.ok();
-    } else {
-        first.ok();
-    }
+    sign(&mut body["self_signing_key"], user, &master);
+    sign(&mut body["user_signing_key"], user, &master);
+    body
+}
+
+/// How `user` confirms an operation that the server has asked back about.
+fn confirmation(user: &User, asked: &Answer) -> Value {
+    assert_eq!(asked.status, 401, "{asked}");
+    json!({
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": user.id},
+        "password": password_of(&user.name),
+        "session": asked.json()["session"],
+    })
 }
 
 scenario! {
@@ -230,7 +253,8 @@ scenario! {
     async fn cross_signing_keys_are_kept_and_shown(server: Server) {
         let (alice, bob) = (server.user("alice").await, server.user("bob").await);
         upload(&alice, 0).await;
-        cross_sign(&alice).await;
+        let keys = cross_signing_body(&alice);
+        alice.post("/keys/device_signing/upload", &keys).await.ok();
         let body = json!({"device_keys": {&alice.id: []}});
         let mine = alice.post("/keys/query", &body).await;
         assert_eq!(mine.ok()["master_keys"][&alice.id]["usage"], json!(["master"]));
@@ -240,12 +264,79 @@ scenario! {
         assert!(his.ok()["master_keys"][&alice.id].is_object());
         assert!(his.ok()["user_signing_keys"][&alice.id].is_null(), "only its owner sees it");
 
+        // Her self-signing key vouches for her device, and everybody sees it.
+        let [master, of_self, _] = secrets();
         let mut device = device_keys(&alice);
-        device["signatures"] = json!({&alice.id: {"ed25519:c2VsZg": "bmV3"}});
+        sign(&mut device, &alice, &of_self);
         let body = json!({&alice.id: {&alice.device: device}});
         let answer = alice.post("/keys/signatures/upload", &body).await;
-        // These are no true signatures; a server may say so for each, but not fail.
-        assert!(answer.ok().is_object());
+        assert_eq!(answer.ok()["failures"], json!({}));
+        let his = bob.post("/keys/query", &json!({"device_keys": {&alice.id: []}})).await;
+        let signatures = &his.ok()["device_keys"][&alice.id][&alice.device]["signatures"];
+        let key_id = format!("ed25519:{}", public(&of_self));
+        assert_eq!(signatures[&alice.id][&key_id], device["signatures"][&alice.id][&key_id]);
+        // A signature of nothing, or by a key that may not vouch for devices, is not taken.
+        let mut forged = device_keys(&alice);
+        forged["signatures"][&alice.id][&key_id] = json!("c2ln");
+        let mut by_master = device_keys(&alice);
+        sign(&mut by_master, &alice, &master);
+        for wrong in [forged, by_master] {
+            let body = json!({&alice.id: {&alice.device: wrong}});
+            let answer = alice.post("/keys/signatures/upload", &body).await;
+            assert!(answer.ok()["failures"][&alice.id][&alice.device].is_object(), "{answer}");
+        }
+    }
+
+    async fn users_vouch_for_each_other(server: Server) {
+        let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+        for user in [&alice, &bob] {
+            let body = cross_signing_body(user);
+            user.post("/keys/device_signing/upload", &body).await.ok();
+        }
+        let [master, _, of_users] = secrets();
+        let mut his = signing_key(&bob, "master", &master);
+        sign(&mut his, &alice, &of_users);
+        let body = json!({&bob.id: {public(&master): his}});
+        let answer = alice.post("/keys/signatures/upload", &body).await;
+        assert_eq!(answer.ok()["failures"], json!({}));
+        let body = json!({"device_keys": {&bob.id: []}});
+        let hers = alice.post("/keys/query", &body).await;
+        assert!(hers.ok()["master_keys"][&bob.id]["signatures"][&alice.id].is_object());
+        let seen = bob.post("/keys/query", &body).await;
+        let seen = &seen.ok()["master_keys"][&bob.id]["signatures"][&alice.id];
+        assert!(seen.is_null(), "whom she trusts is hers to know");
+    }
+
+    async fn cross_signing_keys_are_replaced_with_the_password_only(server: Server) {
+        let alice = server.user("alice").await;
+        const UPLOAD: &str = "/keys/device_signing/upload";
+        let mut keys = cross_signing_body(&alice);
+        for part in ["self_signing_key", "user_signing_key"] {
+            let mut unsigned = keys.clone();
+            unsigned[part]["signatures"] = json!({});
+            alice.post(UPLOAD, &unsigned).await.refused(400, "M_INVALID_SIGNATURE");
+        }
+        for wrong in [json!({"master_key": 7}), json!({"master_key": {"user_id": alice.id}})] {
+            assert_eq!(alice.post(UPLOAD, &wrong).await.status, 400);
+        }
+        alice.post(UPLOAD, &keys).await.ok();
+        // The same again changes nothing, and nothing is asked.
+        alice.post(UPLOAD, &keys).await.ok();
+        let new_master = SigningKey::from_bytes(&[9; 32]);
+        keys["master_key"] = signing_key(&alice, "master", &new_master);
+        for part in ["self_signing_key", "user_signing_key"] {
+            keys[part]["signatures"] = json!({});
+            sign(&mut keys[part], &alice, &new_master);
+        }
+        let asked = alice.post(UPLOAD, &keys).await;
+        let mut wrong = confirmation(&alice, &asked);
+        wrong["password"] = json!("guessed");
+        alice.post(UPLOAD, &json!({"auth": wrong})).await.refused(401, "M_FORBIDDEN");
+        // The session has kept the keys.
+        alice.post(UPLOAD, &json!({"auth": confirmation(&alice, &asked)})).await.ok();
+        let seen = alice.post("/keys/query", &json!({"device_keys": {&alice.id: []}})).await;
+        let master = &seen.ok()["master_keys"][&alice.id]["keys"];
+        assert_eq!(master, &keys["master_key"]["keys"]);
     }
 
     async fn key_backups_have_versions_and_counts(server: Server) {

@@ -72,7 +72,10 @@ impl Spec {
     }
 
     fn check(&self, method: &str, path: &str, status: u16, body: &Value) -> Vec<String> {
-        let Some(schema) = self.schema(method, path, status) else { return Vec::new() };
+        let asks_back = status == 401 && body.get("flows").is_some();
+        let Some(schema) = self.schema(method, path, status, asks_back) else {
+            return Vec::new();
+        };
         self.validator(&schema)
             .iter_errors(body)
             .map(|error| format!("{}: {error}", error.instance_path()))
@@ -80,13 +83,15 @@ impl Spec {
     }
 
     /// Where the schema of this answer stands.
-    fn schema(&self, method: &str, path: &str, status: u16) -> Option<Place> {
+    fn schema(&self, method: &str, path: &str, status: u16, asks_back: bool) -> Option<Place> {
         let declared =
             self.operation(method, path).and_then(|operation| self.declared(operation, status));
         match declared {
             Some(schema) => Some(schema),
             None if status >= 400 => {
-                let file = self.folder.join("openapi/client-server/definitions/errors/error.yaml");
+                let name = if asks_back { "auth_response" } else { "errors/error" };
+                let definitions = self.folder.join("openapi/client-server/definitions");
+                let file = definitions.join(format!("{name}.yaml"));
                 Some(Place { file, pointer: String::new() })
             }
             None => None,
