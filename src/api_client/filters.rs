@@ -5,6 +5,7 @@ use std::sync::Arc;
 use chatd_base::{Error, Result};
 use chatd_config::RouterName;
 use chatd_http::{Auth, Reply, Request, Router, v3};
+use chatd_sync::filter::Filter;
 use serde_json::{Map, Value, json, value::to_raw_value};
 
 use crate::{App, account_data::myself};
@@ -20,6 +21,8 @@ async fn create(app: Arc<App>, request: Request) -> Result<Reply> {
     let who = myself(&request)?;
     let filter: Map<String, Value> = request.json()?;
     let filter = to_raw_value(&filter).map_err(Error::internal)?;
+    // So that every stored filter is one that a sync can use.
+    Filter::from_json(filter.get())?;
     let id = app.users.filters.create(who.user, &filter).await?;
     Reply::json(&json!({ "filter_id": id.to_string() }))
 }

@@ -6,8 +6,8 @@ use std::collections::HashSet;
 use chatd_base::Refusal;
 use chatd_storage::events::{self, StoredEvent};
 use ruma_common::{RoomId, UserId};
-use serde::Deserialize;
-use serde_json::value::RawValue;
+use serde::{Deserialize, Deserializer, de::DeserializeOwned};
+use serde_json::{Map, Value, value::RawValue};
 
 /// A whole filter, as the client gave it.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -16,8 +16,11 @@ pub struct Filter {
     /// Members of events to keep, with dots between levels.
     pub event_fields: Option<Vec<String>>,
     pub event_format: EventFormat,
+    #[serde(deserialize_with = "object")]
     pub presence: EventFilter,
+    #[serde(deserialize_with = "object")]
     pub account_data: EventFilter,
+    #[serde(deserialize_with = "object")]
     pub room: RoomFilter,
 }
 
@@ -37,9 +40,13 @@ pub struct RoomFilter {
     pub rooms: Option<Vec<String>>,
     pub not_rooms: Vec<String>,
     pub include_leave: bool,
+    #[serde(deserialize_with = "object")]
     pub timeline: EventFilter,
+    #[serde(deserialize_with = "object")]
     pub state: EventFilter,
+    #[serde(deserialize_with = "object")]
     pub ephemeral: EventFilter,
+    #[serde(deserialize_with = "object")]
     pub account_data: EventFilter,
 }
 
@@ -68,7 +75,7 @@ const DEFAULT_LIMIT: u32 = 10;
 impl Filter {
     /// Reads a filter. Refuses what is not JSON, and what has not a filter's shape.
     pub fn from_json(text: &str) -> Result<Self, Refusal> {
-        serde_json::from_str(text).map_err(|error| {
+        object(&mut serde_json::Deserializer::from_str(text)).map_err(|error| {
             if error.is_data() {
                 Refusal::bad_json(format!("the filter is not valid: {error}"))
             } else {
@@ -92,6 +99,16 @@ impl Filter {
     pub fn wants_room(&self, room: &RoomId) -> bool {
         wants(self.room.rooms.as_deref(), &self.room.not_rooms, room.as_str())
     }
+}
+
+/// Reads an object: serde would take an array for one as well.
+fn object<'de, D, T>(from: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: DeserializeOwned,
+{
+    let members = Map::<String, Value>::deserialize(from)?;
+    T::deserialize(Value::Object(members)).map_err(serde::de::Error::custom)
 }
 
 fn wants(only: Option<&[String]>, not: &[String], value: &str) -> bool {
@@ -273,6 +290,8 @@ mod tests {
         for (text, code) in [
             ("{", "M_NOT_JSON"),
             ("[]", "M_BAD_JSON"),
+            (r#"{"room":[]}"#, "M_BAD_JSON"),
+            (r#"{"room":{"timeline":[]}}"#, "M_BAD_JSON"),
             (r#"{"room":{"timeline":{"limit":-1}}}"#, "M_BAD_JSON"),
         ] {
             assert_eq!(Filter::from_json(text).unwrap_err().errcode, code, "{text}");
