@@ -30,6 +30,14 @@ struct Query {
     unstable_use_state_after: bool,
 }
 
+impl Query {
+    /// The section that is to show the state at the end of a timeline, if one is asked for.
+    fn state_after(&self) -> Option<&'static str> {
+        let unstable = self.unstable_use_state_after.then_some("org.matrix.msc4222.state_after");
+        self.use_state_after.then_some("state_after").or(unstable)
+    }
+}
+
 /// What is new for the caller since a token.
 async fn sync(app: Arc<App>, request: Request) -> Result<Reply> {
     let who = request.who()?.clone();
@@ -41,7 +49,7 @@ async fn sync(app: Arc<App>, request: Request) -> Result<Reply> {
         device: who.device_id.as_ref().map(ToString::to_string),
         filter: filter(&app, &who, query.filter.as_deref()).await?,
         full_state: query.full_state,
-        state_after: query.use_state_after || query.unstable_use_state_after,
+        state_after: query.state_after(),
     };
     let wanted = parse_state(query.set_presence.as_deref().unwrap_or("online"))?;
     // Dropped when the answer is made, which is when the device stops syncing.

@@ -33,8 +33,8 @@ pub struct Asker {
     pub device: Option<String>,
     pub filter: Arc<Filter>,
     pub full_state: bool,
-    /// The state at the end of the timeline is wanted, not that at its start.
-    pub state_after: bool,
+    /// The state at the end of the timeline is wanted, not that at its start; under this name.
+    pub state_after: Option<&'static str>,
 }
 
 /// How a room appears in the answer.

@@ -64,7 +64,7 @@ pub async fn read(
         events.retain(|event| {
             seen.insert(event.nid)
                 && asker.filter.room.state.wants(event)
-                && (asker.state_after || !timeline.contains(event))
+                && (asker.state_after.is_some() || !timeline.contains(event))
         });
         events.sort_by_key(|event| event.pos);
     }
@@ -93,7 +93,11 @@ impl Wanted<'_> {
             || filter.contains_url.is_some()
             || filter.needs_relations()
             || !filter.wants_room(&self.room.room_id);
-        if self.asker.state_after || is_selective { self.room.high } else { self.timeline.start }
+        if self.asker.state_after.is_some() || is_selective {
+            self.room.high
+        } else {
+            self.timeline.start
+        }
     }
 
     /// Adds to `needs` what only the tables have; returns what memory has.

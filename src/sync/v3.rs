@@ -196,7 +196,7 @@ impl Parts {
         part.value("limited", &timeline.limited);
         part.value("prev_batch", &RoomToken::at(timeline.start).to_string());
         part.end();
-        let name = if self.asker.state_after { "state_after" } else { "state" };
+        let name = self.asker.state_after.unwrap_or("state");
         let state = self.states.get(&room.room).into_iter().flatten();
         object.events(name, state, |out, event| {
             let mut one = Vec::with_capacity(event.content.get().len() + 256);

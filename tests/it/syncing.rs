@@ -22,6 +22,11 @@ fn content<'a>(events: &'a [Value], kind: &str) -> &'a Value {
     &events.iter().rfind(|event| event["type"] == kind).expect(kind)["content"]
 }
 
+/// A filter without presence: the first sync of a device is followed by its own.
+fn quiet() -> Value {
+    json!({"presence": {"types": []}})
+}
+
 async fn sync_with(user: &User, since: &str, filter: &Value) -> Synced {
     user.sync().since(since).filter(filter).await
 }
@@ -49,7 +54,8 @@ scenario! {
         let (alice, bob) = (server.user("alice").await, server.user("bob").await);
         let room = alice.create_room().member(&bob).await;
         let mut feed = bob.feed().await;
-        let waiting = bob.sync().since(&feed.since).timeout_ms(60_000).start();
+        let waiting =
+            bob.sync().since(&feed.since).filter(&quiet()).timeout_ms(60_000).start();
         let sent = alice.send(&room, "hello").await;
         let seen = waiting.await;
         assert_eq!(seen.timeline_ids(&room), [sent]);
@@ -63,9 +69,7 @@ scenario! {
     async fn a_sync_without_news_ends_with_its_timeout(server: Server) {
         let alice = server.user("alice").await;
         alice.create_room().await;
-        let mut feed = alice.feed().await;
-        // The first sync of a device may still be followed by its own presence.
-        feed.now().await;
+        let mut feed = alice.feed().await.filtered(quiet());
         let started = std::time::Instant::now();
         let nothing = feed.next(700).await;
         let waited = started.elapsed().as_millis();
