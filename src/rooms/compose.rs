@@ -6,7 +6,7 @@ use std::sync::Arc;
 use chatd_base::{EventNid, KeyNid, Refusal, Result, SnapshotId, TypeNid, UserNid};
 use chatd_storage::{
     events::StoredEvent,
-    lane::{NewEvent, NewMembership, NewNotifications, NewRedaction},
+    lane::{NewEvent, NewMembership, NewNotifications, NewRedaction, NewTransaction},
     snapshots::{self, StateMap},
 };
 use chatd_streams::{
@@ -241,7 +241,11 @@ fn advance(
         auth_ids,
         content: sealed.content,
         rest: sealed.rest,
-        txn: with.txn,
+        txn: with.txn.zip(draft.txn.as_ref()).map(|(digest, (device_id, txn_id))| NewTransaction {
+            digest,
+            device_id: device_id.clone(),
+            txn_id: txn_id.clone(),
+        }),
         relation: relation.as_ref().map(|r| (r.event_id.to_string(), r.rel_type.clone())),
         notifications,
         redaction: redaction.clone(),

@@ -199,7 +199,7 @@ impl Committer {
 
     /// A job that fails by itself: a repeated request gets the event of the first one.
     async fn fail_alone(&self, job: Job, error: Error) {
-        let txn = job.events.first().and_then(|event| event.new.txn);
+        let txn = job.events.first().and_then(|event| Some(event.new.txn.as_ref()?.digest));
         if error.is_unique_violation()
             && let Some(digest) = txn
             && let Ok(Some(event_id)) = rooms::get_txn_event(&self.pool, digest).await

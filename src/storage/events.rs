@@ -17,7 +17,7 @@ macro_rules! columns {
         "e.nid, e.pos, e.snapshot, e.depth, e.origin_ts, e.key, e.replaces, e.room, e.sender, \
          e.flags, e.event_id, r.room_id, u.user_id, t.type, k.state_key, j.content, \
          j.redacted_by, CASE WHEN t.type = 'm.room.redaction' THEN j.rest END, p.event_id, \
-         pu.user_id, pj.content"
+         pu.user_id, pj.content, x.device_id, x.txn_id"
     };
 }
 
@@ -31,7 +31,8 @@ macro_rules! joins {
           LEFT JOIN state_keys k ON k.nid = e.key
           LEFT JOIN events p ON p.nid = e.replaces
           LEFT JOIN users_nid pu ON pu.nid = p.sender
-          LEFT JOIN event_json pj ON pj.nid = p.nid "
+          LEFT JOIN event_json pj ON pj.nid = p.nid
+          LEFT JOIN event_txns x ON x.event = e.nid "
     };
 }
 
@@ -148,6 +149,10 @@ impl StoredEvent {
                 content: raw(row.get(first + 20))?,
             }),
         };
+        let sender_nid = UserNid(row.get(first + 8));
+        let txn = row.get::<_, Option<String>>(first + 21).zip(row.get(first + 22));
+        let txn =
+            txn.map(|(device_id, txn_id)| Transaction { user: sender_nid, device_id, txn_id });
         Ok(Self {
             nid: EventNid(row.get(first)),
             pos: Position(row.get(first + 1)),
@@ -156,7 +161,7 @@ impl StoredEvent {
             origin_ts: row.get(first + 4),
             key: row.get::<_, Option<i64>>(first + 5).map(KeyNid),
             room: RoomNid(row.get(first + 7)),
-            sender_nid: UserNid(row.get(first + 8)),
+            sender_nid,
             flags: row.get(first + 9),
             event_id: parse(row.get(first + 10))?,
             room_id: parse(row.get(first + 11))?,
@@ -167,7 +172,7 @@ impl StoredEvent {
             redacted_by: row.get::<_, Option<i64>>(first + 16).map(EventNid),
             redacts: row.get::<_, Option<&[u8]>>(first + 17).and_then(redacts_of),
             replaced,
-            txn: None,
+            txn,
         })
     }
 }

@@ -75,8 +75,9 @@ statements! {
                                 AS t(u, room, o, state)
                            ON CONFLICT (user_nid, room)
                            DO UPDATE SET pos = excluded.pos, state = excluded.state";
-    INSERT_EVENT_TXNS = "INSERT INTO event_txns (digest, event, added_ts)
-                         SELECT * FROM unnest($1::uuid[], $2::int8[], $3::int8[])";
+    INSERT_EVENT_TXNS = "INSERT INTO event_txns (digest, event, added_ts, device_id, txn_id)
+                         SELECT * FROM unnest($1::uuid[], $2::int8[], $3::int8[], $4::text[],
+                                              $5::text[])";
     INSERT_RELATIONS = "INSERT INTO event_relations (room, parent, rel_type, child)
                         SELECT * FROM unnest($1::int4[], $2::text[], $3::text[], $4::int8[])
                         ON CONFLICT DO NOTHING";
@@ -110,7 +111,7 @@ pub struct NewEvent {
     pub auth_ids: Vec<EventNid>,
     pub content: String,
     pub rest: Vec<u8>,
-    pub txn: Option<Uuid>,
+    pub txn: Option<NewTransaction>,
     /// (parent event id, relation type).
     pub relation: Option<(String, String)>,
     pub notifications: Option<NewNotifications>,
@@ -119,6 +120,15 @@ pub struct NewEvent {
     /// Changes of the current state (key, new event, previous event).
     pub state_changes: Vec<(KeyNid, Option<EventNid>, Option<EventNid>)>,
     pub snapshot_after: Option<NewSnapshot>,
+}
+
+/// The request that makes an event.
+#[derive(Clone, Debug)]
+pub struct NewTransaction {
+    /// Over room, user, device and transaction id; a repeat fails the commit.
+    pub digest: Uuid,
+    pub device_id: String,
+    pub txn_id: String,
 }
 
 #[derive(Clone, Debug)]
@@ -389,11 +399,19 @@ fn add_memberships(batch: &mut Batch, commit: &LaneCommit<'_>) {
 }
 
 fn add_extras(batch: &mut Batch, commit: &LaneCommit<'_>) {
-    let txns: Vec<_> = commit.events.iter().filter_map(|e| Some((e.txn?, e.nid.0))).collect();
+    let txns: Vec<_> =
+        commit.events.iter().filter_map(|e| Some((e.nid.0, e.txn.as_ref()?))).collect();
     if !txns.is_empty() {
-        let times = vec![commit.now_ms; txns.len()];
-        let (digests, events): (Vec<Uuid>, Vec<i64>) = txns.into_iter().unzip();
-        batch.add(&INSERT_EVENT_TXNS, params![digests, events, times]);
+        batch.add(
+            &INSERT_EVENT_TXNS,
+            params![
+                txns.iter().map(|(_, txn)| txn.digest).collect::<Vec<_>>(),
+                txns.iter().map(|(event, _)| *event).collect::<Vec<_>>(),
+                vec![commit.now_ms; txns.len()],
+                txns.iter().map(|(_, txn)| txn.device_id.clone()).collect::<Vec<_>>(),
+                txns.iter().map(|(_, txn)| txn.txn_id.clone()).collect::<Vec<_>>(),
+            ],
+        );
     }
     let related: Vec<_> =
         commit.events.iter().filter_map(|e| Some((*e, e.relation.as_ref()?))).collect();

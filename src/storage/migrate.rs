@@ -16,7 +16,8 @@ migrations![
     "0004_accounts",
     "0005_keys",
     "0006_sync",
-    "0007_state_past"
+    "0007_state_past",
+    "0008_event_txns",
 ];
 
 /// Key of the advisory lock that makes instances migrate one after the other.

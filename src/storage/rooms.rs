@@ -39,6 +39,8 @@ statements! {
     NEXT_SNAPSHOTS = "SELECT nextval('snapshot_ids')";
     GET_TXN_EVENT = "SELECT e.event_id FROM event_txns t JOIN events e ON e.nid = t.event
                      WHERE t.digest = $1";
+    DELETE_OLD_EVENT_TXNS = "DELETE FROM event_txns WHERE digest IN (
+                                 SELECT digest FROM event_txns WHERE added_ts < $1 LIMIT 10000)";
     SET_FORGOTTEN = "UPDATE memberships SET forgotten = true
                      WHERE user_nid = $1 AND room = $2 AND membership IN ('l', 'b')";
     GET_MEMBERSHIP = "SELECT membership FROM memberships WHERE user_nid = $1 AND room = $2";
@@ -169,6 +171,11 @@ pub async fn next_snapshots(pool: &Pool) -> Result<i64> {
 /// The event that an earlier request with this transaction digest made.
 pub async fn get_txn_event(pool: &Pool, digest: uuid::Uuid) -> Result<Option<String>> {
     Ok(pool.query_opt(&GET_TXN_EVENT, &[&digest]).await?.map(|row| row.get(0)))
+}
+
+/// Forgets some of the transaction ids from before `before_ms`; returns how many.
+pub async fn delete_event_txns(pool: &Pool, before_ms: i64) -> Result<u64> {
+    pool.execute(&DELETE_OLD_EVENT_TXNS, &[&before_ms]).await
 }
 
 /// Hides a left room from its user; false if the user has not left it.
