@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use chatd_base::{Refusal, Result};
 use chatd_config::RouterName;
-use chatd_http::{Auth, Reply, Request, Router, api_v1, unstable, v3};
+use chatd_http::{Auth, Reply, Request, Router, unstable, v3};
 use ruma_common::{OwnedRoomAliasId, OwnedRoomId};
 use serde::Deserialize;
 use serde_json::json;
@@ -15,12 +15,12 @@ pub fn router(app: &Arc<App>) -> Router {
     let aliases =
         v3("/rooms/{roomId}/aliases").or(unstable("/org.matrix.msc2432/rooms/{roomId}/aliases"));
     Router::of(RouterName::ClientDirectory, app)
-        .get(api_v1("/directory/room/{roomAlias}"), Auth::None, get_alias)
-        .put(api_v1("/directory/room/{roomAlias}"), Auth::Token, put_alias)
-        .delete(api_v1("/directory/room/{roomAlias}"), Auth::Token, delete_alias)
+        .get(v3("/directory/room/{roomAlias}"), Auth::None, get_alias)
+        .put(v3("/directory/room/{roomAlias}"), Auth::Token, put_alias)
+        .delete(v3("/directory/room/{roomAlias}"), Auth::Token, delete_alias)
         .get(aliases, Auth::Guest, list_aliases)
-        .get(api_v1("/directory/list/room/{roomId}"), Auth::None, get_visibility)
-        .put(api_v1("/directory/list/room/{roomId}"), Auth::Token, put_visibility)
+        .get(v3("/directory/list/room/{roomId}"), Auth::None, get_visibility)
+        .put(v3("/directory/list/room/{roomId}"), Auth::Token, put_visibility)
         .done()
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use chatd_base::{Refusal, Result};
 use chatd_config::RouterName;
-use chatd_http::{Auth, LimitClass, Reply, Request, Router, api_v1, v1, v3};
+use chatd_http::{Auth, LimitClass, Reply, Request, Router, v1, v3};
 use chatd_users::{
     accounts::Account,
     logins::{GivenTokens, Login, LoginRequest},
@@ -20,12 +20,12 @@ use crate::{
 
 pub fn router(app: &Arc<App>) -> Router {
     Router::of(RouterName::ClientLogin, app)
-        .get(api_v1("/login"), Auth::None, flows)
-        .post(api_v1("/login"), Auth::None, login)
+        .get(v3("/login"), Auth::None, flows)
+        .post(v3("/login"), Auth::None, login)
         .post(v1("/login/get_token"), Auth::Token, get_token)
         .post(v3("/refresh").or(v1("/refresh")), Auth::None, refresh)
-        .post(api_v1("/logout"), Auth::Guest, logout)
-        .post(api_v1("/logout/all"), Auth::Guest, logout_all)
+        .post(v3("/logout"), Auth::Guest, logout)
+        .post(v3("/logout/all"), Auth::Guest, logout_all)
         .done()
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use chatd_base::Result;
 use chatd_config::RouterName;
-use chatd_http::{Auth, LimitClass, Reply, Request, Router, api_v1};
+use chatd_http::{Auth, LimitClass, Reply, Request, Router, v3};
 use chatd_users::presence::parse_state;
 use ruma_common::OwnedUserId;
 use serde::Deserialize;
@@ -14,8 +14,8 @@ use crate::{App, account_data::myself};
 pub fn router(app: &Arc<App>) -> Router {
     const STATUS: &str = "/presence/{userId}/status";
     Router::of(RouterName::ClientPresence, app)
-        .get(api_v1(STATUS), Auth::Guest, get_status)
-        .put(api_v1(STATUS), Auth::Guest, set_status)
+        .get(v3(STATUS), Auth::Guest, get_status)
+        .put(v3(STATUS), Auth::Guest, set_status)
         .limit(LimitClass::PresencePerUser)
         .done()
 }

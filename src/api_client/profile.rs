@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use chatd_base::{Error, Refusal, Requester, Result};
 use chatd_config::RouterName;
-use chatd_http::{Auth, Reply, Request, Router, api_v1};
+use chatd_http::{Auth, Reply, Request, Router, v3};
 use chatd_users::profiles::{self, AVATAR_URL, DISPLAYNAME, Profile};
 use ruma_common::{OwnedUserId, UserId};
 use serde_json::{Map, Value, json};
@@ -13,10 +13,10 @@ use crate::App;
 
 pub fn router(app: &Arc<App>) -> Router {
     Router::of(RouterName::ClientProfile, app)
-        .get(api_v1("/profile/{userId}"), Auth::Optional, get)
-        .get(api_v1("/profile/{userId}/{keyName}"), Auth::Optional, get_field)
-        .put(api_v1("/profile/{userId}/{keyName}"), Auth::Guest, set_field)
-        .delete(api_v1("/profile/{userId}/{keyName}"), Auth::Guest, delete_field)
+        .get(v3("/profile/{userId}"), Auth::Optional, get)
+        .get(v3("/profile/{userId}/{keyName}"), Auth::Optional, get_field)
+        .put(v3("/profile/{userId}/{keyName}"), Auth::Guest, set_field)
+        .delete(v3("/profile/{userId}/{keyName}"), Auth::Guest, delete_field)
         .done()
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use chatd_base::{Refusal, Result};
 use chatd_config::RouterName;
-use chatd_http::{Auth, Reply, Request, Router, api_v1};
+use chatd_http::{Auth, Reply, Request, Router, v3};
 use chatd_rooms::read::{ListingPage, ListingQuery};
 use serde::Deserialize;
 
@@ -12,8 +12,8 @@ use crate::App;
 
 pub fn router(app: &Arc<App>) -> Router {
     Router::of(RouterName::ClientDirectory, app)
-        .get(api_v1("/publicRooms"), Auth::Optional, get_public_rooms)
-        .post(api_v1("/publicRooms"), Auth::Guest, post_public_rooms)
+        .get(v3("/publicRooms"), Auth::Optional, get_public_rooms)
+        .post(v3("/publicRooms"), Auth::Guest, post_public_rooms)
         .done()
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use chatd_base::{Refusal, Result};
 use chatd_config::RouterName;
-use chatd_http::{Auth, Reply, Request, Router, api_v1};
+use chatd_http::{Auth, Reply, Request, Router, v3};
 use chatd_users::push_rules::{NewRule, Place, to_json};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -16,20 +16,20 @@ pub fn router(app: &Arc<App>) -> Router {
     const ENABLED: &str = "/pushrules/{scope}/{kind}/{ruleId}/enabled";
     const ACTIONS: &str = "/pushrules/{scope}/{kind}/{ruleId}/actions";
     Router::of(RouterName::ClientPushRules, app)
-        .get(api_v1("/pushrules").or(api_v1("/pushrules/")), Auth::Token, get_all)
-        .get(api_v1("/pushrules/{scope}").or(api_v1("/pushrules/{scope}/")), Auth::Token, get_scope)
+        .get(v3("/pushrules").or(v3("/pushrules/")), Auth::Token, get_all)
+        .get(v3("/pushrules/{scope}").or(v3("/pushrules/{scope}/")), Auth::Token, get_scope)
         .get(
-            api_v1("/pushrules/{scope}/{kind}").or(api_v1("/pushrules/{scope}/{kind}/")),
+            v3("/pushrules/{scope}/{kind}").or(v3("/pushrules/{scope}/{kind}/")),
             Auth::Token,
             get_kind,
         )
-        .get(api_v1(RULE), Auth::Token, get_rule)
-        .put(api_v1(RULE), Auth::Token, put_rule)
-        .delete(api_v1(RULE), Auth::Token, delete_rule)
-        .get(api_v1(ENABLED), Auth::Token, get_enabled)
-        .put(api_v1(ENABLED), Auth::Token, set_enabled)
-        .get(api_v1(ACTIONS), Auth::Token, get_actions)
-        .put(api_v1(ACTIONS), Auth::Token, set_actions)
+        .get(v3(RULE), Auth::Token, get_rule)
+        .put(v3(RULE), Auth::Token, put_rule)
+        .delete(v3(RULE), Auth::Token, delete_rule)
+        .get(v3(ENABLED), Auth::Token, get_enabled)
+        .put(v3(ENABLED), Auth::Token, set_enabled)
+        .get(v3(ACTIONS), Auth::Token, get_actions)
+        .put(v3(ACTIONS), Auth::Token, set_actions)
         .done()
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use chatd_base::Result;
 use chatd_config::RouterName;
-use chatd_http::{Auth, LimitClass, Reply, Request, Router, api_v1, v3};
+use chatd_http::{Auth, LimitClass, Reply, Request, Router, v3};
 use chatd_rooms::Draft;
 use ruma_common::OwnedRoomId;
 use serde::Deserialize;
@@ -14,9 +14,9 @@ use crate::App;
 
 pub fn router(app: &Arc<App>) -> Router {
     Router::of(RouterName::ClientRooms, app)
-        .put(api_v1("/rooms/{roomId}/send/{eventType}/{txnId}"), Auth::Token, send)
+        .put(v3("/rooms/{roomId}/send/{eventType}/{txnId}"), Auth::Token, send)
         .limit(LimitClass::Message)
-        .put(api_v1("/rooms/{roomId}/state/{eventType}/{stateKey?}"), Auth::Token, put_state)
+        .put(v3("/rooms/{roomId}/state/{eventType}/{stateKey?}"), Auth::Token, put_state)
         .limit(LimitClass::Message)
         .put(v3("/rooms/{roomId}/redact/{eventId}/{txnId}"), Auth::Token, redact)
         .limit(LimitClass::Message)

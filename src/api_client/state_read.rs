@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use chatd_base::{Refusal, Result};
 use chatd_config::RouterName;
-use chatd_http::{Auth, Reply, Request, Router, api_v1, v3};
+use chatd_http::{Auth, Reply, Request, Router, v3};
 use chatd_rooms::{
     client_event::{self, Extras},
     read::{MembersQuery, State},
@@ -21,9 +21,9 @@ use crate::{
 
 pub fn router(app: &Arc<App>) -> Router {
     Router::of(RouterName::ClientRooms, app)
-        .get(api_v1("/rooms/{roomId}/state"), Auth::Guest, state)
-        .get(api_v1("/rooms/{roomId}/state/{eventType}/{stateKey?}"), Auth::Guest, state_entry)
-        .get(api_v1("/rooms/{roomId}/members"), Auth::Guest, members)
+        .get(v3("/rooms/{roomId}/state"), Auth::Guest, state)
+        .get(v3("/rooms/{roomId}/state/{eventType}/{stateKey?}"), Auth::Guest, state_entry)
+        .get(v3("/rooms/{roomId}/members"), Auth::Guest, members)
         .get(v3("/rooms/{roomId}/joined_members"), Auth::Guest, joined_members)
         .get(v3("/joined_rooms"), Auth::Guest, joined_rooms)
         .done()

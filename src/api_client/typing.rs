@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use chatd_base::Result;
 use chatd_config::RouterName;
-use chatd_http::{Auth, Reply, Request, Router, api_v1};
+use chatd_http::{Auth, Reply, Request, Router, v3};
 use ruma_common::OwnedRoomId;
 use serde::Deserialize;
 
@@ -13,7 +13,7 @@ use crate::{App, account_data::myself};
 
 pub fn router(app: &Arc<App>) -> Router {
     Router::of(RouterName::ClientTyping, app)
-        .put(api_v1("/rooms/{roomId}/typing/{userId}"), Auth::Guest, typing)
+        .put(v3("/rooms/{roomId}/typing/{userId}"), Auth::Guest, typing)
         .done()
 }
 

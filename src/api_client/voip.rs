@@ -5,7 +5,7 @@ use std::sync::Arc;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use chatd_base::{Refusal, Result};
 use chatd_config::RouterName;
-use chatd_http::{Auth, Reply, Request, Router, api_v1};
+use chatd_http::{Auth, Reply, Request, Router, v3};
 use hmac::{Hmac, Mac};
 use serde_json::json;
 use sha1::Sha1;
@@ -14,7 +14,7 @@ use crate::App;
 
 pub fn router(app: &Arc<App>) -> Router {
     Router::of(RouterName::ClientVoip, app)
-        .get(api_v1("/voip/turnServer"), Auth::Guest, turn_server)
+        .get(v3("/voip/turnServer"), Auth::Guest, turn_server)
         .done()
 }
 

@@ -27,7 +27,7 @@ mod tls;
 pub use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 pub use limit::{LimitClass, Limits};
 pub use metrics::Metrics;
-pub use paths::{Paths, api_v1, media_v3, raw, unstable, v1, v3};
+pub use paths::{Paths, media_v3, raw, unstable, v1, v3};
 pub use reply::Reply;
 pub use request::Request;
 pub use router::{Auth, Router, Routes};

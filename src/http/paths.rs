@@ -7,17 +7,13 @@ pub struct Paths {
     patterns: Vec<String>,
 }
 
-/// `/_matrix/client/v3`, and the older and unstable names of that version.
-const V3: &[&str] = &["v3", "r0", "unstable", "v2_alpha"];
+/// `/_matrix/client/v3`, and the older and unstable names of that version. Not every endpoint had
+/// all of them, but proxies are configured as if it had.
+const V3: &[&str] = &["v3", "r0", "unstable", "v2_alpha", "api/v1"];
 
-/// An endpoint of `/_matrix/client/v3`, also under `r0`, `unstable` and `v2_alpha`.
+/// An endpoint of `/_matrix/client/v3`, also under `r0`, `unstable`, `v2_alpha` and `api/v1`.
 pub fn v3(pattern: &str) -> Paths {
     Paths { patterns: Vec::new() }.under(V3, pattern)
-}
-
-/// As [`v3`], and also under `/_matrix/client/api/v1`: the endpoints that existed before r0.
-pub fn api_v1(pattern: &str) -> Paths {
-    v3(pattern).under(&["api/v1"], pattern)
 }
 
 /// An endpoint of `/_matrix/client/v1`.
@@ -81,7 +77,7 @@ mod tests {
     #[test]
     fn a_pattern_is_known_under_all_its_versions() {
         assert_eq!(
-            api_v1("/sync").expanded(),
+            v3("/sync").expanded(),
             [
                 "/_matrix/client/v3/sync",
                 "/_matrix/client/r0/sync",

@@ -48,7 +48,7 @@ impl Router {
     /// Router::of(RouterName::ClientRooms, app)
     ///     .put(v3("/rooms/{roomId}/send/{eventType}/{txnId}"), Auth::Token, send_message)
     ///     .limit(LimitClass::Message)
-    ///     .get(api_v1("/rooms/{roomId}/state/{eventType}/{stateKey?}"), Auth::Guest, get_state)
+    ///     .get(v3("/rooms/{roomId}/state/{eventType}/{stateKey?}"), Auth::Guest, get_state)
     ///     .done()
     /// ```
     pub fn of<A>(name: RouterName, app: &Arc<A>) -> Routes<A> {

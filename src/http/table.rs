@@ -120,7 +120,7 @@ mod tests {
     use chatd_config::RouterName;
 
     use super::*;
-    use crate::{Auth, Paths, Reply, Request, api_v1, raw, v3};
+    use crate::{Auth, Paths, Reply, Request, raw, v3};
 
     async fn nothing(_: Arc<()>, _: Request) -> Result<Reply> {
         Ok(Reply::empty())
@@ -139,8 +139,8 @@ mod tests {
         table(vec![
             (Method::GET, v3("/rooms/{roomId}/state/{eventType}/{stateKey?}")),
             (Method::PUT, v3("/rooms/{room}/state/{type}/{stateKey?}")),
-            (Method::GET, api_v1("/profile/{userId}/displayname")),
-            (Method::GET, api_v1("/profile/{userId}/{keyName}")),
+            (Method::GET, v3("/profile/{userId}/displayname")),
+            (Method::GET, v3("/profile/{userId}/{keyName}")),
             (Method::GET, raw("/_synapse/admin/v1/register")),
         ])
         .unwrap()
