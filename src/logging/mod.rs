@@ -34,10 +34,22 @@ pub fn check(config: &Config) -> Result<(), ConfigError> {
     config.log_config.as_deref().map_or(Ok(()), |file| LogConfig::read(file).map(drop))
 }
 
+/// Libraries whose `info` is about single events and statements.
+const TALKATIVE: &[&str] = &["ruma", "tokio_postgres"];
+
+/// A filter with this level for everything; talkative libraries are less so at `info`.
+fn everything_at(level: LevelFilter) -> Targets {
+    let all = Targets::new().with_default(level);
+    if level != LevelFilter::INFO {
+        return all;
+    }
+    TALKATIVE.iter().fold(all, |filter, prefix| filter.with_target(*prefix, LevelFilter::WARN))
+}
+
 /// Without `log_config`: `info`, or what `RUST_LOG` says, on standard error.
 fn to_stderr() -> BoxedLayer {
     let targets = std::env::var("RUST_LOG").ok().and_then(|text| text.parse().ok());
-    let filter = targets.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
+    let filter = targets.unwrap_or_else(|| everything_at(LevelFilter::INFO));
     fmt::layer()
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
@@ -61,11 +73,11 @@ fn layer(sink: &LogSink) -> Result<BoxedLayer, ConfigError> {
             BoxMakeWriter::new(file)
         }
     };
-    let filter =
-        sink.rules.iter().fold(
-            Targets::new().with_default(filter_of(sink.default)),
-            |filter, (prefix, level)| filter.with_target(prefix, filter_of(*level)),
-        );
+    let all = everything_at(filter_of(sink.default));
+    let filter = sink
+        .rules
+        .iter()
+        .fold(all, |filter, (prefix, level)| filter.with_target(prefix, filter_of(*level)));
     let layer = fmt::layer().with_writer(writer).with_ansi(false);
     Ok(match &sink.format {
         LogFormat::Json => layer.json().flatten_event(true).with_filter(filter).boxed(),
