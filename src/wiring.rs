@@ -62,6 +62,7 @@ async fn serve(
         config: config.clone(),
         clock: clock.clone(),
         stop: services.clone(),
+        closing: stop.clone(),
         pool,
     };
     let users = Arc::new(Users::new(deps));

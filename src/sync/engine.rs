@@ -77,7 +77,8 @@ impl Sync {
             woken.borrow_and_update();
             let plan = self.plan(asker, since.as_ref()).await?;
             let parts = self.complete(asker, plan).await?;
-            let is_due = since.is_none() || asker.full_state || Instant::now() >= deadline;
+            let is_late = Instant::now() >= deadline || self.deps.closing.is_triggered();
+            let is_due = since.is_none() || asker.full_state || is_late;
             if is_due || !parts.is_empty() {
                 return Ok(parts.write(&self.viewer(asker)));
             }
@@ -93,7 +94,7 @@ impl Sync {
         tokio::select! {
             _ = woken.changed() => {}
             () = tokio::time::sleep_until(deadline) => {}
-            () = self.deps.stop.triggered() => {}
+            () = self.deps.closing.triggered() => {}
         }
         metrics::gauge!("chatd_syncs_waiting").decrement(1.0);
     }

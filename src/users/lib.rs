@@ -42,7 +42,10 @@ pub struct Deps {
     pub streams: Arc<Streams>,
     pub config: Arc<Config>,
     pub clock: Clock,
+    /// Ends the services, after the last request.
     pub stop: Stop,
+    /// Asks requests that wait for something to be answered as they are.
+    pub closing: Stop,
 }
 
 /// All services of this member.
