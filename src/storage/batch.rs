@@ -1,6 +1,11 @@
 //! Statements that take effect together, sent in one round trip.
 
-use futures::future::{join_all, try_join_all};
+use std::pin::pin;
+
+use futures::{
+    future::{maybe_done, try_join_all},
+    poll,
+};
 use tokio_postgres::{Row, types::ToSql};
 
 use crate::{Error, Result, Statement};
@@ -45,6 +50,10 @@ impl Batch {
     }
 
     /// Sends `BEGIN`, all statements and `COMMIT` as one pipeline on `client`.
+    ///
+    /// A future sends its message when it is polled first, so each is polled once in the order
+    /// that the messages are to have. Nothing waits in between: a caller that gives up has sent
+    /// the whole transaction or nothing of it.
     pub(crate) async fn run(self, client: &deadpool_postgres::Client) -> Result<BatchRows> {
         let prepared = try_join_all(self.operations.iter().map(|(statement, _)| async move {
             client
@@ -53,29 +62,50 @@ impl Batch {
                 .map_err(|cause| Error::from_postgres(statement.name, cause))
         }))
         .await?;
-        let queries = self.operations.iter().zip(&prepared).map(
-            |((statement, params), prepared)| async move {
-                let params: Vec<&(dyn ToSql + Sync)> =
-                    params.iter().map(|param| &**param as &(dyn ToSql + Sync)).collect();
-                client
-                    .query(prepared, &params)
-                    .await
-                    .map_err(|cause| Error::from_postgres(statement.name, cause))
-            },
-        );
-        // Futures are polled in order, which is the order on the wire.
-        let (begun, rows, committed) = tokio::join!(
-            biased;
-            client.batch_execute("BEGIN"),
-            join_all(queries),
-            client.batch_execute("COMMIT"),
-        );
+        let mut begun = pin!(maybe_done(client.batch_execute(BEGIN)));
+        let _sent = poll!(begun.as_mut());
+        let mut queries = Vec::with_capacity(prepared.len());
+        let mut end = "COMMIT";
+        for ((statement, params), prepared) in self.operations.iter().zip(&prepared) {
+            let mut query = Box::pin(maybe_done(query(client, statement, prepared, params)));
+            let _sent = poll!(query.as_mut());
+            // An argument that cannot be encoded: the others must not take effect without it.
+            if matches!(query.as_mut().output_mut(), Some(Err(_))) {
+                end = "ROLLBACK";
+            }
+            queries.push(query);
+        }
+        let ended = client.batch_execute(end).await;
+        begun.as_mut().await;
+        let begun = begun.take_output().expect("it was awaited, and its output is taken once");
         begun.map_err(|cause| Error::from_postgres("BEGIN", cause))?;
-        // The first failure is the cause; those after it only say that the transaction is over.
-        let rows = rows.into_iter().collect::<Result<Vec<_>>>()?;
-        committed.map_err(|cause| Error::from_postgres("COMMIT", cause))?;
+        let mut rows = Vec::with_capacity(queries.len());
+        for mut query in queries {
+            query.as_mut().await;
+            // The first failure is the cause; those after it only say that the transaction is over.
+            rows.push(query.as_mut().take_output().expect("as above")?);
+        }
+        ended.map_err(|cause| Error::from_postgres("COMMIT", cause))?;
         Ok(BatchRows(rows))
     }
+}
+
+/// Whatever the database's default is: what is read after a lock was taken must be what was
+/// committed before.
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
+
+async fn query(
+    client: &deadpool_postgres::Client,
+    statement: &Statement,
+    prepared: &tokio_postgres::Statement,
+    params: &[Param],
+) -> Result<Vec<Row>> {
+    let params: Vec<&(dyn ToSql + Sync)> =
+        params.iter().map(|param| &**param as &(dyn ToSql + Sync)).collect();
+    client
+        .query(prepared, &params)
+        .await
+        .map_err(|cause| Error::from_postgres(statement.name, cause))
 }
 
 /// Boxes the arguments of a statement: `params![room, &names]`.

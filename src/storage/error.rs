@@ -33,26 +33,43 @@ impl Error {
 
     /// Whether `chatd_fence` found that this instance no longer owns a shard (R6).
     pub fn is_fenced(&self) -> bool {
-        self.state().is_some_and(|state| state.code() == "CH001")
+        self.is("CH001")
     }
 
     /// Whether `chatd_use_registration_token` found no use left.
     pub fn is_token_used_up(&self) -> bool {
-        self.state().is_some_and(|state| state.code() == "CH002")
+        self.is("CH002")
+    }
+
+    /// Whether a commit does not follow the one that its process has seen last.
+    pub fn is_out_of_step(&self) -> bool {
+        self.is("CH003")
+    }
+
+    /// Whether another process has taken over the instance that this one was (R6).
+    pub fn is_unseated(&self) -> bool {
+        self.is("CH004")
+    }
+
+    /// Whether the same transaction may well succeed if it is sent again.
+    pub fn is_transient(&self) -> bool {
+        let transient = [SqlState::T_R_DEADLOCK_DETECTED, SqlState::T_R_SERIALIZATION_FAILURE];
+        self.state().is_some_and(|state| transient.contains(state))
+    }
+
+    fn is(&self, code: &str) -> bool {
+        self.state().is_some_and(|state| state.code() == code)
     }
 
     pub(crate) fn from_postgres(statement: &'static str, cause: tokio_postgres::Error) -> Self {
         let lost = cause.is_closed()
             || cause.code().is_none()
             || cause.code().is_some_and(|state| {
-                // Class 57 but for a cancelled query: shutdown and crash of the server.
-                state.code().starts_with("08")
-                    || [
-                        SqlState::ADMIN_SHUTDOWN,
-                        SqlState::CRASH_SHUTDOWN,
-                        SqlState::CANNOT_CONNECT_NOW,
-                    ]
-                    .contains(state)
+                // Class 57P: shutdown and crash of the server, and sessions that it ends. 25P03
+                // and 25P04 are such, too: the transaction was given up.
+                let code = state.code();
+                ["08", "57P"].iter().any(|class| code.starts_with(class))
+                    || ["25P03", "25P04"].contains(&code)
             });
         if lost && !is_client_side(&cause) {
             Self::Lost(format!("{statement}: {}", describe(&cause)))
@@ -91,14 +108,24 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {}
 
 impl From<Error> for chatd_base::Error {
+    /// What passes by itself is a 503, which clients repeat.
     fn from(error: Error) -> Self {
-        match error {
-            Error::Lost(_) => {
-                tracing::warn!(%error, "database unavailable");
-                chatd_base::Refusal::new(503, "M_UNKNOWN", "the database is unavailable; try again")
-                    .into()
+        let away = match &error {
+            Error::Lost(_) => true,
+            // Class 53: the disk is full, there are too many connections.
+            Error::Refused { cause, .. } => {
+                let exhausted = cause.code().is_some_and(|state| state.code().starts_with("53"));
+                if exhausted {
+                    tracing::error!(%error, "the database has run out of something");
+                }
+                exhausted || error.is_transient() || error.is_unseated()
             }
-            other => Self::internal(other),
+            Error::Corrupt(_) => false,
+        };
+        if !away {
+            return Self::internal(error);
         }
+        let message = "the database is unavailable; try again";
+        chatd_base::Refusal::new(503, "M_UNKNOWN", message).into()
     }
 }

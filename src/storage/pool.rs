@@ -1,9 +1,18 @@
 //! Connections to PostgreSQL and the few ways to use one.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use chatd_base::cost;
-use deadpool_postgres::{Client, Manager, ManagerConfig, RecyclingMethod, Runtime};
+use deadpool_postgres::{
+    Client, Hook, HookError, Manager, ManagerConfig, RecyclingMethod, Runtime,
+};
 use tokio_postgres::{Config, NoTls, Row, types::ToSql};
 
 use crate::{Batch, BatchRows, Error, Result, Statement};
@@ -47,10 +56,25 @@ pub struct ConnectSettings {
 #[derive(Clone)]
 pub struct Pool {
     inner: deadpool_postgres::Pool,
+    /// Whether the last attempt found no database, so that the log says it once.
+    is_away: Arc<AtomicBool>,
 }
 
-/// How long a request waits for a free connection.
-const WAIT_FOR_CONNECTION: Duration = Duration::from_secs(20);
+/// How long a request waits for a free connection, or a new one.
+const WAIT_FOR_CONNECTION: Duration = Duration::from_secs(10);
+
+/// How long a single statement may take. A database that is silent for longer is as good as away.
+const LONGEST_STATEMENT: Duration = Duration::from_secs(60);
+
+/// When a connection over which nothing comes is found to be dead.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_RETRIES: u32 = 3;
+const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
+
+/// Said on each new connection. A process that is stopped in the middle of a transaction must not
+/// keep its locks (R5).
+const GREETING: &str = "SET idle_in_transaction_session_timeout = '10s'";
 
 impl Pool {
     /// Prepares the pool; connects lazily.
@@ -60,7 +84,11 @@ impl Pool {
             .user(&settings.user)
             .dbname(&settings.database)
             .application_name(&settings.application_name)
-            .connect_timeout(Duration::from_secs(10));
+            .connect_timeout(WAIT_FOR_CONNECTION)
+            .keepalives_idle(KEEPALIVE_IDLE)
+            .keepalives_interval(KEEPALIVE_INTERVAL)
+            .keepalives_retries(KEEPALIVE_RETRIES)
+            .tcp_user_timeout(UNACKNOWLEDGED);
         if let Some(password) = &settings.password {
             config.password(password);
         }
@@ -90,14 +118,31 @@ impl Pool {
             .runtime(Runtime::Tokio1)
             .wait_timeout(Some(WAIT_FOR_CONNECTION))
             .create_timeout(Some(WAIT_FOR_CONNECTION))
+            .post_create(Hook::async_fn(|client, _| {
+                Box::pin(async { client.batch_execute(GREETING).await.map_err(HookError::Backend) })
+            }))
             .build()
             .map_err(|error| Error::Lost(error.to_string()))?;
-        Ok(Self { inner })
+        Ok(Self { inner, is_away: Arc::default() })
     }
 
     /// A connection for work that the other functions do not cover (migrations, `COPY`).
     pub(crate) async fn client(&self) -> Result<Client> {
-        self.inner.get().await.map_err(|error| Error::Lost(error.to_string()))
+        let client = self.inner.get().await.map_err(|error| Error::Lost(why(&error)));
+        match &client {
+            Err(error) => self.note_lost(error),
+            Ok(_) if self.is_away.swap(false, Ordering::Relaxed) => {
+                tracing::info!("the database is back");
+            }
+            Ok(_) => {}
+        }
+        client
+    }
+
+    fn note_lost(&self, error: &Error) {
+        if matches!(error, Error::Lost(_)) && !self.is_away.swap(true, Ordering::Relaxed) {
+            tracing::warn!(%error, "lost the database");
+        }
     }
 
     /// Runs one reading statement and returns its rows. One round trip.
@@ -106,17 +151,32 @@ impl Pool {
         statement: &'static Statement,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>> {
+        self.alone(statement, async |client, prepared| client.query(prepared, params).await).await
+    }
+
+    /// Runs one statement in a transaction of its own.
+    async fn alone<T>(
+        &self,
+        statement: &'static Statement,
+        run: impl AsyncFnOnce(&Client, &tokio_postgres::Statement) -> Result<T, tokio_postgres::Error>,
+    ) -> Result<T> {
+        // If the caller goes away, the driver passes over the answer that is still to come.
         let client = self.client().await?;
-        let prepared = client
-            .prepare_cached(statement.sql)
-            .await
-            .map_err(|cause| Error::from_postgres(statement.name, cause))?;
-        cost::note_round_trip(1);
-        metrics::counter!("chatd_db_statements_total").increment(1);
-        client
-            .query(&prepared, params)
-            .await
-            .map_err(|cause| Error::from_postgres(statement.name, cause))
+        let work = async {
+            let prepared = client.prepare_cached(statement.sql).await?;
+            cost::note_round_trip(1);
+            metrics::counter!("chatd_db_statements_total").increment(1);
+            run(&client, &prepared).await
+        };
+        let outcome = match tokio::time::timeout(LONGEST_STATEMENT, work).await {
+            Ok(outcome) => outcome.map_err(|cause| Error::from_postgres(statement.name, cause)),
+            Err(_) => Err(Error::Lost(format!("{}: no answer", statement.name))),
+        };
+        if let Err(error @ Error::Lost(_)) = &outcome {
+            self.note_lost(error);
+            drop(Client::take(client));
+        }
+        outcome
     }
 
     /// Like [`Pool::query`] for statements that return at most one row.
@@ -134,17 +194,7 @@ impl Pool {
         statement: &'static Statement,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<u64> {
-        let client = self.client().await?;
-        let prepared = client
-            .prepare_cached(statement.sql)
-            .await
-            .map_err(|cause| Error::from_postgres(statement.name, cause))?;
-        cost::note_round_trip(1);
-        metrics::counter!("chatd_db_statements_total").increment(1);
-        client
-            .execute(&prepared, params)
-            .await
-            .map_err(|cause| Error::from_postgres(statement.name, cause))
+        self.alone(statement, async |client, prepared| client.execute(prepared, params).await).await
     }
 
     /// Runs all statements of `batch` in one transaction and one round trip. On return the
@@ -156,8 +206,9 @@ impl Pool {
         metrics::counter!("chatd_db_commits_total").increment(1);
         let mut guard = Unfinished(Some(client));
         let outcome = batch.run(guard.client()).await;
-        if !matches!(outcome, Err(Error::Lost(_))) {
-            guard.finish();
+        match &outcome {
+            Err(error @ Error::Lost(_)) => self.note_lost(error),
+            _ => guard.finish(),
         }
         outcome
     }
@@ -181,9 +232,23 @@ impl Unfinished {
 impl Drop for Unfinished {
     fn drop(&mut self) {
         if let Some(client) = self.0.take() {
-            drop(deadpool_postgres::Object::take(client));
+            drop(Client::take(client));
         }
     }
+}
+
+/// An error of the pool with its causes.
+fn why(error: &deadpool_postgres::PoolError) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text = format!("{text}: {inner_text}");
+        }
+        cause = inner.source();
+    }
+    text
 }
 
 mod tls {
