@@ -11,7 +11,7 @@ use chatd_config::{
 use chatd_http::{Limits, Metrics, Router, Server};
 use chatd_rooms::{Rooms, Signer};
 use chatd_storage::{ConnectSettings, Host, Interner, Pool, SslMode as PoolSslMode};
-use chatd_streams::{Owners, Streams, bus::LocalBus};
+use chatd_streams::{Owners, Streams, bus::LocalBus, seat};
 use chatd_sync::Sync;
 use chatd_users::{Deps, Users, cleanup};
 
@@ -30,12 +30,27 @@ pub async fn run(config: Arc<Config>, mine: Assignment, stop: Stop) -> Result<()
     let (settings, cluster) = database(&config).await?;
     // Requests that are under way need the services until the last of them is answered.
     let services = Stop::new();
+    tasks::spawn("failure", stop_on_failure(services.clone(), stop.clone()));
     let served = serve(config, &mine, settings, server, metrics, &stop, &services).await;
     services.trigger();
     if let Some(cluster) = cluster {
         cluster.stop().await;
     }
-    served
+    match services.failure() {
+        Some(reason) => bail!("{reason}"),
+        None => served,
+    }
+}
+
+/// Ends the instance in order when one of its services cannot go on.
+async fn stop_on_failure(services: Stop, stop: Stop) {
+    tokio::select! {
+        () = services.failed() => {
+            tracing::error!("ending: {}", services.failure().unwrap_or_default());
+            stop.trigger();
+        }
+        () = services.triggered() => {}
+    }
 }
 
 /// Everything above the database, until `stop`. The services go on until `services`.
@@ -56,6 +71,7 @@ async fn serve(
     let limits = Limits::new(config.rates.clone(), config.chatd.rate_limit_cache, clock.clone());
     let streams = Streams::open(&pool, Arc::new(LocalBus), &mine.instance).await?;
     let owners = Owners::open(&pool, &mine.instance, std::slice::from_ref(&mine.instance)).await?;
+    tasks::spawn("seat", seat::watch(pool.clone(), streams.writer, services.clone()));
     let deps = Deps {
         interner: Arc::new(Interner::new(&pool, config.chatd.id_cache)),
         streams: Arc::new(streams),

@@ -1,6 +1,10 @@
 //! Background tasks that are named, counted, and stopped together.
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use futures::FutureExt;
 use tokio::task::JoinHandle;
@@ -10,6 +14,8 @@ use tokio_util::sync::CancellationToken;
 #[derive(Clone, Debug, Default)]
 pub struct Stop {
     token: CancellationToken,
+    failed: CancellationToken,
+    failure: Arc<OnceLock<String>>,
 }
 
 impl Stop {
@@ -31,6 +37,24 @@ impl Stop {
         self.token.cancelled().await;
     }
 
+    /// Tells that this process cannot go on, and why. Whoever started the tasks ends it in order;
+    /// the first reason counts.
+    pub fn fail(&self, reason: impl Into<String>) {
+        if self.failure.set(reason.into()).is_ok() {
+            self.failed.cancel();
+        }
+    }
+
+    /// Why this process cannot go on, if that is so.
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.get().map(String::as_str)
+    }
+
+    /// Returns when the process cannot go on.
+    pub async fn failed(&self) {
+        self.failed.cancelled().await;
+    }
+
     /// Waits for `duration`; returns false if the end came first.
     pub async fn sleep(&self, duration: Duration) -> bool {
         tokio::select! {
@@ -41,17 +65,41 @@ impl Stop {
 }
 
 /// Starts a background task. A panic in it is logged and counted, and ends only that task.
-#[expect(clippy::disallowed_methods, reason = "the one place that spawns")]
 pub fn spawn<F>(name: &'static str, work: F) -> JoinHandle<()>
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    tokio::spawn(async move {
-        metrics::gauge!("chatd_tasks_running", "task" => name).increment(1.0);
-        if std::panic::AssertUnwindSafe(work).catch_unwind().await.is_err() {
-            metrics::counter!("chatd_task_panics_total", "task" => name).increment(1);
-            tracing::error!(task = name, "a background task panicked");
-        }
-        metrics::gauge!("chatd_tasks_running", "task" => name).decrement(1.0);
+    spawn_uncounted(async move {
+        guarded(name, work).await;
     })
+}
+
+/// Starts a background task that this process cannot do without: a panic in it is a failure.
+pub fn spawn_vital<F>(name: &'static str, stop: &Stop, work: F) -> JoinHandle<()>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let stop = stop.clone();
+    spawn_uncounted(async move {
+        if !guarded(name, work).await {
+            stop.fail(format!("the task {name} panicked"));
+        }
+    })
+}
+
+#[expect(clippy::disallowed_methods, reason = "the one place that spawns")]
+fn spawn_uncounted(work: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+    tokio::spawn(work)
+}
+
+/// Runs `work`; false if it panicked.
+async fn guarded(name: &'static str, work: impl Future<Output = ()>) -> bool {
+    metrics::gauge!("chatd_tasks_running", "task" => name).increment(1.0);
+    let ended = std::panic::AssertUnwindSafe(work).catch_unwind().await;
+    if ended.is_err() {
+        metrics::counter!("chatd_task_panics_total", "task" => name).increment(1);
+        tracing::error!(task = name, "a background task panicked");
+    }
+    metrics::gauge!("chatd_tasks_running", "task" => name).decrement(1.0);
+    ended.is_ok()
 }

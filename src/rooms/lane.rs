@@ -8,16 +8,16 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use chatd_base::{Clock, Position, RoomNid, ShardId, Stop, WriterId, tasks};
+use chatd_base::{Clock, Position, RoomNid, ShardId, Stop, tasks};
 use chatd_storage::{
     Error, Pool,
     lane::{self, LaneCommit, NewEvent, NewRoom},
+    positions::Seat,
     rooms,
 };
 use chatd_streams::{
-    Feed, durable,
+    Feed, Line,
     events::{EventRow, Events},
-    publish,
 };
 use ruma_common::OwnedEventId;
 use tokio::sync::{mpsc, watch};
@@ -72,15 +72,15 @@ impl Lane {
     pub fn start(
         pool: &Pool,
         feed: &Arc<Feed<Events>>,
-        writer: WriterId,
+        seat: Seat,
         clock: &Clock,
         stop: &Stop,
     ) -> Self {
         let (interactive, jobs) = mpsc::channel(QUEUE);
         let (bulk, bulk_jobs) = mpsc::channel(QUEUE);
-        let committer =
-            Committer { pool: pool.clone(), feed: feed.clone(), writer, clock: clock.clone() };
-        tasks::spawn("room_lane", committer.run(jobs, bulk_jobs, stop.clone()));
+        let line = Line::new(pool, feed, seat, stop);
+        let committer = Committer { pool: pool.clone(), line, clock: clock.clone() };
+        tasks::spawn_vital("room_lane", stop, committer.run(jobs, bulk_jobs));
         Self { interactive, bulk }
     }
 
@@ -93,20 +93,19 @@ impl Lane {
 
 struct Committer {
     pool: Pool,
-    feed: Arc<Feed<Events>>,
-    writer: WriterId,
+    line: Line<Events>,
     clock: Clock,
 }
 
 impl Committer {
-    async fn run(self, mut jobs: mpsc::Receiver<Job>, mut bulk: mpsc::Receiver<Job>, stop: Stop) {
+    async fn run(self, mut jobs: mpsc::Receiver<Job>, mut bulk: mpsc::Receiver<Job>) {
         let mut waiting = Vec::with_capacity(MOST_JOBS);
         loop {
             tokio::select! {
                 biased;
                 count = jobs.recv_many(&mut waiting, MOST_JOBS) => if count == 0 { return },
                 Some(job) = bulk.recv() => waiting.push(job),
-                () = stop.triggered() => return,
+                () = self.line.stop.triggered() => return,
             }
             if let Ok(job) = bulk.try_recv() {
                 waiting.push(job);
@@ -132,6 +131,10 @@ impl Committer {
                 Err(error) if error.is_fenced() => {
                     tracing::warn!(%error, "shards have moved; their rooms are loaded again");
                     jobs.into_iter().for_each(|job| job.fail(Outcome::Again));
+                }
+                Err(error @ Error::Lost(_)) => {
+                    let error = Arc::new(error);
+                    jobs.into_iter().for_each(|job| job.fail(Outcome::Failed(error.clone())));
                 }
                 Err(error) if jobs.len() == 1 => {
                     if let Some(job) = jobs.pop() {
@@ -163,17 +166,16 @@ impl Committer {
         }
         fence.sort_unstable();
         fence.dedup();
+        let count = events.len();
         let commit = LaneCommit {
-            writer: self.writer,
             fence,
             rooms: jobs.iter().filter_map(|job| job.new_room.as_ref()).collect(),
             events,
             heads,
             now_ms: i64::try_from(self.clock.now_ms()).unwrap_or(i64::MAX),
         };
-        let count = commit.events.len();
         let base =
-            durable(&self.pool, &self.feed, self.writer, count, || lane::batch(&commit)).await?;
+            self.line.durable(count, |seat, after| lane::batch(&commit, seat, after)).await?;
         metrics::histogram!("chatd_lane_batch_events").record(count as f64);
         metrics::histogram!("chatd_lane_commit_seconds").record(started.elapsed().as_secs_f64());
         Ok(base)
@@ -191,7 +193,7 @@ impl Committer {
             job.slot.committed();
             answers.push((job.outcome, Outcome::Done(ids, last)));
         }
-        publish(&self.feed, self.writer, base, rows);
+        self.line.publish(base, rows);
         for (outcome, done) in answers {
             outcome.send_replace(done);
         }

@@ -108,7 +108,7 @@ pub struct RoomOwner {
 
 /// How long a request waits for its commit. What it asked for may still happen; a repeat with the
 /// same transaction id finds out.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How often a draft is sealed again because what it was sealed on has failed.
 const ATTEMPTS: usize = 8;
@@ -410,6 +410,9 @@ async fn settle(mut waits: watch::Receiver<Outcome>) -> Result<Option<Sent>> {
             Ok(Some(Sent { event_id, position }))
         }
         Outcome::Repeat(event_id) => Ok(Some(Sent { event_id, position: Position(0) })),
+        Outcome::Failed(error) if matches!(*error, chatd_storage::Error::Lost(_)) => {
+            Err(away().into())
+        }
         Outcome::Failed(error) => Err(chatd_base::Error::internal(error.to_string())),
         Outcome::Again | Outcome::Waiting => Ok(None),
     }

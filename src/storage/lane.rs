@@ -2,10 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use chatd_base::{EventNid, KeyNid, RoomNid, ShardId, SnapshotId, TypeNid, UserNid, WriterId};
+use chatd_base::{EventNid, KeyNid, Position, RoomNid, ShardId, SnapshotId, TypeNid, UserNid};
 use uuid::Uuid;
 
-use crate::{Batch, params, positions, shards, snapshots::NewSnapshot, statement::statements};
+use crate::{
+    Batch, params,
+    positions::{self, Seat},
+    shards,
+    snapshots::NewSnapshot,
+    statement::statements,
+};
 
 /// Bits of `events.flags`.
 pub mod flags {
@@ -168,7 +174,6 @@ pub struct NewRoom {
 
 /// Everything that one commit of a room owner writes.
 pub struct LaneCommit<'a> {
-    pub writer: WriterId,
     /// Shards of all rooms in it with their epochs, sorted, without repeats.
     pub fence: Vec<(ShardId, i64)>,
     pub rooms: Vec<&'a NewRoom>,
@@ -179,20 +184,21 @@ pub struct LaneCommit<'a> {
     pub now_ms: i64,
 }
 
-/// The batch, and the index of its first statement for [`positions::base_of`].
-pub fn batch(commit: &LaneCommit<'_>) -> (Batch, usize) {
+/// The batch of a writer that stands at `after`, and the index of its first statement for
+/// [`positions::base_of`].
+pub fn batch(commit: &LaneCommit<'_>, seat: Seat, after: Position) -> (Batch, usize) {
     let mut batch = Batch::new();
-    let begun = positions::begin(&mut batch, crate::positions::EVENTS, commit.writer);
+    let begun = positions::begin(&mut batch, positions::EVENTS, seat, after);
     shards::fence(&mut batch, &commit.fence);
     add_rooms(&mut batch, commit);
-    add_events(&mut batch, commit);
+    add_events(&mut batch, commit, seat);
     add_heads(&mut batch, commit);
     add_snapshots(&mut batch, commit);
     add_state(&mut batch, commit);
     add_memberships(&mut batch, commit);
     add_extras(&mut batch, commit);
     add_redactions(&mut batch, commit);
-    positions::advance(&mut batch, positions::EVENTS, commit.writer, commit.events.len());
+    positions::advance(&mut batch, positions::EVENTS, seat.writer, commit.events.len());
     (batch, begun)
 }
 
@@ -238,7 +244,7 @@ fn add_rooms(batch: &mut Batch, commit: &LaneCommit<'_>) {
     }
 }
 
-fn add_events(batch: &mut Batch, commit: &LaneCommit<'_>) {
+fn add_events(batch: &mut Batch, commit: &LaneCommit<'_>, seat: Seat) {
     let events = &commit.events;
     batch.add(
         &INSERT_EVENTS,
@@ -256,7 +262,7 @@ fn add_events(batch: &mut Batch, commit: &LaneCommit<'_>) {
             events.iter().map(|e| e.event_id.clone()).collect::<Vec<_>>(),
             events.iter().map(|e| literal(e.prev_ids.iter())).collect::<Vec<_>>(),
             events.iter().map(|e| literal(e.auth_ids.iter())).collect::<Vec<_>>(),
-            commit.writer.0,
+            seat.writer.0,
             events.iter().map(|e| e.flags).collect::<Vec<_>>(),
         ],
     );

@@ -1,5 +1,7 @@
 //! Embedded, forward-only migrations. The first instance migrates, the others wait for it.
 
+use deadpool_postgres::Client;
+
 use crate::{Error, Pool, Result};
 
 macro_rules! migrations {
@@ -18,6 +20,7 @@ migrations![
     "0006_sync",
     "0007_state_past",
     "0008_event_txns",
+    "0009_seats"
 ];
 
 /// Key of the advisory lock that makes instances migrate one after the other.
@@ -26,20 +29,25 @@ const MIGRATION_LOCK: i64 = 0x6368_6174_6400;
 /// Brings the schema up to date. Each file is one transaction; a failed one leaves the schema
 /// as the files before it made it.
 pub async fn migrate(pool: &Pool) -> Result<()> {
-    let mut client = pool.client().await?;
+    // Not given back to the pool: the lock goes with the connection, whatever happens.
+    let mut client = Client::take(pool.client().await?);
     let lost = |cause| Error::from_postgres("migration", cause);
     client
         .batch_execute(&format!("SELECT pg_advisory_lock({MIGRATION_LOCK})"))
         .await
         .map_err(lost)?;
-    client
-        .batch_execute(
-            "CREATE TABLE IF NOT EXISTS schema_migrations (
-                 name text PRIMARY KEY,
-                 applied_at timestamptz NOT NULL DEFAULT now())",
-        )
-        .await
-        .map_err(lost)?;
+    // `IF NOT EXISTS` would be a notice in the log at each start.
+    let found = client.query_one("SELECT to_regclass('schema_migrations') IS NOT NULL", &[]).await;
+    if !found.map_err(lost)?.get::<_, bool>(0) {
+        client
+            .batch_execute(
+                "CREATE TABLE schema_migrations (
+                     name text PRIMARY KEY,
+                     applied_at timestamptz NOT NULL DEFAULT now())",
+            )
+            .await
+            .map_err(lost)?;
+    }
     let done: Vec<String> = client
         .query("SELECT name FROM schema_migrations", &[])
         .await
@@ -56,8 +64,5 @@ pub async fn migrate(pool: &Pool) -> Result<()> {
             .map_err(lost)?;
         txn.commit().await.map_err(lost)?;
     }
-    client
-        .batch_execute(&format!("SELECT pg_advisory_unlock({MIGRATION_LOCK})"))
-        .await
-        .map_err(lost)
+    Ok(())
 }

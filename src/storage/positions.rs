@@ -4,6 +4,10 @@
 //! first statement ([`begin`]), and its rows have the positions `value + 0`, `value + 1` … in
 //! SQL: `currval('stream_<name>') + offset`. So ids are taken inside the commit, in one round
 //! trip, and the order of commits of one writer is the order of its positions (R2).
+//!
+//! A commit says where its writer stands and which process sends it. So of two processes of one
+//! name only the later one can write (R6), and a commit whose answer was lost either has happened
+//! when [`settled`] returns, or never will once another has followed.
 
 use chatd_base::{Position, WriterId};
 
@@ -13,21 +17,14 @@ use crate::{Batch, BatchRows, Error, Pool, Result, params, statement::statements
 pub const POSITION_BLOCK: i64 = 10_000;
 
 statements! {
-    /// Takes the writer's lock, so that whoever later asks what became of this commit waits for
-    /// it, and then the block of positions.
-    BEGIN_COMMIT = "SELECT nextval($1::text::regclass)
-                    FROM (SELECT pg_advisory_xact_lock($2::int4, $3::int4)) AS locked";
+    BEGIN_COMMIT = "SELECT chatd_begin_commit($1::int2, $2::int2, $3::int8, $4::int8, $5::text)";
     SET_POSITION = "INSERT INTO stream_positions (stream, writer, position)
                     VALUES ($1, $2, currval($3::text::regclass) + $4::int8)
                     ON CONFLICT (stream, writer) DO UPDATE SET position = excluded.position";
     LIST_POSITIONS = "SELECT stream, writer, position FROM stream_positions";
-    /// Waits for a commit of this writer that is still under way.
-    LOCK_WRITER = "SELECT pg_advisory_xact_lock($1::int4, $2::int4)";
-    GET_POSITION = "SELECT position FROM stream_positions WHERE stream = $1 AND writer = $2";
-    INTERN_WRITER = "WITH made AS (INSERT INTO writers (name) SELECT $1
-                                   WHERE NOT EXISTS (SELECT 1 FROM writers WHERE name = $1)
-                                   ON CONFLICT DO NOTHING RETURNING nid)
-                     SELECT nid FROM made UNION ALL SELECT nid FROM writers WHERE name = $1";
+    SETTLED = "SELECT chatd_settled($1::int2, $2::int2, $3::int8)";
+    TAKE_SEAT = "SELECT seat_writer, seat_term FROM chatd_take_seat($1::text)";
+    GET_TERM = "SELECT term FROM writers WHERE nid = $1";
 }
 
 /// A stream as storage knows it: its number in `stream_positions` and its sequence.
@@ -40,21 +37,35 @@ pub struct StreamId {
 /// The stream of room events, which room owners write.
 pub const EVENTS: StreamId = StreamId { number: 1, sequence: "stream_events" };
 
-/// Number of the instance called `name`, made if it is new.
-pub async fn intern_writer(pool: &Pool, name: &str) -> Result<WriterId> {
-    for _ in 0..20 {
-        if let Some(row) = pool.query_opt(&INTERN_WRITER, &[&name]).await? {
-            return Ok(WriterId(row.get(0)));
-        }
-    }
-    Err(Error::Corrupt(format!("the writer {name} could not be numbered")))
+/// The right to write as an instance: held by the last process that took it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seat {
+    pub writer: WriterId,
+    /// Goes up with each process.
+    pub term: i64,
 }
 
-/// Starts a commit of `writer` on `stream`; must come before statements that use `currval`.
-/// The index of the result is for [`base_of`].
-pub fn begin(batch: &mut Batch, stream: StreamId, writer: WriterId) -> usize {
-    batch
-        .add(&BEGIN_COMMIT, params![stream.sequence, i32::from(stream.number), i32::from(writer.0)])
+/// Takes the seat of the instance called `name`, which is numbered if it is new. On return
+/// nothing that an earlier process of that name has sent is under way, or will be accepted.
+pub async fn take_seat(pool: &Pool, name: &str) -> Result<Seat> {
+    let row = pool.query_opt(&TAKE_SEAT, &[&name]).await?;
+    row.map(|row| Seat { writer: WriterId(row.get(0)), term: row.get(1) })
+        .ok_or_else(|| Error::Corrupt(format!("the writer {name} could not be numbered")))
+}
+
+/// Whether no other process has taken the seat.
+pub async fn is_seated(pool: &Pool, seat: Seat) -> Result<bool> {
+    let row = pool.query_opt(&GET_TERM, &[&seat.writer.0]).await?;
+    Ok(row.is_some_and(|row| row.get::<_, i64>(0) == seat.term))
+}
+
+/// Starts a commit on `stream`, where the writer stands at `after`; must come before statements
+/// that use `currval`. The index of the result is for [`base_of`].
+pub fn begin(batch: &mut Batch, stream: StreamId, seat: Seat, after: Position) -> usize {
+    batch.add(
+        &BEGIN_COMMIT,
+        params![stream.number, seat.writer.0, seat.term, after.0, stream.sequence],
+    )
 }
 
 /// First position of a commit that has been made.
@@ -80,10 +91,7 @@ pub async fn list(pool: &Pool) -> Result<Vec<(i16, WriterId, Position)>> {
 
 /// The writer's durable position, after any commit of it that is under way. Tells what became of
 /// a commit whose answer was lost.
-pub async fn settled(pool: &Pool, stream: StreamId, writer: WriterId) -> Result<Position> {
-    let mut batch = Batch::new();
-    batch.add(&LOCK_WRITER, params![i32::from(stream.number), i32::from(writer.0)]);
-    let read = batch.add(&GET_POSITION, params![stream.number, writer.0]);
-    let rows = pool.commit(batch).await?;
-    Ok(rows.of(read).first().map_or(Position(0), |row| Position(row.get(0))))
+pub async fn settled(pool: &Pool, stream: StreamId, seat: Seat) -> Result<Position> {
+    let row = pool.query_opt(&SETTLED, &[&stream.number, &seat.writer.0, &seat.term]).await?;
+    Ok(row.map_or(Position(0), |row| Position(row.get(0))))
 }

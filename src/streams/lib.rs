@@ -9,6 +9,7 @@ pub mod bus;
 mod feed;
 pub mod owners;
 mod room_token;
+pub mod seat;
 mod token;
 mod writer;
 
@@ -23,15 +24,18 @@ pub mod typing;
 
 use std::sync::Arc;
 
-use chatd_base::{Result, WriterId};
-use chatd_storage::{Pool, positions};
+use chatd_base::Result;
+use chatd_storage::{
+    Pool,
+    positions::{self, Seat},
+};
 use serde_json::value::RawValue;
 
 pub use feed::{Feed, Frame, Stream};
 pub use owners::{Owner, Owners};
 pub use room_token::RoomToken;
 pub use token::{InvalidToken, StreamToken};
-pub use writer::{Persist, Writer, durable, publish};
+pub use writer::{Line, Persist, Writer};
 
 /// Serialised JSON that many readers share.
 pub type Raw = Arc<RawValue>;
@@ -39,7 +43,7 @@ pub type Raw = Arc<RawValue>;
 /// All streams of an instance.
 pub struct Streams {
     /// This instance as a writer.
-    pub writer: WriterId,
+    pub writer: Seat,
     pub events: Arc<Feed<events::Events>>,
     pub typing: Arc<Feed<typing::Typing>>,
     pub to_device: Arc<Feed<to_device::ToDevice>>,
@@ -51,9 +55,10 @@ pub struct Streams {
 }
 
 impl Streams {
-    /// Reads where every writer of every stream is.
+    /// Takes the place of any earlier process of this instance, and reads where every writer of
+    /// every stream is.
     pub async fn open(pool: &Pool, bus: Arc<dyn bus::Bus>, instance: &str) -> Result<Self> {
-        let writer = positions::intern_writer(pool, instance).await?;
+        let writer = positions::take_seat(pool, instance).await?;
         let known = positions::list(pool).await?;
         Ok(Self {
             writer,

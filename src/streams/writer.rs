@@ -6,11 +6,11 @@ use std::{sync::Arc, time::Duration};
 use chatd_base::{Position, Result, Stop, WriterId, tasks};
 use chatd_storage::{
     Batch, Error, Pool,
-    positions::{self, POSITION_BLOCK},
+    positions::{self, POSITION_BLOCK, Seat},
 };
 use tokio::sync::{mpsc, oneshot};
 
-use crate::{Feed, Frame, Stream};
+use crate::{Feed, Frame, Stream, seat};
 
 /// How a stream's changes are stored.
 pub trait Persist: Stream {
@@ -47,15 +47,19 @@ const QUEUE: usize = 4096;
 const MOST_CHANGES: usize = 512;
 /// How long a caller waits for a database that is away. What it asked for may still happen; a
 /// repeat with the same transaction id finds out.
-const PATIENCE: Duration = Duration::from_secs(30);
-const PAUSE: Duration = Duration::from_millis(100);
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Pause between questions to a database that is away; it doubles up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// How often a transaction is sent again that met another one.
+const REPEATS: u32 = 5;
 
 impl<S: Persist> Writer<S> {
     /// Starts the committer.
-    pub fn start(pool: &Pool, feed: &Arc<Feed<S>>, writer: WriterId, stop: &Stop) -> Self {
+    pub fn start(pool: &Pool, feed: &Arc<Feed<S>>, seat: Seat, stop: &Stop) -> Self {
         let (queue, jobs) = mpsc::channel(QUEUE);
-        let committer = Committer { pool: pool.clone(), feed: feed.clone(), writer };
-        tasks::spawn(S::NAME, committer.run(jobs, stop.clone()));
+        let committer = Committer(Line::new(pool, feed, seat, stop));
+        tasks::spawn_vital(S::NAME, stop, committer.run(jobs));
         Self { queue }
     }
 
@@ -73,21 +77,17 @@ impl<S: Persist> Writer<S> {
     }
 }
 
-struct Committer<S: Persist> {
-    pool: Pool,
-    feed: Arc<Feed<S>>,
-    writer: WriterId,
-}
+struct Committer<S: Persist>(Line<S>);
 
 impl<S: Persist> Committer<S> {
     /// Until all handles are gone, or the end was asked for and nothing waits any more.
-    async fn run(self, mut jobs: mpsc::Receiver<Job<S>>, stop: Stop) {
+    async fn run(self, mut jobs: mpsc::Receiver<Job<S>>) {
         let mut waiting = Vec::with_capacity(MOST_CHANGES);
         loop {
             let received = tokio::select! {
                 biased;
                 count = jobs.recv_many(&mut waiting, MOST_CHANGES) => count,
-                () = stop.triggered() => 0,
+                () = self.0.stop.triggered() => 0,
             };
             if received == 0 {
                 return;
@@ -117,6 +117,11 @@ impl<S: Persist> Committer<S> {
                         let _ = job.done.send(Ok(position));
                     }
                 }
+                Err(Error::Lost(why)) => {
+                    for job in jobs {
+                        let _ = job.done.send(Err(Error::Lost(why.clone())));
+                    }
+                }
                 Err(error) if jobs.len() == 1 => {
                     if let Some(job) = jobs.pop() {
                         let _ = job.done.send(Err(error));
@@ -141,23 +146,28 @@ impl<S: Persist> Committer<S> {
             rows.extend(S::rows(&job.change));
             last.push(rows.len() as i64 - 1);
         }
-        let base = durable(&self.pool, &self.feed, self.writer, rows.len(), || {
+        let base = self.0.durable(rows.len(), |seat, after| {
             let mut batch = Batch::new();
-            let begun = positions::begin(&mut batch, S::ID, self.writer);
+            let begun = positions::begin(&mut batch, S::ID, seat, after);
             let changes: Vec<_> =
                 offsets.iter().copied().zip(jobs.iter().map(|job| &job.change)).collect();
             S::persist(&mut batch, &changes);
-            positions::advance(&mut batch, S::ID, self.writer, rows.len());
+            positions::advance(&mut batch, S::ID, seat.writer, rows.len());
             (batch, begun)
-        })
-        .await?;
-        publish(&self.feed, self.writer, base, rows);
+        });
+        let base = base.await?;
+        self.0.publish(base, rows);
         Ok(last.into_iter().map(|offset| Position(base.0 + offset)).collect())
     }
 }
 
-/// Puts the rows of a commit that is durable on the feed.
-pub fn publish<S: Stream>(feed: &Feed<S>, writer: WriterId, base: Position, rows: Vec<S::Row>) {
+/// Puts rows that need no commit, or have one, on the feed.
+pub(crate) fn publish<S: Stream>(
+    feed: &Feed<S>,
+    writer: WriterId,
+    base: Position,
+    rows: Vec<S::Row>,
+) {
     let rows: Arc<[_]> =
         rows.into_iter().zip(base.0..).map(|(row, at)| (Position(at), row)).collect();
     let Some((position, _)) = rows.last() else { return };
@@ -169,35 +179,102 @@ pub fn publish<S: Stream>(feed: &Feed<S>, writer: WriterId, base: Position, rows
     });
 }
 
-/// Makes the batch that `build` makes durable and returns its first position. If the connection
-/// is lost, finds out what became of the commit before it tries again, however long the database
-/// is away: so nothing is written twice, nothing that was written is reported as failed, and the
-/// feed never passes over rows. `build` may be called several times; the batch must begin and
-/// advance `count` rows of `writer`.
-pub async fn durable<S: Stream>(
-    pool: &Pool,
-    feed: &Feed<S>,
-    writer: WriterId,
-    count: usize,
-    build: impl Fn() -> (Batch, usize),
-) -> Result<Position, Error> {
-    loop {
-        let (batch, begun) = build();
-        let lost = match pool.commit(batch).await {
-            Ok(rows) => return positions::base_of(&rows, begun),
-            Err(Error::Lost(what)) => what,
-            Err(refused) => return Err(refused),
-        };
-        tracing::warn!(stream = S::NAME, %lost, "lost the database during a commit");
+/// The way of one writer's commits to one stream, one after the other.
+pub struct Line<S: Stream> {
+    pool: Pool,
+    feed: Arc<Feed<S>>,
+    seat: Seat,
+    pub stop: Stop,
+}
+
+/// What became of a commit.
+enum Fate {
+    Happened(Position),
+    /// It has not happened and never will.
+    Gone,
+}
+
+impl<S: Stream> Line<S> {
+    /// The line of the writer that holds `seat`; it must be the only one of its stream.
+    pub fn new(pool: &Pool, feed: &Arc<Feed<S>>, seat: Seat, stop: &Stop) -> Self {
+        Self { pool: pool.clone(), feed: feed.clone(), seat, stop: stop.clone() }
+    }
+
+    /// Puts the rows of a commit that is durable on the feed.
+    pub fn publish(&self, base: Position, rows: Vec<S::Row>) {
+        publish(&self.feed, self.seat.writer, base, rows);
+    }
+
+    /// Makes the batch that `build` makes durable and returns its first position. If the
+    /// connection is lost, finds out what became of the commit before it tries again, however
+    /// long the database is away: so nothing is written twice, nothing that was written is
+    /// reported as failed, and the feed never passes over rows.
+    ///
+    /// `build` may be called several times. It gets what [`positions::begin`] wants, and must
+    /// advance the writer by `count` rows. [`Error::Lost`] means that this process has lost its
+    /// seat, and is going to end.
+    pub async fn durable(
+        &self,
+        count: usize,
+        build: impl Fn(Seat, Position) -> (Batch, usize),
+    ) -> Result<Position, Error> {
+        let mut repeats = 0;
+        loop {
+            let (batch, begun) = build(self.seat, self.feed.position_of(self.seat.writer));
+            match self.pool.commit(batch).await {
+                Ok(rows) => return positions::base_of(&rows, begun),
+                Err(error) if error.is_unseated() => return Err(self.unseated()),
+                // The latter is a commit that was thought to be lost and has come in after all.
+                Err(error) if matches!(error, Error::Lost(_)) || error.is_out_of_step() => {
+                    tracing::debug!(stream = S::NAME, %error, "the outcome of a commit is not known");
+                }
+                Err(error) if error.is_transient() && repeats < REPEATS => {
+                    repeats += 1;
+                    continue;
+                }
+                Err(refused) => return Err(refused),
+            }
+            if let Fate::Happened(base) = self.fate(count).await? {
+                return Ok(base);
+            }
+        }
+    }
+
+    /// What became of a commit of `count` rows whose answer was lost. Asks until there is an
+    /// answer.
+    async fn fate(&self, count: usize) -> Result<Fate, Error> {
+        let mut pause = FIRST_PAUSE;
         let settled = loop {
-            match positions::settled(pool, S::ID, writer).await {
+            match positions::settled(&self.pool, S::ID, self.seat).await {
                 Ok(position) => break position,
-                Err(_) => tokio::time::sleep(PAUSE).await,
+                Err(error) if error.is_unseated() => return Err(self.unseated()),
+                Err(error) => {
+                    tracing::debug!(stream = S::NAME, %error, "waiting for the database");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
             }
         };
-        if settled > feed.position_of(writer) {
-            return Ok(Position(settled.0 - (count as i64 - 1)));
+        let known = self.feed.position_of(self.seat.writer);
+        if settled < known {
+            self.stop.fail(format!(
+                "the database has lost commits that it had confirmed: the stream {} stands at \
+                 {settled} and has been at {known}. Was it restored from a backup, or is \
+                 synchronous_commit off?",
+                S::NAME
+            ));
+            return Err(Error::Lost("the database has gone back in time".to_owned()));
         }
-        tracing::info!(stream = S::NAME, "repeating a commit that the database lost");
+        if settled == known {
+            tracing::info!(stream = S::NAME, "repeating a commit that did not reach the database");
+            return Ok(Fate::Gone);
+        }
+        let rows = i64::try_from(count).unwrap_or(POSITION_BLOCK);
+        Ok(Fate::Happened(Position(settled.0 - (rows - 1))))
+    }
+
+    fn unseated(&self) -> Error {
+        seat::unseated(&self.stop);
+        Error::Lost("another process has taken over".to_owned())
     }
 }

@@ -147,7 +147,7 @@ impl Typing {
     /// Called by whoever holds `publishing`.
     fn publish(&self, row: TypingRow) {
         let streams = &self.0.deps.streams;
-        typing::publish(&streams.typing, streams.writer, self.0.deps.clock.now_ms(), row);
+        typing::publish(&streams.typing, streams.writer.writer, self.0.deps.clock.now_ms(), row);
     }
 
     /// Until the end: stops those whose time is over.
