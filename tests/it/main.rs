@@ -8,6 +8,7 @@ mod encryption;
 mod live;
 mod push;
 mod rooms;
+mod routes;
 mod sessions;
 mod syncing;
 mod timeline;

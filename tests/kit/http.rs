@@ -46,10 +46,11 @@ impl Http {
         Self { client, base }
     }
 
-    /// A request; a path that does not start with `/_` or `/.` is one of `/_matrix/client/v3`.
+    /// A request; a path is one of `/_matrix/client/v3` if it is not a whole one.
     pub fn request(&self, method: &str, path: impl Into<String>) -> Request {
         let mut path = path.into();
-        if !path.starts_with("/_") && !path.starts_with("/.") && path != "/health" {
+        let is_whole = ["/_", "/.", "/chat/", "/health"].iter().any(|root| path.starts_with(root));
+        if !is_whole {
             path = format!("/_matrix/client/v3{path}");
         }
         let method: Method = method.parse().expect("a method name");
