@@ -8,7 +8,7 @@ use chatd_base::{Position, Result, RoomNid, UserNid};
 use chatd_rooms::client_event::Viewer;
 use chatd_storage::{Pool, account_data, sync};
 use chatd_streams::{StreamToken, events::Membership};
-use chatd_users::{Deps, Users};
+use chatd_users::{Deps, Users, keys::KeyCounts};
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
@@ -16,7 +16,6 @@ use crate::{
     fold::ignored_users,
     inbox::Inboxes,
     index::{Index, Member, Step},
-    keys::{self, KeyCounts},
     lazy::GivenMembers,
     people,
     plan::{self, Asker, Plan},
@@ -255,10 +254,10 @@ impl Sync {
         })
     }
 
-    async fn key_counts(&self, asker: &Asker) -> Result<KeyCounts> {
+    async fn key_counts(&self, asker: &Asker) -> Result<Arc<KeyCounts>> {
         match &asker.device {
-            Some(device) => keys::read(&self.users, asker.user, device).await,
-            None => Ok(KeyCounts::default()),
+            Some(device) => self.users.keys.counts(asker.user, device).await,
+            None => Ok(Arc::default()),
         }
     }
 

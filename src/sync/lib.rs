@@ -13,7 +13,6 @@ mod fold;
 mod inbox;
 mod index;
 mod json;
-mod keys;
 mod lazy;
 mod log;
 mod people;

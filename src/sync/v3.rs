@@ -7,6 +7,7 @@ use chatd_base::RoomNid;
 use chatd_rooms::client_event::{self, Extras, Viewer};
 use chatd_storage::sync::SummaryRow;
 use chatd_streams::{Raw, RoomToken};
+use chatd_users::keys::KeyCounts;
 use serde::Serialize;
 
 use crate::{
@@ -14,7 +15,6 @@ use crate::{
     ephemeral,
     filter::keep_fields,
     json::{self, Object},
-    keys::KeyCounts,
     people::{self, People},
     plan::{Asker, Plan, RoomPlan, Section},
     state::States,
@@ -39,7 +39,7 @@ pub struct Parts {
     pub previews: BTreeMap<RoomNid, String>,
     pub people: People,
     pub to_device: Vec<Raw>,
-    pub keys: KeyCounts,
+    pub keys: Arc<KeyCounts>,
 }
 
 #[derive(Serialize)]
