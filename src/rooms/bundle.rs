@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use chatd_base::{EventNid, Result, UserNid};
+use chatd_base::{EventNid, Position, Result, UserNid};
 use chatd_storage::{
     Pool,
     events::StoredEvent,
@@ -17,16 +17,28 @@ pub async fn load<'a>(
     user: UserNid,
     events: impl IntoIterator<Item = &'a Arc<StoredEvent>>,
 ) -> Result<Bundles> {
+    Ok(load_with_senders(pool, user, events, None).await?.0)
+}
+
+/// As [`load`], and with a position the member events of the senders as they were there; the
+/// events must be of one room.
+pub async fn load_with_senders<'a>(
+    pool: &Pool,
+    user: UserNid,
+    events: impl IntoIterator<Item = &'a Arc<StoredEvent>>,
+    senders_at: Option<Position>,
+) -> Result<(Bundles, Vec<Arc<StoredEvent>>)> {
     let mut nids: Vec<EventNid> = events.into_iter().map(|event| event.nid).collect();
     nids.sort_unstable();
     nids.dedup();
-    let mut bundles = Bundles::default();
+    let (mut bundles, mut senders) = (Bundles::default(), Vec::new());
     if nids.is_empty() {
-        return Ok(bundles);
+        return Ok((bundles, senders));
     }
-    for bundled in relations::list_bundled(pool, user, &nids).await? {
+    for bundled in relations::list_bundled(pool, user, &nids, senders_at).await? {
         let parent = bundled.parent;
         match bundled.what {
+            What::Sender(event) => senders.push(event),
             What::Redaction(event) => drop(bundles.redactions.insert(parent, event)),
             What::Edit(event) => {
                 bundles.relations.entry(parent).or_default().replace = Some(event);
@@ -41,7 +53,7 @@ pub async fn load<'a>(
         }
     }
     add_edits_of_threads(&mut bundles);
-    Ok(bundles)
+    Ok((bundles, senders))
 }
 
 /// The latest event of a thread is shown with its own edit.

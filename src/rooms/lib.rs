@@ -15,6 +15,7 @@ pub mod visibility;
 mod compose;
 mod directory;
 mod lane;
+mod lenses;
 mod live;
 mod owner;
 mod pdu;

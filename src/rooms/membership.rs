@@ -144,6 +144,7 @@ impl Rooms {
         if !rooms::set_forgotten(&self.pool, who.user, room.nid).await? {
             return Err(Refusal::unknown("you can only forget a room that you have left").into());
         }
+        self.reader.look_again(who.user, room_id);
         Ok(())
     }
 

@@ -40,7 +40,8 @@ macro_rules! related {
 statements! {
     /// One row for each thing that is bundled with one of the events `$1`: its latest edit ('e'),
     /// its thread ('t', with the latest event; and 'e' for that event too), references to it
-    /// ('r'), its redaction ('d').
+    /// ('r'), its redaction ('d'); and, if `$3` is a position, once for each sender the member
+    /// event that was in force there ('m').
     LIST_BUNDLED = concat!("
         WITH parents AS (
             SELECT nid, room, event_id, sender, type, key FROM events WHERE nid = ANY($1::int8[])),
@@ -77,7 +78,18 @@ statements! {
             FROM children WHERE rel_type = 'm.reference' GROUP BY parent
             UNION ALL
             SELECT j.nid, 'd', j.redacted_by, 0, false, '{}'
-            FROM event_json j WHERE j.nid = ANY($1) AND j.redacted_by IS NOT NULL)
+            FROM event_json j WHERE j.nid = ANY($1) AND j.redacted_by IS NOT NULL
+            UNION ALL
+            SELECT s.nid, 'm', d.event, 0, false, '{}'
+            FROM (SELECT DISTINCT ON (sender) nid, room, sender FROM parents
+                  WHERE $3::int8 IS NOT NULL) s
+            JOIN users_nid su ON su.nid = s.sender
+            JOIN state_keys sk ON sk.type = 'm.room.member' AND sk.state_key = su.user_id
+            CROSS JOIN LATERAL (
+                SELECT event FROM state_delta c
+                WHERE c.room = s.room AND c.key = sk.nid AND c.pos <= $3::int8
+                ORDER BY c.pos DESC LIMIT 1) d
+            WHERE d.event IS NOT NULL)
         SELECT found.parent, found.what, found.n, found.mine, found.ids, ", columns!(),
         " FROM found JOIN events e ON e.nid = found.child", joins!());
     LIST_RELATED_NEWEST = related!("DESC");
@@ -113,12 +125,21 @@ pub enum What {
     References(Vec<OwnedEventId>),
     /// The redaction that pruned the parent.
     Redaction(Arc<StoredEvent>),
+    /// The member event of the parent's sender.
+    Sender(Arc<StoredEvent>),
 }
 
 /// What is bundled with `events` for `user`. Edits of the latest event of a thread are included.
-pub async fn list_bundled(pool: &Pool, user: UserNid, events: &[EventNid]) -> Result<Vec<Bundled>> {
+/// With `senders_at`, for events of one room, also what their senders were there.
+pub async fn list_bundled(
+    pool: &Pool,
+    user: UserNid,
+    events: &[EventNid],
+    senders_at: Option<Position>,
+) -> Result<Vec<Bundled>> {
     let nids: Vec<i64> = events.iter().map(|nid| nid.0).collect();
-    let rows = pool.query(&LIST_BUNDLED, &[&nids, &user.0]).await?;
+    let at = senders_at.map(|position| position.0);
+    let rows = pool.query(&LIST_BUNDLED, &[&nids, &user.0, &at]).await?;
     rows.iter()
         .map(|row| {
             let child = || StoredEvent::from_row_at(row, 5).map(Arc::new);
@@ -134,6 +155,7 @@ pub async fn list_bundled(pool: &Pool, user: UserNid, events: &[EventNid]) -> Re
                         .collect(),
                 ),
                 b'd' => What::Redaction(child()?),
+                b'm' => What::Sender(child()?),
                 other => return Err(Error::Corrupt(format!("unknown kind of bundle {other}"))),
             };
             Ok(Bundled { parent: EventNid(row.get(0)), what })

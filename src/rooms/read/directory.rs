@@ -14,7 +14,6 @@ use serde_json::{Map, Value};
 use tokio::sync::Mutex;
 
 use super::Reader;
-use crate::visibility::Lens;
 
 /// A published room, as clients get it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -143,7 +142,7 @@ impl Reader {
 
     /// Local aliases of a room, for its members and where anybody may look.
     pub async fn aliases(&self, user: UserNid, room: &RoomId) -> Result<Vec<String>> {
-        let lens = Lens::of(&self.pool, user, room).await?;
+        let lens = self.lens(user, room).await?;
         if lens.now() != Some(Membership::Join) && !lens.may_peek() {
             return Err(Refusal::forbidden("you are not in this room").into());
         }

@@ -17,6 +17,7 @@ use ruma_common::RoomId;
 use crate::{
     bundle,
     client_event::{self, Bundles, Viewer},
+    lenses::Lenses,
     visibility::{Lens, Reach},
 };
 
@@ -33,16 +34,21 @@ pub struct Reader {
     pool: Pool,
     streams: Arc<Streams>,
     listings: Arc<directory::Listings>,
+    lenses: Arc<Lenses>,
 }
 
 impl Reader {
     pub fn new(deps: &Deps) -> Self {
         let listings: Arc<directory::Listings> = Arc::default();
-        let seen = listings.clone();
+        let lenses = Arc::new(Lenses::new());
+        let (seen, looked) = (listings.clone(), lenses.clone());
         deps.streams.events.on_rows(move |frame| {
-            frame.rows.iter().for_each(|(_, row)| seen.see(row));
+            for (_, row) in frame.rows.iter() {
+                seen.see(row);
+                looked.see(row);
+            }
         });
-        Self { pool: deps.pool.clone(), streams: deps.streams.clone(), listings }
+        Self { pool: deps.pool.clone(), streams: deps.streams.clone(), listings, lenses }
     }
 
     /// The furthest position of a room event that this instance knows to be complete.
@@ -50,9 +56,24 @@ impl Reader {
         self.streams.events.token().max()
     }
 
+    /// How the user sees the room; refuses rooms that this server does not know.
+    async fn lens(&self, user: UserNid, room: &RoomId) -> Result<Arc<Lens>> {
+        self.lenses.get(&self.pool, user, room).await
+    }
+
+    /// Something about the user and the room has changed that is no event: the user has
+    /// forgotten it.
+    pub(crate) fn look_again(&self, user: UserNid, room: &RoomId) {
+        self.lenses.forget(room, Some(user));
+    }
+
     /// The lens of a user who may ask for the room, and up to where; refuses others.
-    async fn admitted(&self, user: UserNid, room: &RoomId) -> Result<(Lens, Option<Position>)> {
-        let lens = Lens::of(&self.pool, user, room).await?;
+    async fn admitted(
+        &self,
+        user: UserNid,
+        room: &RoomId,
+    ) -> Result<(Arc<Lens>, Option<Position>)> {
+        let lens = self.lens(user, room).await?;
         let until = match lens.reach()? {
             Reach::Now => None,
             Reach::Until(position) => Some(position),
@@ -61,7 +82,7 @@ impl Reader {
     }
 
     /// `events` with everything that is told together with them.
-    async fn shown(&self, lens: Lens, events: Vec<Arc<StoredEvent>>) -> Result<Shown> {
+    async fn shown(&self, lens: Arc<Lens>, events: Vec<Arc<StoredEvent>>) -> Result<Shown> {
         let bundles = bundle::load(&self.pool, lens.user(), &events).await?;
         Ok(Shown { lens, events, bundles })
     }
@@ -70,7 +91,7 @@ impl Reader {
 /// Events as one user sees them, ready to be written.
 #[derive(Debug)]
 pub struct Shown {
-    pub lens: Lens,
+    pub lens: Arc<Lens>,
     pub events: Vec<Arc<StoredEvent>>,
     pub bundles: Bundles,
 }

@@ -24,7 +24,7 @@ pub struct MembersQuery {
 }
 
 /// State events with the lens of whoever asked for them.
-pub type State = (Lens, Vec<Arc<StoredEvent>>);
+pub type State = (Arc<Lens>, Vec<Arc<StoredEvent>>);
 
 impl Reader {
     /// All state that the user may see: of now, or of when they left.
@@ -42,7 +42,7 @@ impl Reader {
         room: &RoomId,
         kind: &str,
         state_key: &str,
-    ) -> Result<(Lens, Arc<StoredEvent>)> {
+    ) -> Result<(Arc<Lens>, Arc<StoredEvent>)> {
         let (lens, until) = self.admitted(user, room).await?;
         let keys = [(kind, state_key)];
         let wanted = StateFilter { keys: Some(&keys), ..StateFilter::default() };
@@ -82,7 +82,7 @@ impl Reader {
         user: UserNid,
         room: &RoomId,
     ) -> Result<Vec<(String, Profile)>> {
-        let lens = Lens::of(&self.pool, user, room).await?;
+        let lens = self.lens(user, room).await?;
         if lens.now() != Some(Membership::Join) {
             return Err(Refusal::forbidden("you are not in this room").into());
         }

@@ -11,7 +11,7 @@ use chatd_streams::RoomToken;
 use ruma_common::{EventId, RoomId};
 
 use super::{Reader, Shown};
-use crate::{filter::EventFilter, visibility::Lens};
+use crate::{bundle, filter::EventFilter, visibility::Lens};
 
 /// Which page of a timeline is wanted.
 #[derive(Clone, Debug)]
@@ -84,12 +84,11 @@ impl Reader {
             .map(|last| if backwards { token_before(last) } else { token_behind(last) });
         let events: Vec<_> =
             events.into_iter().filter(|event| query.filter.allows(event)).collect();
-        let state = if query.filter.lazy_load_members {
-            self.list_senders(&lens, &events).await?
-        } else {
-            Vec::new()
-        };
-        Ok(Messages { shown: self.shown(lens, events).await?, start, end, state })
+        let newest = events.iter().map(|event| event.pos).max();
+        let senders_at = newest.filter(|_| query.filter.lazy_load_members);
+        let (bundles, state) =
+            bundle::load_with_senders(&self.pool, user, &events, senders_at).await?;
+        Ok(Messages { shown: Shown { lens, events, bundles }, start, end, state })
     }
 
     /// One event, of that room if one is named; told to be absent if the user may not see it.
@@ -142,13 +141,13 @@ impl Reader {
         user: UserNid,
         room: Option<&RoomId>,
         event: &EventId,
-    ) -> Result<(Lens, Arc<StoredEvent>)> {
+    ) -> Result<(Arc<Lens>, Arc<StoredEvent>)> {
         let absent = || Refusal::not_found("event not found");
         let found = events::get_by_id(&self.pool, event.as_str()).await?.ok_or_else(absent)?;
         if room.is_some_and(|room| *found.room_id != *room) {
             return Err(absent().into());
         }
-        let lens = Lens::of(&self.pool, user, &found.room_id).await?;
+        let lens = self.lens(user, &found.room_id).await?;
         if !lens.sees(&found) {
             return Err(absent().into());
         }
@@ -177,21 +176,6 @@ impl Reader {
         let mut found = events::list_timelines(&self.pool, &spans, end, limit, &filter).await?;
         found.truncate(limit);
         Ok(found)
-    }
-
-    /// The member events of the senders of `events`, as they were behind the newest of these.
-    async fn list_senders(
-        &self,
-        lens: &Lens,
-        events: &[Arc<StoredEvent>],
-    ) -> Result<Vec<Arc<StoredEvent>>> {
-        let Some(newest) = events.iter().map(|event| event.pos).max() else {
-            return Ok(Vec::new());
-        };
-        let keys: Vec<(&str, &str)> =
-            senders(events).into_iter().map(|sender| ("m.room.member", sender)).collect();
-        let wanted = StateFilter { keys: Some(&keys), ..StateFilter::default() };
-        Ok(room_state::list(&self.pool, lens.room, Some(newest), &wanted).await?)
     }
 }
 
