@@ -16,15 +16,20 @@ statements! {
                                      event_pos = excluded.event_pos, ts = excluded.ts";
 
     /// What a receipt needs to know: its room, whether the user is in it, where the event is, and
-    /// where the receipt stands now.
-    GET_TARGET = "SELECT r.nid, m.membership = 'j', e.pos, old.event_pos
+    /// where the receipt ('r', 'p') or the marker ('f') stands now.
+    GET_TARGET = "SELECT r.nid, m.membership = 'j', e.pos, coalesce(old.event_pos, marker.pos)
                   FROM rooms r
                   LEFT JOIN memberships m ON m.room = r.nid AND m.user_nid = $2
                   LEFT JOIN events e ON e.event_id = $3 AND e.room = r.nid
                   LEFT JOIN receipts old ON old.room = r.nid AND old.user_nid = $2
                                          AND old.kind = $4 AND old.thread = $5
+                  LEFT JOIN LATERAL (
+                      SELECT f.pos FROM account_data a
+                      JOIN events f ON f.event_id = a.content::json ->> 'event_id'
+                           AND f.room = a.room
+                      WHERE a.user_nid = $2 AND a.room = r.nid AND a.type = 'm.fully_read')
+                      AS marker ON $4 = 'f'
                   WHERE r.room_id = $1";
-    GET_EVENT_POS = "SELECT pos FROM events WHERE event_id = $1 AND room = $2";
     LIST_RECEIPTS = "SELECT room, user_nid, kind, thread, pos, event_id, event_pos, ts
                      FROM receipts WHERE room = ANY($1::int4[]) AND pos > $2 AND pos <= $3
                      ORDER BY pos";
@@ -76,6 +81,16 @@ pub fn upsert(batch: &mut Batch, rows: Columns<'_>) {
     );
 }
 
+/// Something that marks how far a user has read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Marker {
+    Receipt {
+        is_private: bool,
+    },
+    /// `m.fully_read` in the account data.
+    FullyRead,
+}
+
 /// The letter of a kind in the table.
 fn letter(is_private: bool) -> i8 {
     if is_private { b'p' as i8 } else { b'r' as i8 }
@@ -98,24 +113,20 @@ pub async fn get_target(
     room_id: &str,
     user: UserNid,
     event_id: &str,
-    is_private: bool,
+    marker: Marker,
     thread: &str,
 ) -> Result<Option<Target>> {
-    let row = pool
-        .query_opt(&GET_TARGET, &[&room_id, &user.0, &event_id, &letter(is_private), &thread])
-        .await?;
+    let kind = match marker {
+        Marker::Receipt { is_private } => letter(is_private),
+        Marker::FullyRead => b'f' as i8,
+    };
+    let row = pool.query_opt(&GET_TARGET, &[&room_id, &user.0, &event_id, &kind, &thread]).await?;
     Ok(row.map(|row| Target {
         room: RoomNid(row.get(0)),
         is_joined: row.get::<_, Option<bool>>(1).unwrap_or(false),
         event_pos: row.get::<_, Option<i64>>(2).map(Position),
         stands_at: row.get::<_, Option<i64>>(3).map(Position),
     }))
-}
-
-/// Position of an event of `room`.
-pub async fn get_event_pos(pool: &Pool, room: RoomNid, event_id: &str) -> Result<Option<Position>> {
-    let row = pool.query_opt(&GET_EVENT_POS, &[&event_id, &room.0]).await?;
-    Ok(row.map(|row| Position(row.get(0))))
 }
 
 /// A receipt as it is stored.

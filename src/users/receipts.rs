@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use chatd_base::{Error, Position, Refusal, Requester, Result, RoomNid};
-use chatd_storage::{account_data, receipts};
+use chatd_base::{Error, Refusal, Requester, Result};
+use chatd_storage::receipts::{self, Marker};
 use chatd_streams::{
     Writer,
     receipts::{ReceiptRow, Receipts as ReceiptsStream},
 };
 use ruma_common::{EventId, RoomId};
-use serde::Deserialize;
 use serde_json::{json, value::to_raw_value};
 
 use crate::{Deps, account_data::AccountData, locks::UserLocks, logins::ts};
@@ -75,18 +74,26 @@ impl Receipts {
             room_id.as_str(),
             who.user,
             event_id.as_str(),
-            is_private,
+            match kind {
+                Kind::FullyRead => Marker::FullyRead,
+                _ => Marker::Receipt { is_private },
+            },
             thread.as_deref().unwrap_or_default(),
         );
         let target = target.await?.filter(|target| target.is_joined);
         let target = target.ok_or_else(|| Refusal::forbidden("you are not in this room"))?;
         let event_pos =
             target.event_pos.ok_or_else(|| Refusal::not_found("the room has no such event"))?;
-        if kind == Kind::FullyRead {
-            return self.set_fully_read(who, target.room, event_id, event_pos).await;
-        }
         if target.stands_at.is_some_and(|stands_at| stands_at >= event_pos) {
             return Ok(());
+        }
+        if kind == Kind::FullyRead {
+            let content =
+                to_raw_value(&json!({ "event_id": event_id })).map_err(Error::internal)?;
+            return self
+                .account_data
+                .write(who.user, target.room, FULLY_READ, content.into())
+                .await;
         }
         self.writer
             .append(ReceiptRow {
@@ -103,31 +110,6 @@ impl Receipts {
             .await?;
         Ok(())
     }
-
-    async fn set_fully_read(
-        &self,
-        who: &Requester,
-        room: RoomNid,
-        event_id: &EventId,
-        event_pos: Position,
-    ) -> Result<()> {
-        let pool = &self.deps.pool;
-        if let Some(content) = account_data::get(pool, who.user, room, FULLY_READ).await? {
-            let before: FullyRead = serde_json::from_str(&content).map_err(Error::internal)?;
-            let stands_at = receipts::get_event_pos(pool, room, &before.event_id).await?;
-            if stands_at.is_some_and(|stands_at| stands_at >= event_pos) {
-                return Ok(());
-            }
-        }
-        let content = to_raw_value(&json!({ "event_id": event_id })).map_err(Error::internal)?;
-        self.account_data.write(who.user, room, FULLY_READ, content.into()).await
-    }
-}
-
-/// Content of `m.fully_read`.
-#[derive(Deserialize)]
-struct FullyRead {
-    event_id: String,
 }
 
 fn check_thread(kind: Kind, thread: Option<&str>) -> Result<()> {
