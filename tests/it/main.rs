@@ -2,6 +2,7 @@
 //! helpers are in `tests/kit`.
 
 mod account;
+mod budgets;
 mod clients;
 mod edge;
 mod encryption;
