@@ -6,11 +6,11 @@ use anyhow::{Context, Result, anyhow, bail};
 use chatd_api_client::App;
 use chatd_base::{Clock, Stop, tasks};
 use chatd_config::{
-    Assignment, Config, Database, PostgresDatabase, SigningKeys, SslMode, TaskName,
+    Assignment, Config, Database, DatabaseTls, PostgresDatabase, SigningKeys, TaskName,
 };
 use chatd_http::{Limits, Metrics, Router, Server};
 use chatd_rooms::{Rooms, Signer};
-use chatd_storage::{ConnectSettings, Host, Interner, Pool, SslMode as PoolSslMode};
+use chatd_storage::{ConnectSettings, Host, Interner, Pool};
 use chatd_streams::{Owners, Streams, bus::LocalBus, seat};
 use chatd_sync::Sync;
 use chatd_users::{Deps, Users, cleanup};
@@ -19,6 +19,8 @@ use crate::embedded::{self, Cluster};
 
 /// How long a PostgreSQL that does not answer at the start is waited for.
 const WAIT_FOR_DATABASE: Duration = Duration::from_secs(60);
+/// On a unix socket of our own.
+const EMBEDDED_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Runs this instance until `stop`. On return all requests and commits are finished.
@@ -93,10 +95,20 @@ async fn serve(
     let limits = app.limits.clone();
     let routers = routers(&app, &Arc::new(admin), mine);
     tracing::info!("{} is ready as {}", app.config.server_name, mine.instance);
+    say_how_to_make_an_account(&app.config);
     server
         .serve(routers, app.users.tokens.clone(), limits, metrics, stop.clone())
         .await
         .map_err(|error| anyhow!(error))
+}
+
+/// Whoever has just started a server for the first time can do nothing without an account.
+fn say_how_to_make_an_account(config: &Config) {
+    if config.registration.shared_secret.is_some() {
+        let files: Vec<_> =
+            config.files.iter().map(|file| format!("-c {}", file.display())).collect();
+        tracing::info!("to make an account: chatd register-user -u NAME {}", files.join(" "));
+    }
 }
 
 /// The key that signs this server's events; made at the first start.
@@ -134,7 +146,8 @@ async fn database(config: &Config) -> Result<(ConnectSettings, Option<Cluster>)>
                 password: None,
                 database: embedded::DATABASE.to_owned(),
                 max_connections: pool.max,
-                ssl_mode: PoolSslMode::Disable,
+                tls: DatabaseTls::Never,
+                connect_timeout: EMBEDDED_CONNECT_TIMEOUT,
                 application_name: "chatd".to_owned(),
             };
             Ok((settings, Some(cluster)))
@@ -161,15 +174,8 @@ fn connect_settings(postgres: &PostgresDatabase) -> Result<ConnectSettings> {
         database: postgres.dbname.clone().unwrap_or_else(|| user.clone()),
         user,
         max_connections: postgres.pool.max,
-        ssl_mode: match postgres.sslmode {
-            SslMode::Disable | SslMode::Allow => PoolSslMode::Disable,
-            SslMode::Prefer => PoolSslMode::Prefer,
-            SslMode::Require => PoolSslMode::Require,
-            SslMode::VerifyCa | SslMode::VerifyFull => bail!(
-                "database.args.sslmode: this release does not check the certificate of \
-                 PostgreSQL; use require, or a unix socket"
-            ),
-        },
+        tls: postgres.tls.clone(),
+        connect_timeout: postgres.connect_timeout,
         application_name: postgres.application_name.clone(),
     })
 }

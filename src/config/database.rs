@@ -42,10 +42,8 @@ pub struct PostgresDatabase {
     pub password: Option<Secret>,
     /// `dbname` or `database`; PostgreSQL's default is the user's name.
     pub dbname: Option<String>,
-    /// `sslmode`. Default `prefer`.
-    pub sslmode: SslMode,
-    /// `sslrootcert`: PEM file of the authorities to trust with `verify-ca` and `verify-full`.
-    pub sslrootcert: Option<PathBuf>,
+    /// `sslmode` and `sslrootcert`.
+    pub tls: DatabaseTls,
     /// `connect_timeout`. Default 10 seconds.
     pub connect_timeout: Duration,
     /// `application_name`. Default `chatd`.
@@ -69,22 +67,32 @@ impl Default for PoolSize {
     }
 }
 
+/// How a TCP connection to PostgreSQL is secured. A unix socket never is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum DatabaseTls {
+    /// `disable` and `allow`: not at all.
+    Never,
+    /// `prefer`: encrypted if the server can; whoever answers is believed.
+    #[default]
+    IfOffered,
+    /// `require`: always encrypted; whoever answers is believed.
+    Required,
+    /// `verify-ca`: the server's certificate comes from one of the authorities in this PEM file.
+    FromAuthority(PathBuf),
+    /// `verify-full`: … and is for the host that was asked for.
+    ForHost(PathBuf),
+}
+
 /// libpq's `sslmode`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum SslMode {
-    /// Never TLS.
+enum SslMode {
     Disable,
-    /// TLS only if the server insists.
     Allow,
-    /// TLS if the server has it.
     #[default]
     Prefer,
-    /// TLS, whoever answers.
     Require,
-    /// TLS, with a certificate of a trusted authority.
     VerifyCa,
-    /// TLS, with a certificate of a trusted authority for this host name.
     VerifyFull,
 }
 
@@ -201,12 +209,32 @@ fn postgres(args: RawArgs, pool: PoolSize) -> Result<Database, ConfigError> {
             args.password_path.as_ref(),
         )?,
         dbname: args.dbname.or(args.database),
-        sslmode: args.sslmode,
-        sslrootcert: args.sslrootcert,
+        tls: tls(args.sslmode, args.sslrootcert)?,
         connect_timeout: Duration::from_secs(args.connect_timeout.unwrap_or(10)),
         application_name: args.application_name.unwrap_or_else(|| "chatd".to_owned()),
         pool,
     }))
+}
+
+/// As libpq has it, `require` with authorities is `verify-ca`.
+fn tls(mode: SslMode, authorities: Option<PathBuf>) -> Result<DatabaseTls, ConfigError> {
+    Ok(match (mode, authorities) {
+        (SslMode::Disable | SslMode::Allow, _) => DatabaseTls::Never,
+        (SslMode::Prefer, _) => DatabaseTls::IfOffered,
+        (SslMode::Require, None) => DatabaseTls::Required,
+        (SslMode::Require | SslMode::VerifyCa, Some(file)) => DatabaseTls::FromAuthority(file),
+        (SslMode::VerifyFull, Some(file)) => DatabaseTls::ForHost(file),
+        (SslMode::VerifyCa | SslMode::VerifyFull, None) => {
+            return Err(ConfigError::at(
+                "database.args.sslrootcert",
+                "is missing, and `sslmode` asks for a certificate that can be checked",
+            )
+            .remedy(
+                "name the PEM file of the authority that signed the certificate of PostgreSQL; \
+                 those of the system are in /etc/ssl/certs/ca-certificates.crt",
+            ));
+        }
+    })
 }
 
 fn warn_of_args(figment: &Figment, warnings: &mut Vec<String>) {

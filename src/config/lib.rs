@@ -38,7 +38,7 @@ pub use accounts::{
 pub use assignment::{Assignment, assignment};
 pub use chatd::Chatd;
 pub use config::{Config, Overrides, Tls};
-pub use database::{Database, PoolSize, PostgresDatabase, SslMode};
+pub use database::{Database, DatabaseTls, PoolSize, PostgresDatabase};
 pub use error::ConfigError;
 pub use generate::NewConfig;
 pub use listeners::{Bind, Listener, ListenerKind, ResourceName, Resources};

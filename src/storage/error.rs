@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use deadpool_postgres::PoolError;
 use tokio_postgres::error::SqlState;
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -13,6 +14,8 @@ pub enum Error {
     Lost(String),
     /// PostgreSQL refused a statement; the transaction has no effect.
     Refused { statement: &'static str, cause: tokio_postgres::Error },
+    /// What the configuration says of the database is wrong: a sentence for the admin.
+    Settings(String),
     /// A row did not have the shape that the code expects.
     Corrupt(String),
 }
@@ -61,6 +64,20 @@ impl Error {
         self.state().is_some_and(|state| state.code() == code)
     }
 
+    /// Why there is no connection.
+    pub(crate) fn from_pool(error: &PoolError) -> Self {
+        let refusal = match error {
+            PoolError::Backend(cause) => cause.as_db_error(),
+            _ => None,
+        };
+        match refusal.filter(|refusal| is_lasting(refusal.code())) {
+            Some(refusal) => {
+                Self::Settings(format!("PostgreSQL refuses chatd: {}", refusal.message()))
+            }
+            None => Self::Lost(with_causes(error)),
+        }
+    }
+
     pub(crate) fn from_postgres(statement: &'static str, cause: tokio_postgres::Error) -> Self {
         let lost = cause.is_closed()
             || cause.code().is_none()
@@ -77,6 +94,25 @@ impl Error {
             Self::Refused { statement, cause }
         }
     }
+}
+
+/// An error of the pool with its causes.
+fn with_causes(error: &PoolError) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text = format!("{text}: {inner_text}");
+        }
+        cause = inner.source();
+    }
+    text
+}
+
+/// Wrong password or user, no such database: asking again does not help.
+fn is_lasting(state: &SqlState) -> bool {
+    state.code().starts_with("28") || *state == SqlState::INVALID_CATALOG_NAME
 }
 
 /// Wrong parameter types and the like: found before anything was sent.
@@ -100,6 +136,7 @@ impl fmt::Display for Error {
             Self::Refused { statement, cause } => {
                 write!(f, "the database refused {statement}: {}", describe(cause))
             }
+            Self::Settings(what) => f.write_str(what),
             Self::Corrupt(what) => write!(f, "unexpected data in the database: {what}"),
         }
     }
@@ -111,7 +148,7 @@ impl From<Error> for chatd_base::Error {
     /// What passes by itself is a 503, which clients repeat.
     fn from(error: Error) -> Self {
         let away = match &error {
-            Error::Lost(_) => true,
+            Error::Lost(_) | Error::Settings(_) => true,
             // Class 53: the disk is full, there are too many connections.
             Error::Refused { cause, .. } => {
                 let exhausted = cause.code().is_some_and(|state| state.code().starts_with("53"));

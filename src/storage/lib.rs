@@ -10,6 +10,7 @@ mod intern;
 mod migrate;
 mod pool;
 mod statement;
+mod tls;
 
 pub mod account_data;
 pub mod accounts;
@@ -42,7 +43,7 @@ pub use batch::{Batch, BatchRows};
 pub use error::{Error, Result};
 pub use intern::Interner;
 pub use migrate::migrate;
-pub use pool::{ConnectSettings, Host, Pool, SslMode};
+pub use pool::{ConnectSettings, Host, Pool};
 pub use statement::{ALL_STATEMENTS, Statement};
 pub use tokio_postgres::{Row, types::ToSql};
 

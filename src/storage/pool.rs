@@ -10,12 +10,13 @@ use std::{
 };
 
 use chatd_base::cost;
+use chatd_config::DatabaseTls;
 use deadpool_postgres::{
     Client, Hook, HookError, Manager, ManagerConfig, RecyclingMethod, Runtime,
 };
 use tokio_postgres::{Config, NoTls, Row, types::ToSql};
 
-use crate::{Batch, BatchRows, Error, Result, Statement};
+use crate::{Batch, BatchRows, Error, Result, Statement, tls};
 
 /// Where PostgreSQL listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,15 +32,6 @@ pub enum Host {
     },
 }
 
-/// How the connection is secured; the words are libpq's.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum SslMode {
-    #[default]
-    Disable,
-    Prefer,
-    Require,
-}
-
 /// What it takes to connect.
 #[derive(Clone, Debug)]
 pub struct ConnectSettings {
@@ -48,7 +40,9 @@ pub struct ConnectSettings {
     pub password: Option<String>,
     pub database: String,
     pub max_connections: usize,
-    pub ssl_mode: SslMode,
+    /// Not looked at on a unix socket, which never speaks TLS.
+    pub tls: DatabaseTls,
+    pub connect_timeout: Duration,
     pub application_name: String,
 }
 
@@ -84,7 +78,7 @@ impl Pool {
             .user(&settings.user)
             .dbname(&settings.database)
             .application_name(&settings.application_name)
-            .connect_timeout(WAIT_FOR_CONNECTION)
+            .connect_timeout(settings.connect_timeout.min(WAIT_FOR_CONNECTION))
             .keepalives_idle(KEEPALIVE_IDLE)
             .keepalives_interval(KEEPALIVE_INTERVAL)
             .keepalives_retries(KEEPALIVE_RETRIES)
@@ -96,22 +90,16 @@ impl Pool {
             Host::Tcp { host, port } => config.host(host).port(*port),
             Host::Socket { folder, port } => config.host_path(folder).port(*port),
         };
-        // A unix socket never speaks TLS, whatever the mode; libpq ignores the mode there too.
-        let ssl_mode = match settings.host {
-            Host::Socket { .. } => SslMode::Disable,
-            _ => settings.ssl_mode,
+        // libpq ignores its `sslmode` on a unix socket too.
+        let mode = match settings.host {
+            Host::Socket { .. } => &DatabaseTls::Never,
+            Host::Tcp { .. } => &settings.tls,
         };
-        config.ssl_mode(match ssl_mode {
-            SslMode::Disable => tokio_postgres::config::SslMode::Disable,
-            SslMode::Prefer => tokio_postgres::config::SslMode::Prefer,
-            SslMode::Require => tokio_postgres::config::SslMode::Require,
-        });
+        config.ssl_mode(tls::ssl_mode(mode));
         let fast = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-        let manager = match ssl_mode {
-            SslMode::Disable => Manager::from_config(config, NoTls, fast),
-            SslMode::Prefer | SslMode::Require => {
-                Manager::from_config(config, tls::connector(), fast)
-            }
+        let manager = match tls::connector(mode)? {
+            None => Manager::from_config(config, NoTls, fast),
+            Some(connector) => Manager::from_config(config, connector, fast),
         };
         let inner = deadpool_postgres::Pool::builder(manager)
             .max_size(settings.max_connections)
@@ -128,7 +116,7 @@ impl Pool {
 
     /// A connection for work that the other functions do not cover (migrations, `COPY`).
     pub(crate) async fn client(&self) -> Result<Client> {
-        let client = self.inner.get().await.map_err(|error| Error::Lost(why(&error)));
+        let client = self.inner.get().await.map_err(|error| Error::from_pool(&error));
         match &client {
             Err(error) => self.note_lost(error),
             Ok(_) if self.is_away.swap(false, Ordering::Relaxed) => {
@@ -233,83 +221,6 @@ impl Drop for Unfinished {
     fn drop(&mut self) {
         if let Some(client) = self.0.take() {
             drop(Client::take(client));
-        }
-    }
-}
-
-/// An error of the pool with its causes.
-fn why(error: &deadpool_postgres::PoolError) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(inner) = cause {
-        let inner_text = inner.to_string();
-        if !text.contains(&inner_text) {
-            text = format!("{text}: {inner_text}");
-        }
-        cause = inner.source();
-    }
-    text
-}
-
-mod tls {
-    //! TLS to PostgreSQL. Like libpq's `prefer` and `require`, it encrypts and does not verify.
-
-    use std::sync::Arc;
-
-    use rustls::{
-        ClientConfig, DigitallySignedStruct, SignatureScheme,
-        client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-        crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
-        pki_types::{CertificateDer, ServerName, UnixTime},
-    };
-    use tokio_postgres_rustls::MakeRustlsConnect;
-
-    pub fn connector() -> MakeRustlsConnect {
-        let provider = Arc::new(ring::default_provider());
-        let config = ClientConfig::builder_with_provider(provider.clone())
-            .with_safe_default_protocol_versions()
-            .expect("ring supports the default TLS versions")
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Unverified(provider)))
-            .with_no_client_auth();
-        MakeRustlsConnect::new(config)
-    }
-
-    #[derive(Debug)]
-    struct Unverified(Arc<CryptoProvider>);
-
-    impl ServerCertVerifier for Unverified {
-        fn verify_server_cert(
-            &self,
-            _: &CertificateDer<'_>,
-            _: &[CertificateDer<'_>],
-            _: &ServerName<'_>,
-            _: &[u8],
-            _: UnixTime,
-        ) -> Result<ServerCertVerified, rustls::Error> {
-            Ok(ServerCertVerified::assertion())
-        }
-
-        fn verify_tls12_signature(
-            &self,
-            message: &[u8],
-            cert: &CertificateDer<'_>,
-            dss: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, rustls::Error> {
-            verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-        }
-
-        fn verify_tls13_signature(
-            &self,
-            message: &[u8],
-            cert: &CertificateDer<'_>,
-            dss: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, rustls::Error> {
-            verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-        }
-
-        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-            self.0.signature_verification_algorithms.supported_schemes()
         }
     }
 }

@@ -5,7 +5,7 @@ use chatd_kit::{
     cluster::{Cluster, USER},
 };
 
-use crate::{ALL_STATEMENTS, ConnectSettings, Host, Pool, SslMode, migrate};
+use crate::{ALL_STATEMENTS, ConnectSettings, Host, Pool, migrate};
 
 /// Opens `database` as the server does.
 fn open(database: &Database) -> Pool {
@@ -16,7 +16,8 @@ fn open(database: &Database) -> Pool {
         password: None,
         database: database.name().to_owned(),
         max_connections: 4,
-        ssl_mode: SslMode::Disable,
+        tls: chatd_config::DatabaseTls::Never,
+        connect_timeout: std::time::Duration::from_secs(10),
         application_name: "chatd-test".to_owned(),
     })
     .unwrap()

@@ -239,6 +239,10 @@ fn mistakes_name_place_value_expectation_and_remedy() {
             "`database.args.sslmode` is \"maybe\": expected one of disable",
         ),
         (
+            "database: { name: psycopg2, args: { sslmode: verify-full } }",
+            "`database.args.sslrootcert`: is missing",
+        ),
+        (
             "database: { name: psycopg2, args: { cp_min: 5, cp_max: 2 } }",
             "`database.args.cp_max` is 2: must be at least 1",
         ),
