@@ -43,6 +43,8 @@ bench: packages
 
 # What the programs and the embedded database need: a C compiler, and PostgreSQL's programs.
 packages:
+	@command -v cargo >/dev/null || { \
+		echo "there is no Rust toolchain; install one as https://rustup.rs says" >&2; exit 1; }
 	@missing=(); \
 	command -v cc >/dev/null || missing+=(build-essential); \
 	compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || command -v initdb >/dev/null \
@@ -50,8 +52,11 @@ packages:
 	if [ $${#missing[@]} != 0 ]; then \
 		echo "installing Debian packages: $${missing[*]}"; \
 		as_root() { if [ "$$(id -u)" = 0 ]; then "$$@"; else sudo "$$@"; fi; }; \
+		command -v apt-get >/dev/null || { echo "install them by other means: there is no apt-get" >&2; \
+			exit 1; }; \
 		as_root apt-get update -qq && as_root env DEBIAN_FRONTEND=noninteractive \
-			apt-get install -y -qq --no-install-recommends "$${missing[@]}"; \
+			apt-get install -y -qq -o Dpkg::Use-Pty=0 --no-install-recommends \
+			"$${missing[@]}" >/dev/null; \
 	fi
 
 # matrix-nio and matrix-js-sdk, which talk to the server in the tests.

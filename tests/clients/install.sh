@@ -12,7 +12,8 @@ as_root() {
 need_packages() {
     echo "installing Debian packages for the client tests: $*"
     as_root apt-get update -qq
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq -o Dpkg::Use-Pty=0 \
+        --no-install-recommends "$@" >/dev/null
 }
 
 wanted="$(cat requirements.txt package.json package-lock.json install.sh | sha256sum)"
