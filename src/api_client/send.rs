@@ -37,6 +37,7 @@ async fn send(app: Arc<App>, req: Request) -> Result<Reply> {
     } else {
         app.rooms.send(&room_id, &draft).await?
     };
+    app.users.presence.note_activity(who);
     Reply::json(&json!({ "event_id": sent.event_id }))
 }
 
@@ -47,6 +48,7 @@ async fn put_state(app: Arc<App>, req: Request) -> Result<Reply> {
     let draft =
         Draft::state(who.user_id.clone(), req.arg("eventType"), req.arg("stateKey"), req.json()?);
     let sent = app.rooms.put_state(who, &room_id, draft).await?;
+    app.users.presence.note_activity(who);
     Reply::json(&json!({ "event_id": sent.event_id }))
 }
 
@@ -67,5 +69,6 @@ async fn redact(app: Arc<App>, req: Request) -> Result<Reply> {
             .transaction(device, req.arg("txnId"));
     draft.redacts = Some(req.arg_as("eventId")?);
     let sent = app.rooms.redact(&room_id, draft).await?;
+    app.users.presence.note_activity(who);
     Reply::json(&json!({ "event_id": sent.event_id }))
 }

@@ -17,7 +17,9 @@ statements! {
 
     /// What a receipt needs to know: its room, whether the user is in it, where the event is, and
     /// where the receipt ('r', 'p') or the marker ('f') stands now.
-    GET_TARGET = "SELECT r.nid, m.membership = 'j', e.pos, coalesce(old.event_pos, marker.pos)
+    GET_TARGET = "SELECT r.nid, m.membership = 'j', e.pos, coalesce(old.event_pos, marker.pos),
+                         CASE WHEN $5 <> '' THEN (SELECT content FROM event_json j
+                                                  WHERE j.nid = e.nid) END
                   FROM rooms r
                   LEFT JOIN memberships m ON m.room = r.nid AND m.user_nid = $2
                   LEFT JOIN events e ON e.event_id = $3 AND e.room = r.nid
@@ -97,7 +99,7 @@ fn letter(is_private: bool) -> i8 {
 }
 
 /// What is known about the event that a receipt is to be moved to.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Target {
     pub room: RoomNid,
     pub is_joined: bool,
@@ -105,6 +107,8 @@ pub struct Target {
     pub event_pos: Option<Position>,
     /// Position of the event at which the receipt stands now.
     pub stands_at: Option<Position>,
+    /// Content of the event, looked at only for a receipt in a thread.
+    pub content: Option<String>,
 }
 
 /// Looks up what it takes to move a receipt; `None` if there is no such room.
@@ -126,6 +130,7 @@ pub async fn get_target(
         is_joined: row.get::<_, Option<bool>>(1).unwrap_or(false),
         event_pos: row.get::<_, Option<i64>>(2).map(Position),
         stands_at: row.get::<_, Option<i64>>(3).map(Position),
+        content: row.get(4),
     }))
 }
 

@@ -9,6 +9,7 @@ pub mod cross_signing;
 pub mod devices;
 mod digest;
 pub mod filters;
+mod joined;
 pub mod key_backups;
 pub mod key_query;
 pub mod keys;

@@ -3,17 +3,24 @@
 use std::sync::Arc;
 
 use chatd_base::{Error, Refusal, Requester, Result};
-use chatd_storage::receipts::{self, Marker};
+use chatd_storage::{
+    events,
+    receipts::{self, Marker},
+};
 use chatd_streams::{
     Writer,
     receipts::{ReceiptRow, Receipts as ReceiptsStream},
 };
 use ruma_common::{EventId, RoomId};
+use serde::Deserialize;
 use serde_json::{json, value::to_raw_value};
 
 use crate::{Deps, account_data::AccountData, locks::UserLocks, logins::ts};
 
 const FULLY_READ: &str = "m.fully_read";
+/// The thread that is none, and the relation that makes one.
+const MAIN: &str = "main";
+const THREAD: &str = "m.thread";
 /// Longest thread id, in bytes.
 const MAX_THREAD_BYTES: usize = 255;
 
@@ -69,21 +76,21 @@ impl Receipts {
         check_thread(kind, thread.as_deref())?;
         let _line = self.locks.of(who.user).await;
         let is_private = kind == Kind::ReadPrivate;
-        let target = receipts::get_target(
-            &self.deps.pool,
-            room_id.as_str(),
-            who.user,
-            event_id.as_str(),
-            match kind {
-                Kind::FullyRead => Marker::FullyRead,
-                _ => Marker::Receipt { is_private },
-            },
-            thread.as_deref().unwrap_or_default(),
-        );
-        let target = target.await?.filter(|target| target.is_joined);
+        let marker = match kind {
+            Kind::FullyRead => Marker::FullyRead,
+            _ => Marker::Receipt { is_private },
+        };
+        let (pool, of_thread) = (&self.deps.pool, thread.as_deref().unwrap_or_default());
+        let (room, event) = (room_id.as_str(), event_id.as_str());
+        let target = receipts::get_target(pool, room, who.user, event, marker, of_thread).await?;
+        let target = target.filter(|target| target.is_joined);
         let target = target.ok_or_else(|| Refusal::forbidden("you are not in this room"))?;
         let event_pos =
             target.event_pos.ok_or_else(|| Refusal::not_found("the room has no such event"))?;
+        if let Some(thread) = &thread {
+            let content = target.content.as_deref().unwrap_or_default();
+            self.check_is_in_thread(event_id, content, thread).await?;
+        }
         if target.stands_at.is_some_and(|stands_at| stands_at >= event_pos) {
             return Ok(());
         }
@@ -95,21 +102,61 @@ impl Receipts {
                 .write(who.user, target.room, FULLY_READ, content.into())
                 .await;
         }
-        self.writer
-            .append(ReceiptRow {
-                room: target.room,
-                room_id: room_id.to_owned(),
-                user: who.user,
-                user_id: who.user_id.clone(),
-                is_private,
-                thread,
-                event_id: event_id.to_owned(),
-                event_pos,
-                ts: ts(self.deps.clock.now_ms()),
-            })
-            .await?;
+        let row = ReceiptRow {
+            room: target.room,
+            room_id: room_id.to_owned(),
+            user: who.user,
+            user_id: who.user_id.clone(),
+            is_private,
+            thread,
+            event_id: event_id.to_owned(),
+            event_pos,
+            ts: ts(self.deps.clock.now_ms()),
+        };
+        self.writer.append(row).await?;
         Ok(())
     }
+
+    /// Refuses an event that is in another thread: a receipt there would never count. What relates
+    /// to an event is in its thread, and a root is in both.
+    async fn check_is_in_thread(
+        &self,
+        event_id: &EventId,
+        content: &str,
+        thread: &str,
+    ) -> Result<()> {
+        let root = match relation(content) {
+            Some(relation) if relation.rel_type == THREAD => Some(relation.event_id),
+            Some(other) => {
+                let parent = events::get_by_id(&self.deps.pool, &other.event_id).await?;
+                let above = parent.and_then(|parent| relation(parent.content.get()));
+                above.filter(|above| above.rel_type == THREAD).map(|above| above.event_id)
+            }
+            None => None,
+        };
+        if root.as_deref().unwrap_or(MAIN) == thread || event_id == thread {
+            return Ok(());
+        }
+        let message = format!("the event {event_id} is not in the thread {thread}");
+        Err(Refusal::invalid_param(message).into())
+    }
+}
+
+fn relation(content: &str) -> Option<Relation> {
+    serde_json::from_str::<Related>(content).ok()?.relates_to
+}
+
+/// What the content of an event says about its relation.
+#[derive(Deserialize)]
+struct Related {
+    #[serde(rename = "m.relates_to")]
+    relates_to: Option<Relation>,
+}
+
+#[derive(Deserialize)]
+struct Relation {
+    rel_type: String,
+    event_id: String,
 }
 
 fn check_thread(kind: Kind, thread: Option<&str>) -> Result<()> {
@@ -120,7 +167,7 @@ fn check_thread(kind: Kind, thread: Option<&str>) -> Result<()> {
     if thread.is_empty() || thread.len() > MAX_THREAD_BYTES {
         return Err(Refusal::invalid_param("thread_id must be a non-empty string").into());
     }
-    if thread != "main" && !thread.starts_with('$') {
+    if thread != MAIN && !thread.starts_with('$') {
         return Err(Refusal::invalid_param("thread_id must be `main` or an event id").into());
     }
     Ok(())

@@ -7,13 +7,15 @@ use std::{
 };
 
 use chatd_base::{Refusal, Requester, Result, RoomNid, tasks};
-use chatd_storage::memberships;
-use chatd_streams::typing::{self, TypingRow};
+use chatd_streams::{
+    events::{EventRow, Membership},
+    typing::{self, TypingRow},
+};
 use parking_lot::Mutex;
 use ruma_common::{OwnedRoomId, OwnedUserId, RoomId};
 use tokio::sync::Notify;
 
-use crate::{Deps, room_nids::RoomNids};
+use crate::{Deps, joined::Joined, room_nids::RoomNids};
 
 /// Longest time that a client may ask for, in milliseconds.
 const MAX_TIMEOUT_MS: u64 = 120_000;
@@ -73,6 +75,7 @@ impl State {
 struct Inner {
     deps: Deps,
     rooms: Arc<RoomNids>,
+    joined: Arc<Joined>,
     state: Mutex<State>,
     /// Held while a change is made and published, so that positions follow the changes.
     publishing: Mutex<()>,
@@ -89,10 +92,15 @@ impl Typing {
         let typing = Self(Arc::new(Inner {
             deps: deps.clone(),
             rooms: rooms.clone(),
+            joined: Joined::new(deps),
             state: Mutex::default(),
             publishing: Mutex::default(),
             earlier: Notify::new(),
         }));
+        let view = typing.clone();
+        deps.streams.events.on_rows(move |frame| {
+            frame.rows.iter().for_each(|(_, row)| view.fold(row));
+        });
         tasks::spawn("typing", typing.clone().run());
         typing
     }
@@ -107,7 +115,7 @@ impl Typing {
     ) -> Result<()> {
         let not_joined = || Refusal::forbidden("you are not in this room");
         let room = self.0.rooms.find(room_id).await?.ok_or_else(not_joined)?;
-        if !memberships::is_joined(&self.0.deps.pool, who.user, room).await? {
+        if !self.0.joined.is_joined(who.user, room).await? {
             return Err(not_joined().into());
         }
         let now_ms = self.0.deps.clock.now_ms();
@@ -119,8 +127,16 @@ impl Typing {
         Ok(())
     }
 
-    /// Ends the typing of a user who has sent a message or left.
-    pub fn stop(&self, room: RoomNid, user: &OwnedUserId) {
+    /// Who has sent what they typed, or has left, types no more.
+    fn fold(&self, row: &EventRow) {
+        if row.state_key.is_none() {
+            self.stop(row.room, &row.sender);
+        } else if let Some(change) = row.membership.as_ref().filter(|c| c.now != Membership::Join) {
+            self.stop(row.room, &change.user_id);
+        }
+    }
+
+    fn stop(&self, room: RoomNid, user: &OwnedUserId) {
         let room_id = self.0.state.lock().rooms.get(&room).map(|room| room.room_id.clone());
         if let Some(room_id) = room_id {
             self.change(room, &room_id, user, None);

@@ -1,6 +1,6 @@
 //! What is here now and gone later: typing, receipts, read markers, presence; and unread counts.
 
-use chatd_kit::{Feed, User, path, scenario, sync::has_type};
+use chatd_kit::{Cost, Feed, User, path, scenario, sync::has_type};
 use serde_json::{Value, json};
 
 /// Who is typing, once the feed says so.
@@ -50,6 +50,18 @@ scenario! {
         alice.put(url.as_str(), &json!({"typing": true, "timeout": 300})).await.ok();
         assert_eq!(typing(&mut feed, &room).await, [alice.id.as_str()]);
         assert!(typing(&mut feed, &room).await.is_empty());
+        // So it does when what was typed is sent, and when the user leaves.
+        alice.typing(&room, true).await.ok();
+        assert_eq!(typing(&mut feed, &room).await, [alice.id.as_str()]);
+        alice.send(&room, "here it is").await;
+        assert!(typing(&mut feed, &room).await.is_empty());
+        let again = alice.typing(&room, true).await;
+        again.ok();
+        assert_eq!(again.cost(), Cost::ZERO, "who has been in the room needs no query");
+        assert_eq!(typing(&mut feed, &room).await, [alice.id.as_str()]);
+        alice.leave(&room).await.ok();
+        assert!(typing(&mut feed, &room).await.is_empty());
+        alice.typing(&room, true).await.refused(403, "M_FORBIDDEN");
         assert_eq!(bob.put(url, &json!({"typing": true})).await.errcode(), "M_FORBIDDEN");
         eve.typing(&room, true).await.refused(403, "M_FORBIDDEN");
     }
@@ -108,6 +120,17 @@ scenario! {
         let url = path("/rooms/{}/receipt/m.read/{}", &[&room, &root]);
         for wrong in [json!({"thread_id": ""}), json!({"thread_id": 7})] {
             assert_eq!(bob.post(url.as_str(), &wrong).await.status, 400, "{wrong}");
+        }
+        // An event has its receipts in its own thread; what relates to it is there too.
+        let reaction = json!({
+            "m.relates_to": {"rel_type": "m.annotation", "event_id": reply, "key": "+"},
+        });
+        let reaction = alice.send_event(&room, "m.reaction", "r", &reaction).await.string("event_id");
+        send_receipt(&bob, &room, "m.read", &reaction, &json!({"thread_id": root})).await;
+        for (event, thread) in [(&reply, "main"), (&reaction, "main"), (&reply, "$other")] {
+            let url = path("/rooms/{}/receipt/m.read/{}", &[&room, event]);
+            let answer = bob.post(url, &json!({"thread_id": thread})).await;
+            answer.refused(400, "M_INVALID_PARAM");
         }
         let url = path("/rooms/{}/receipt/m.nonsense/{}", &[&room, &root]);
         assert_eq!(bob.post(url, &json!({})).await.status, 400);
