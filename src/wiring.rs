@@ -11,7 +11,11 @@ use chatd_config::{
 use chatd_http::{Limits, Metrics, Router, Server};
 use chatd_rooms::{Rooms, Signer};
 use chatd_storage::{ConnectSettings, Host, Interner, Pool};
-use chatd_streams::{Owners, Streams, bus::LocalBus, seat};
+use chatd_streams::{
+    Owners, Streams,
+    bus::{Bus, LocalBus, RedisBus},
+    seat,
+};
 use chatd_sync::Sync;
 use chatd_users::{Deps, Users, cleanup};
 
@@ -71,7 +75,7 @@ async fn serve(
     }
     let clock = Clock::system();
     let limits = Limits::new(config.rates.clone(), config.chatd.rate_limit_cache, clock.clone());
-    let streams = Streams::open(&pool, Arc::new(LocalBus), &mine.instance).await?;
+    let streams = Streams::open(&pool, bus(&config, mine, services)?, &mine.instance).await?;
     let owners = Owners::open(&pool, &mine.instance, std::slice::from_ref(&mine.instance)).await?;
     tasks::spawn("seat", seat::watch(pool.clone(), streams.writer, services.clone()));
     let deps = Deps {
@@ -89,6 +93,7 @@ async fn serve(
     start_tasks(&users, mine);
     let rooms = Arc::new(Rooms::new(&users, Arc::new(owners), signer(&config)?));
     let reader = rooms.reader.clone();
+    users.deps.streams.follow(&users.deps.pool, services);
     let admin = chatd_api_admin::App::new(config.clone(), users.clone(), clock.clone());
     let app = Arc::new(App { config, clock, limits: Arc::new(limits), users, rooms, sync, reader });
 
@@ -109,6 +114,17 @@ fn say_how_to_make_an_account(config: &Config) {
             config.files.iter().map(|file| format!("-c {}", file.display())).collect();
         tracing::info!("to make an account: chatd register-user -u NAME {}", files.join(" "));
     }
+}
+
+/// What carries rows to and from the other instances, if there are any.
+fn bus(config: &Config, mine: &Assignment, stop: &Stop) -> Result<Arc<dyn Bus>> {
+    let redis = &config.workers.redis;
+    if !redis.enabled {
+        return Ok(Arc::new(LocalBus));
+    }
+    let bus = RedisBus::start(redis, config.server_name.as_str(), &mine.instance, stop)
+        .map_err(|error| anyhow!(error))?;
+    Ok(Arc::new(bus))
 }
 
 /// The key that signs this server's events; made at the first start.

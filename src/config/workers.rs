@@ -153,6 +153,9 @@ pub struct Redis {
     pub port: u16,
     /// `path` of a unix socket, instead of host and port.
     pub path: Option<PathBuf>,
+    /// `url`, instead of all of these: `redis://`, `rediss://`, `redis-sentinel://` or
+    /// `redis-cluster://`. Not known to Synapse.
+    pub url: Option<String>,
     /// `password` or `password_path`.
     pub password: Option<Secret>,
     pub(crate) password_path: Option<PathBuf>,
@@ -178,6 +181,7 @@ impl Default for Redis {
             host: "localhost".to_owned(),
             port: 6379,
             path: None,
+            url: None,
             password: None,
             password_path: None,
             dbid: "0".to_owned(),

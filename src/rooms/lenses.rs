@@ -94,6 +94,11 @@ impl Lenses {
         }
     }
 
+    /// Drops all lenses. One that is being read meanwhile is kept by nobody.
+    pub fn clear(&self) {
+        self.rooms.clear();
+    }
+
     /// Drops the lens of one user on a room, or of all users.
     pub fn forget(&self, room_id: &RoomId, user: Option<UserNid>) {
         if let Some(of_room) = self.rooms.get(room_id) {

@@ -37,13 +37,28 @@ impl<S: Stream> Encode for Frame<S> {
     }
 }
 
+impl<S: Stream> Frame<S> {
+    /// Reads what another instance has encoded. Fails on what is not a frame of this stream.
+    pub fn decode(bytes: &[u8]) -> Result<Self, serde_json::Error> {
+        let (writer, previous, position, rows): (_, _, _, Vec<_>) = serde_json::from_slice(bytes)?;
+        Ok(Self { writer, previous, position, rows: rows.into() })
+    }
+}
+
 type Fold<S> = Box<dyn Fn(&Frame<S>) + Send + Sync>;
+type Forget = Box<dyn Fn(WriterId, Position) + Send + Sync>;
+
+/// What is told of rows.
+struct Views<S: Stream> {
+    folds: Vec<Fold<S>>,
+    forgets: Vec<Forget>,
+}
 
 /// One stream as this instance sees it.
 pub struct Feed<S: Stream> {
     bus: Arc<dyn Bus>,
     /// Held while a frame is folded, so that frames of several writers do not interleave.
-    folds: Mutex<Vec<Fold<S>>>,
+    views: Mutex<Views<S>>,
     writers: RwLock<BTreeMap<WriterId, Position>>,
     moved: watch::Sender<StreamToken>,
 }
@@ -57,13 +72,21 @@ impl<S: Stream> Feed<S> {
             .map(|(_, writer, position)| (*writer, *position))
             .collect();
         let (moved, _) = watch::channel(StreamToken::from_writers(&writers));
-        Arc::new(Self { bus, folds: Mutex::default(), writers: RwLock::new(writers), moved })
+        let views = Mutex::new(Views { folds: Vec::new(), forgets: Vec::new() });
+        Arc::new(Self { bus, views, writers: RwLock::new(writers), moved })
     }
 
     /// Adds a view that is to see every row from now on. A fold must be quick and must not wait;
     /// it may not call back into this feed. Called while the instance is wired.
     pub fn on_rows(&self, fold: impl Fn(&Frame<S>) + Send + Sync + 'static) {
-        self.folds.lock().push(Box::new(fold));
+        self.views.lock().folds.push(Box::new(fold));
+    }
+
+    /// Adds what a view does when rows have passed it by: those of that writer up to that
+    /// position are in the tables, and what the view knows may be older than they are. The same
+    /// rules hold as for [`Feed::on_rows`].
+    pub fn on_skipped(&self, forget: impl Fn(WriterId, Position) + Send + Sync + 'static) {
+        self.views.lock().forgets.push(Box::new(forget));
     }
 
     /// How far this instance has folded the stream.
@@ -99,21 +122,50 @@ impl<S: Stream> Feed<S> {
         self.bus.publish(S::NAME, frame);
     }
 
-    /// Folds a frame, then moves the token. A frame that was seen before is ignored (R4).
+    /// Folds a frame, then moves the token. A frame that was seen before is ignored, and one that
+    /// comes after a gap makes the views forget first (R4).
     pub fn apply(&self, frame: &Frame<S>) {
-        let folds = self.folds.lock();
-        if frame.position <= self.position_of(frame.writer) {
+        let views = self.views.lock();
+        let known = self.position_of(frame.writer);
+        if frame.position <= known {
             return;
         }
-        for fold in folds.iter() {
+        if frame.previous > known {
+            views.skip(frame.writer, frame.previous);
+        }
+        for fold in &views.folds {
             fold(frame);
         }
+        self.advance(frame.writer, frame.position);
+    }
+
+    /// Takes note that `writer` has rows up to `position` in the tables, which this instance has
+    /// not been given. Those at or below the known position change nothing.
+    pub fn skip(&self, writer: WriterId, position: Position) {
+        let views = self.views.lock();
+        if position <= self.position_of(writer) {
+            return;
+        }
+        views.skip(writer, position);
+        self.advance(writer, position);
+    }
+
+    fn advance(&self, writer: WriterId, position: Position) {
         let token = {
             let mut writers = self.writers.write();
-            writers.insert(frame.writer, frame.position);
+            writers.insert(writer, position);
             StreamToken::from_writers(&writers)
         };
-        metrics::gauge!("chatd_stream_position", "stream" => S::NAME).set(frame.position.0 as f64);
+        metrics::gauge!("chatd_stream_position", "stream" => S::NAME).set(position.0 as f64);
         self.moved.send_replace(token);
+    }
+}
+
+impl<S: Stream> Views<S> {
+    fn skip(&self, writer: WriterId, position: Position) {
+        metrics::counter!("chatd_stream_skips_total", "stream" => S::NAME).increment(1);
+        for forget in &self.forgets {
+            forget(writer, position);
+        }
     }
 }

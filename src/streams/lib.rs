@@ -7,6 +7,7 @@
 
 pub mod bus;
 mod feed;
+mod follow;
 pub mod owners;
 mod room_token;
 pub mod seat;
@@ -24,12 +25,13 @@ pub mod typing;
 
 use std::sync::Arc;
 
-use chatd_base::Result;
+use chatd_base::{Position, Result, Stop, WriterId, tasks};
 use chatd_storage::{
     Pool,
     positions::{self, Seat},
 };
 use serde_json::value::RawValue;
+use tokio::sync::Notify;
 
 pub use feed::{Feed, Frame, Stream};
 pub use owners::{Owner, Owners};
@@ -42,6 +44,9 @@ pub type Raw = Arc<RawValue>;
 
 /// All streams of an instance.
 pub struct Streams {
+    bus: Arc<dyn bus::Bus>,
+    /// Asks for a look at the positions in the tables.
+    look: Arc<Notify>,
     /// This instance as a writer.
     pub writer: Seat,
     pub events: Arc<Feed<events::Events>>,
@@ -54,6 +59,17 @@ pub struct Streams {
     pub device_lists: Arc<Feed<device_lists::DeviceLists>>,
 }
 
+/// Calls `$body` for each stream's feed.
+macro_rules! each_feed {
+    ($streams:expr, |$feed:ident| $body:expr) => {{
+        each_feed!(@ $streams, $feed, $body; events, typing, to_device, account_data, receipts,
+            presence, push_rules, device_lists)
+    }};
+    (@ $streams:expr, $feed:ident, $body:expr; $($name:ident),*) => {{
+        $({ let $feed = &$streams.$name; $body; })*
+    }};
+}
+
 impl Streams {
     /// Takes the place of any earlier process of this instance, and reads where every writer of
     /// every stream is.
@@ -61,6 +77,7 @@ impl Streams {
         let writer = positions::take_seat(pool, instance).await?;
         let known = positions::list(pool).await?;
         Ok(Self {
+            look: Arc::default(),
             writer,
             events: Feed::new(bus.clone(), &known),
             typing: Feed::new(bus.clone(), &known),
@@ -69,7 +86,49 @@ impl Streams {
             receipts: Feed::new(bus.clone(), &known),
             presence: Feed::new(bus.clone(), &known),
             push_rules: Feed::new(bus.clone(), &known),
-            device_lists: Feed::new(bus, &known),
+            device_lists: Feed::new(bus.clone(), &known),
+            bus,
         })
+    }
+
+    /// Starts to take in what the other instances write, until `stop`. Called when all views are
+    /// attached.
+    pub fn follow(self: &Arc<Self>, pool: &Pool, stop: &Stop) {
+        self.bus.listen(self, stop);
+        if self.bus.patience().is_some() {
+            tasks::spawn("positions", follow::run(self.clone(), pool.clone(), stop.clone()));
+        }
+    }
+
+    /// Has the positions read from the tables soon: something may have been missed.
+    pub fn look(&self) {
+        self.look.notify_one();
+    }
+
+    /// Folds a frame that another instance has published. Fails if it cannot be read.
+    pub(crate) fn receive(&self, stream: &str, frame: &[u8]) -> Result<(), serde_json::Error> {
+        fn take<S: Stream>(
+            feed: &Feed<S>,
+            stream: &str,
+            frame: &[u8],
+        ) -> Result<(), serde_json::Error> {
+            if stream == S::NAME {
+                feed.apply(&Frame::decode(frame)?);
+            }
+            Ok(())
+        }
+        each_feed!(self, |feed| take(feed, stream, frame)?);
+        Ok(())
+    }
+
+    /// Takes note of positions that stand in the tables.
+    pub(crate) fn skip_to(&self, known: &[(i16, WriterId, Position)]) {
+        fn skip<S: Stream>(feed: &Feed<S>, me: WriterId, known: &[(i16, WriterId, Position)]) {
+            // What this instance has committed it folds itself, in order.
+            let others =
+                known.iter().filter(|(id, writer, _)| *id == S::ID.number && *writer != me);
+            others.for_each(|(_, writer, position)| feed.skip(*writer, *position));
+        }
+        each_feed!(self, |feed| skip(feed, self.writer.writer, known));
     }
 }

@@ -32,6 +32,22 @@ impl StreamToken {
         self.ahead.iter().find(|(w, _)| *w == writer).map_or(self.min, |(_, position)| *position)
     }
 
+    /// The same token with `writer` at `position`, if it is not further already.
+    pub fn raised(&self, writer: WriterId, position: Position) -> Self {
+        let mut raised = self.clone();
+        if position <= self.of(writer) {
+            return raised;
+        }
+        match raised.ahead.iter_mut().find(|(w, _)| *w == writer) {
+            Some(entry) => entry.1 = position,
+            None => {
+                raised.ahead.push((writer, position));
+                raised.ahead.sort_unstable_by_key(|(writer, _)| *writer);
+            }
+        }
+        raised
+    }
+
     /// The furthest position of any writer.
     pub fn max(&self) -> Position {
         self.ahead.iter().map(|(_, position)| *position).max().unwrap_or(self.min)
@@ -105,6 +121,14 @@ mod tests {
         for text in ["", "m", "-1", "m5~", "m5~1", "m5~1.x", "99999999999999999999", "5 "] {
             assert!(text.parse::<StreamToken>().is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn one_writer_can_be_raised() {
+        let token: StreamToken = "m5~3.7".parse().unwrap();
+        let raised = token.raised(WriterId(1), Position(9)).raised(WriterId(3), Position(8));
+        assert_eq!(raised.to_string(), "m5~1.9~3.8");
+        assert_eq!(raised.raised(WriterId(3), Position(6)), raised);
     }
 
     #[test]

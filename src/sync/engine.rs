@@ -129,10 +129,21 @@ impl Sync {
     /// Makes sure that the asker's memberships and ignored users are known, and says how to wait
     /// for what concerns it.
     async fn load_view(&self, user: UserNid) -> Result<watch::Receiver<u64>> {
-        if let Some(view) = self.index.lock().view_mut(user) {
-            return Ok(view.wake.subscribe());
+        loop {
+            if let Some(view) = self.index.lock().view_mut(user) {
+                return Ok(view.wake.subscribe());
+            }
+            self.read_view(user).await?;
         }
-        self.index.lock().begin_view(user);
+    }
+
+    /// Loads a view, unless it turns out at the end that rows were missed meanwhile.
+    async fn read_view(&self, user: UserNid) -> Result<()> {
+        let misses = {
+            let mut state = self.index.lock();
+            state.begin_view(user);
+            state.misses
+        };
         let rows = sync::list_memberships(self.pool(), &[user]).await?;
         let ignored =
             account_data::get(self.pool(), user, RoomNid(0), "m.ignored_user_list").await?;
@@ -149,6 +160,9 @@ impl Sync {
             Some((row.room, member))
         });
         let mut state = self.index.lock();
+        if state.misses != misses {
+            return Ok(());
+        }
         state.begin_view(user);
         state.complete_view(user, rooms.collect());
         let view = state.view_mut(user).expect("it has just been completed");
@@ -156,7 +170,7 @@ impl Sync {
             let users = ignored.map(|content| ignored_users(&content)).unwrap_or_default();
             view.ignored = Some(Arc::new(users));
         }
-        Ok(view.wake.subscribe())
+        Ok(())
     }
 
     /// Waits until some writer of events has been folded up to `position`.

@@ -25,20 +25,22 @@ use crate::index::{Index, Live, State, Step};
 /// Makes `index` see every row of every stream.
 pub(crate) fn attach(index: &Arc<Index>, streams: &Streams) {
     macro_rules! fold {
-        ($($feed:ident $function:ident;)*) => {$({
+        ($($feed:ident $function:ident $missed:ident;)*) => {$({
+            let seen = index.clone();
+            streams.$feed.on_rows(move |frame| seen.lock().$function(frame));
             let index = index.clone();
-            streams.$feed.on_rows(move |frame| index.lock().$function(frame));
+            streams.$feed.on_skipped(move |writer, upto| index.lock().$missed(writer, upto));
         })*};
     }
     fold! {
-        events fold_events;
-        typing fold_typing;
-        receipts fold_receipts;
-        account_data fold_account_data;
-        push_rules fold_push_rules;
-        presence fold_presence;
-        device_lists fold_device_lists;
-        to_device fold_to_device;
+        events fold_events miss_events;
+        typing fold_typing miss_typing;
+        receipts fold_receipts miss_receipts;
+        account_data fold_account_data miss_account_data;
+        push_rules fold_push_rules miss_push_rules;
+        presence fold_presence miss_presence;
+        device_lists fold_device_lists miss_device_lists;
+        to_device fold_to_device miss_to_device;
     }
 }
 

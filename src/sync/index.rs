@@ -168,8 +168,11 @@ pub struct State {
     /// Counts changes of memberships, so that a summary that was read meanwhile is not kept.
     pub membership_changes: u64,
     pub(crate) views: HashMap<UserNid, View>,
+    /// Counts how often views were forgotten, so that one which was being read meanwhile is read
+    /// again.
+    pub(crate) misses: u64,
     /// Users with a loaded view, by the rooms in it.
-    served: HashMap<RoomNid, Vec<UserNid>>,
+    pub(crate) served: HashMap<RoomNid, Vec<UserNid>>,
     limits: Limits,
     clock: u64,
 }
@@ -242,6 +245,7 @@ impl State {
             summaries: HashMap::new(),
             membership_changes: 0,
             views: HashMap::new(),
+            misses: 0,
             served: HashMap::new(),
             limits: Limits {
                 views: limits.change_index / 10 + 16,

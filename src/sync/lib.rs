@@ -15,6 +15,7 @@ mod index;
 mod json;
 mod lazy;
 mod log;
+mod miss;
 mod people;
 mod plan;
 mod state;

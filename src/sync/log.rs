@@ -88,6 +88,16 @@ impl<K: Clone + Eq + Hash, V> Log<K, V> {
         self.shrink();
     }
 
+    /// Takes note that rows of `writer` up to `position` have not been seen.
+    pub fn miss(&mut self, writer: WriterId, position: Position) {
+        self.start = self.start.raised(writer, position);
+    }
+
+    /// Forgets all rows; `start` as for [`Log::new`].
+    pub fn restart(&mut self, start: StreamToken) {
+        *self = Self::new(start, self.bounds);
+    }
+
     fn shrink(&mut self) {
         let ghosts = self.bounds.rows.saturating_mul(2).max(64);
         while self.rows > self.bounds.rows
@@ -188,6 +198,15 @@ mod tests {
         assert!(log.since(&1, &at(9)).is_none());
         assert_eq!(log.since(&1, &at(10)).unwrap().count(), 1);
         assert_eq!(log.since(&2, &at(10)).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_reader_below_what_was_missed_goes_to_the_tables() {
+        let mut log = log(9, 9);
+        log.push(1, WriterId(2), Position(5), 5, 1);
+        log.miss(WRITER, Position(8));
+        assert!(log.since(&1, &"m4~1.7".parse().unwrap()).is_none());
+        assert_eq!(log.since(&1, &"m4~1.8".parse().unwrap()).unwrap().count(), 1);
     }
 
     #[test]

@@ -77,6 +77,11 @@ impl PushRules {
                 }
             }
         });
+        let view = loaded.clone();
+        streams.push_rules.on_skipped(move |_, _| {
+            *view.changes.lock() += 1;
+            view.rules.clear();
+        });
         let default = Arc::new(UserRules { is_default: true, ruleset: Ruleset::new() });
         Self { deps: deps.clone(), writer, loaded, default, locks: UserLocks::new() }
     }

@@ -48,6 +48,11 @@ impl Reader {
                 looked.see(row);
             }
         });
+        let (seen, looked) = (listings.clone(), lenses.clone());
+        deps.streams.events.on_skipped(move |_, _| {
+            seen.change();
+            looked.clear();
+        });
         Self { pool: deps.pool.clone(), streams: deps.streams.clone(), listings, lenses }
     }
 

@@ -1,0 +1,241 @@
+//! The bus of a fleet: one channel of Redis pub/sub. Redis keeps nothing for us, and may be away,
+//! be slow or lose messages: then readers see a gap, or nothing, and look at the tables (R4).
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use chatd_base::{Stop, tasks};
+use chatd_config::Redis;
+use fred::{clients::SubscriberClient, prelude::*, types::config::Options};
+use tokio::sync::{broadcast::error::RecvError, mpsc};
+
+use super::{Bus, Encode, tls, wire};
+use crate::Streams;
+
+/// Messages that may wait for Redis (R8). What does not fit is dropped.
+const QUEUE: usize = 8_192;
+/// Messages from Redis that may wait for the folds.
+const INBOX: usize = 16_384;
+/// How long Redis may take for one message before it counts as lost.
+const SLOW: Duration = Duration::from_secs(2);
+/// How often positions are read from the tables while Redis is there, and while it is away.
+const CALM: Duration = Duration::from_secs(5);
+const ALERT: Duration = Duration::from_secs(1);
+
+struct Outgoing {
+    stream: &'static str,
+    frame: Vec<u8>,
+}
+
+/// One instance's connection to the channel.
+pub struct RedisBus {
+    builder: Builder,
+    channel: String,
+    instance: String,
+    queue: mpsc::Sender<Outgoing>,
+    hears: Arc<AtomicBool>,
+}
+
+impl RedisBus {
+    /// Starts to connect; does not wait for it. Fails only if the settings make no sense.
+    pub fn start(
+        settings: &Redis,
+        server_name: &str,
+        instance: &str,
+        stop: &Stop,
+    ) -> Result<Self, String> {
+        let mut builder = Builder::from_config(client_config(settings)?);
+        builder
+            .set_policy(ReconnectPolicy::new_exponential(0, 50, 2_000, 2))
+            .with_performance_config(|config| config.broadcast_channel_capacity = INBOX)
+            .with_connection_config(|config| {
+                config.connection_timeout = Duration::from_secs(5);
+                config.internal_command_timeout = Duration::from_secs(5);
+                config.unresponsive.max_timeout = Some(Duration::from_secs(10));
+                config.max_command_buffer_len = QUEUE;
+            });
+        let client = builder.build().map_err(|error| error.to_string())?;
+        let (queue, outgoing) = mpsc::channel(QUEUE);
+        let channel = format!("{server_name}/chatd");
+        let (to, by) = (channel.clone(), instance.to_owned());
+        tasks::spawn("bus", publish_all(client, to, by, outgoing, stop.clone()));
+        Ok(Self { builder, channel, instance: instance.to_owned(), queue, hears: Arc::default() })
+    }
+}
+
+impl Bus for RedisBus {
+    fn publish(&self, stream: &'static str, frame: &dyn Encode) {
+        let Ok(place) = self.queue.try_reserve() else {
+            metrics::counter!("chatd_bus_dropped_total", "stream" => stream).increment(1);
+            return;
+        };
+        place.send(Outgoing { stream, frame: frame.encode() });
+    }
+
+    fn listen(&self, streams: &Arc<Streams>, stop: &Stop) {
+        let client = match self.builder.build_subscriber_client() {
+            Ok(client) => client,
+            Err(error) => {
+                tracing::error!(%error, "redis cannot be listened to; positions are polled");
+                return;
+            }
+        };
+        let listener = Listener {
+            client,
+            channel: self.channel.clone(),
+            instance: self.instance.clone(),
+            streams: streams.clone(),
+            hears: self.hears.clone(),
+        };
+        tasks::spawn("bus listener", listener.run(stop.clone()));
+    }
+
+    fn patience(&self) -> Option<Duration> {
+        Some(if self.hears.load(Ordering::Relaxed) { CALM } else { ALERT })
+    }
+}
+
+/// Publishes what comes out of `outgoing`, in order. A message that Redis does not take in time
+/// is dropped: rows that wait are worth less than rows that are fresh.
+async fn publish_all(
+    client: Client,
+    channel: String,
+    instance: String,
+    mut outgoing: mpsc::Receiver<Outgoing>,
+    stop: Stop,
+) {
+    client.connect();
+    let once = client.with_options(&Options {
+        max_attempts: Some(1),
+        timeout: Some(SLOW),
+        fail_fast: true,
+        ..Options::default()
+    });
+    let mut is_lost = false;
+    loop {
+        let next = tokio::select! {
+            biased;
+            next = outgoing.recv() => next,
+            () = stop.triggered() => None,
+        };
+        let Some(Outgoing { stream, frame }) = next else { break };
+        let message = wire::message(stream, &instance, &frame);
+        let sent: Result<(), _> = once.publish(&channel, bytes::Bytes::from(message)).await;
+        match sent {
+            Ok(()) => {
+                metrics::counter!("chatd_bus_sent_total", "stream" => stream).increment(1);
+                is_lost = false;
+            }
+            Err(error) => {
+                metrics::counter!("chatd_bus_dropped_total", "stream" => stream).increment(1);
+                if !is_lost {
+                    tracing::warn!(%error, "redis takes no messages; the others poll positions");
+                }
+                is_lost = true;
+            }
+        }
+    }
+    // It is only being polite to Redis.
+    let _ = client.quit().await;
+}
+
+struct Listener {
+    client: SubscriberClient,
+    channel: String,
+    instance: String,
+    streams: Arc<Streams>,
+    hears: Arc<AtomicBool>,
+}
+
+impl Listener {
+    /// Hands messages on until `stop`.
+    async fn run(self, stop: Stop) {
+        let mut messages = self.client.message_rx();
+        let mut reconnects = self.client.reconnect_rx();
+        let mut errors = self.client.error_rx();
+        self.client.connect();
+        loop {
+            tokio::select! {
+                message = messages.recv() => match message {
+                    Ok(message) => self.take(&message),
+                    // What was missed shows as a gap, or in the positions.
+                    Err(RecvError::Lagged(_)) => self.streams.look(),
+                    Err(RecvError::Closed) => break,
+                },
+                _ = reconnects.recv() => self.subscribe().await,
+                _ = errors.recv() => self.deaf(),
+                () = stop.triggered() => break,
+            }
+        }
+        let _ = self.client.quit().await;
+    }
+
+    async fn subscribe(&self) {
+        match self.client.subscribe(&self.channel).await {
+            Ok(()) => {
+                tracing::info!("listening to redis");
+                self.hears.store(true, Ordering::Relaxed);
+                metrics::gauge!("chatd_bus_connected").set(1.0);
+                // Nobody has kept what was published before.
+                self.streams.look();
+            }
+            Err(error) => tracing::warn!(%error, "cannot subscribe at redis"),
+        }
+    }
+
+    fn deaf(&self) {
+        if self.hears.swap(false, Ordering::Relaxed) {
+            tracing::warn!("lost redis; positions are polled from PostgreSQL");
+            metrics::gauge!("chatd_bus_connected").set(0.0);
+            self.streams.look();
+        }
+    }
+
+    fn take(&self, message: &fred::types::Message) {
+        let Some(bytes) = message.value.as_bytes() else { return };
+        let Some(parsed) = wire::parse(bytes) else { return };
+        if parsed.instance == self.instance {
+            return;
+        }
+        if let Err(error) = self.streams.receive(parsed.stream, parsed.frame) {
+            tracing::debug!(%error, stream = parsed.stream, "a frame of another release");
+            self.streams.look();
+        }
+    }
+}
+
+/// The settings as the client library wants them.
+fn client_config(settings: &Redis) -> Result<Config, String> {
+    let mut config = match (&settings.url, &settings.path) {
+        (Some(url), _) => Config::from_url(url).map_err(|error| format!("redis.url: {error}"))?,
+        (None, Some(path)) => {
+            Config { server: ServerConfig::Unix { path: path.clone() }, ..Config::default() }
+        }
+        (None, None) => Config {
+            server: ServerConfig::new_centralized(settings.host.clone(), settings.port),
+            ..Config::default()
+        },
+    };
+    if let Some(password) = &settings.password {
+        config.password = Some(password.expose().to_owned());
+    }
+    if settings.url.is_none() {
+        let dbid = settings.dbid.parse().map_err(|_| {
+            format!("redis.dbid: `{}` is not the number of a database", settings.dbid)
+        })?;
+        config.database = Some(dbid);
+    }
+    let wants_tls =
+        settings.use_tls || settings.url.as_ref().is_some_and(|url| url.starts_with("rediss"));
+    config.tls = match wants_tls {
+        true => Some(tls::connector(settings)?.into()),
+        false => None,
+    };
+    config.fail_fast = false;
+    Ok(config)
+}
