@@ -24,6 +24,7 @@ mod profile;
 mod push;
 mod seal;
 mod send;
+mod shape;
 
 use std::sync::Arc;
 

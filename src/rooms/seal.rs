@@ -11,6 +11,8 @@ use ruma_common::{
 use ruma_signatures::{JsonError, KeyPair, Signature, hash_and_sign_event, reference_hash};
 use serde_json::{Map, Value};
 
+use crate::shape;
+
 /// Largest event in its federation form, signatures included (spec: size limits).
 pub const MAX_EVENT_BYTES: usize = 65_536;
 /// Longest `type`, `state_key`, `sender`, `room_id` and event id.
@@ -123,6 +125,7 @@ pub struct SealedJson {
 pub fn seal(signer: &Signer, rules: &RoomVersionRules, event: &Unsealed<'_>) -> Result<SealedJson> {
     let draft = event.draft;
     check_lengths(event)?;
+    shape::check(&draft.kind, draft.state_key.as_deref(), &draft.content)?;
     let content = canonical(&draft.content)?;
     let has_v1_ids = rules.event_id_format == EventIdFormatVersion::V1;
     let mut object = CanonicalJsonObject::new();
