@@ -1,9 +1,11 @@
 //! Where a password comes from: an argument, a file, or a person at a terminal.
 
 use std::{
-    io::{self, BufRead, IsTerminal},
+    io::{self, BufRead, IsTerminal, Write},
     path::Path,
 };
+
+use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 
 use super::{Failure, note};
 
@@ -21,7 +23,7 @@ pub fn get(argument: Option<String>, file: Option<&Path>) -> Result<String, Fail
 /// Asks twice on the terminal, without echo, until both answers agree.
 fn ask() -> Result<String, Failure> {
     let prompt = |text: &str| {
-        rpassword::prompt_password(text)
+        ask_hidden(text)
             .map_err(|error| Failure::other(format!("the terminal cannot be read: {error}")))
     };
     loop {
@@ -34,6 +36,29 @@ fn ask() -> Result<String, Failure> {
             note("the two passwords differ; try again");
         }
     }
+}
+
+/// Asks once. What is typed is hidden from before the question is shown.
+fn ask_hidden(question: &str) -> io::Result<String> {
+    let stdin = io::stdin();
+    let shown = tcgetattr(&stdin)?;
+    let mut hidden = shown.clone();
+    hidden.local_modes.remove(LocalModes::ECHO);
+    hidden.local_modes.insert(LocalModes::ECHONL);
+    tcsetattr(&stdin, OptionalActions::Flush, &hidden)?;
+    let answer = ask_line(question);
+    tcsetattr(&stdin, OptionalActions::Now, &shown)?;
+    answer
+}
+
+/// Shows `question` on standard error, and reads a line.
+pub fn ask_line(question: &str) -> io::Result<String> {
+    io::stderr().write_all(question.as_bytes())?;
+    let mut line = String::new();
+    if io::stdin().lock().read_line(&mut line)? == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
 }
 
 fn from_file(file: &Path) -> Result<String, Failure> {

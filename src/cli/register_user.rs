@@ -2,7 +2,7 @@
 //! Takes the arguments of Synapse's `register_new_matrix_user`.
 
 use std::{
-    io::{self, BufRead, IsTerminal, Write},
+    io::{self, IsTerminal},
     path::PathBuf,
     time::Duration,
 };
@@ -78,10 +78,8 @@ pub fn execute(source: &Source, arguments: Arguments) -> Result<(), Failure> {
 }
 
 fn ask(prompt: &str) -> Result<String, Failure> {
-    let failed = |error: io::Error| Failure::other(format!("the terminal cannot be read: {error}"));
-    io::stderr().write_all(prompt.as_bytes()).map_err(failed)?;
-    let mut line = String::new();
-    io::stdin().lock().read_line(&mut line).map_err(failed)?;
+    let line = password::ask_line(prompt)
+        .map_err(|error| Failure::other(format!("the terminal cannot be read: {error}")))?;
     Ok(line.trim().to_owned())
 }
 

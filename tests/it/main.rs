@@ -3,6 +3,7 @@
 
 mod account;
 mod budgets;
+mod cli;
 mod clients;
 mod edge;
 mod encryption;

@@ -98,9 +98,7 @@ impl Cluster {
 
     /// Ends every process of the server at once, as a power cut would.
     pub fn kill9(&self) -> Result<()> {
-        let pid = self.postmaster()?;
-        run(Command::new("kill").args(["-9", &pid.to_string()]))?;
-        Ok(())
+        crate::server::signal(self.postmaster()?, "KILL")
     }
 
     /// Starts a cluster again after [`Cluster::kill9`]; returns when it accepts connections.

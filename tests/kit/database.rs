@@ -93,6 +93,8 @@ async fn template(cluster: &Cluster, admin: &Client, binary: &Path) -> Result<St
         return Ok(name);
     }
     let making = format!("making_{}", std::process::id());
+    // One that failed in this process stands there still.
+    admin.batch_execute(&format!("DROP DATABASE IF EXISTS {making} WITH (FORCE)")).await?;
     admin.batch_execute(&format!("CREATE DATABASE {making}")).await?;
     let database = config(cluster, &making);
     let mut process = Process::start(binary, &Settings::new(), &database).await?;

@@ -4,6 +4,7 @@
 
 pub mod clients;
 pub mod cluster;
+pub mod command;
 pub mod database;
 pub mod http;
 pub mod room;
@@ -12,6 +13,7 @@ pub mod server;
 pub mod settings;
 pub mod spec;
 pub mod sync;
+pub mod terminal;
 pub mod user;
 
 use std::{
@@ -20,11 +22,13 @@ use std::{
     task::{Context, Poll},
 };
 
+pub use command::{Command, Ended};
 pub use database::Database;
 pub use http::{Answer, Cost, Request, path};
 pub use server::{Process, Server};
 pub use settings::{SERVER_NAME, SHARED_SECRET, Settings};
 pub use sync::{Feed, Synced};
+pub use terminal::Terminal;
 pub use user::User;
 
 /// Work that goes on in the background; await it for its result. A panic in it is a panic here.

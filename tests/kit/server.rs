@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -159,11 +160,18 @@ impl Drop for Process {
     }
 }
 
-/// Sends a signal by name.
+/// Sends a signal by its name without `SIG`.
 pub fn signal(pid: u32, name: &str) -> Result<()> {
-    let status = Command::new("kill").args(["-s", name, &pid.to_string()]).status()?;
-    anyhow::ensure!(status.success(), "cannot send SIG{name} to {pid}");
-    Ok(())
+    let signal = match name {
+        "KILL" => Signal::KILL,
+        "TERM" => Signal::TERM,
+        "INT" => Signal::INT,
+        "STOP" => Signal::STOP,
+        "CONT" => Signal::CONT,
+        _ => bail!("the kit does not send SIG{name}"),
+    };
+    let process = Pid::from_raw(i32::try_from(pid)?).context("0 is no process")?;
+    kill_process(process, signal).with_context(|| format!("cannot send SIG{name} to {pid}"))
 }
 
 /// A chatd with a database of its own, and everything that a scenario asks of it.
