@@ -237,7 +237,7 @@ scenario! {
         register("-u bob --no-admin -k").argument(SHARED_SECRET).argument(&url)
             .input("from a pipe\n").end().ok();
         register("-u eve -p x --no-admin -k wrong").argument(&url).end()
-            .failed(77, &["403", "M_FORBIDDEN"]);
+            .failed(77, &["403", "HMAC incorrect"]);
         let nobody = format!("http://127.0.0.1:{}", free_port());
         register("-u eve -p x --no-admin -k wrong").argument(&nobody).end()
             .failed(69, &["cannot be reached", "check that the server is running"]);
