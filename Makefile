@@ -39,7 +39,7 @@ lint:
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 
 bench: packages
-	cargo bench --workspace --locked
+	cargo bench --bench figures --locked
 
 # What the programs and the embedded database need: a C compiler, and PostgreSQL's programs.
 packages:

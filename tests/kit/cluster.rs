@@ -98,7 +98,7 @@ impl Cluster {
 
     /// Ends every process of the server at once, as a power cut would.
     pub fn kill9(&self) -> Result<()> {
-        crate::server::signal(self.postmaster()?, "KILL")
+        crate::server::signal(self.pid()?, "KILL")
     }
 
     /// Starts a cluster again after [`Cluster::kill9`]; returns when it accepts connections.
@@ -118,7 +118,8 @@ impl Cluster {
         self.folder.join("data")
     }
 
-    fn postmaster(&self) -> Result<u32> {
+    /// The process id of the server.
+    pub fn pid(&self) -> Result<u32> {
         let file = std::fs::read_to_string(self.data().join("postmaster.pid"))?;
         Ok(file.lines().next().unwrap_or_default().trim().parse()?)
     }
