@@ -97,7 +97,8 @@ impl Request {
 
 /// Parses a query string; refuses values of the wrong type and escapes that are not UTF-8.
 pub(crate) fn parse_query<T: DeserializeOwned>(query: &str) -> Result<T> {
-    if query.contains('%') && percent_decode_str(query).decode_utf8().is_err() {
+    let text = percent_decode_str(query).decode_utf8();
+    if text.is_err() || text.is_ok_and(|text| text.contains('\0')) {
         return Err(Refusal::invalid_param("the query string is not valid UTF-8").into());
     }
     serde_html_form::from_str(query).map_err(|error| {
@@ -179,6 +180,7 @@ mod tests {
         assert_eq!(code(parse_query::<Page>("limit=5")), "M_MISSING_PARAM");
         assert_eq!(code(parse_query::<Page>("dir=b&limit=five")), "M_INVALID_PARAM");
         assert_eq!(code(parse_query::<Page>("dir=b&from=%ff")), "M_INVALID_PARAM");
+        assert_eq!(code(parse_query::<Page>("dir=b&from=a%00b")), "M_INVALID_PARAM");
     }
 
     #[test]

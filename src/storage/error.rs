@@ -54,6 +54,17 @@ impl Error {
         self.is("CH004")
     }
 
+    /// Whether a text was refused that PostgreSQL cannot keep: one with NUL in it, or one that is
+    /// too long for an index. Such texts come from clients only.
+    pub fn is_unstorable_text(&self) -> bool {
+        let states = [
+            SqlState::CHARACTER_NOT_IN_REPERTOIRE,
+            SqlState::UNTRANSLATABLE_CHARACTER,
+            SqlState::PROGRAM_LIMIT_EXCEEDED,
+        ];
+        self.state().is_some_and(|state| states.contains(state))
+    }
+
     /// Whether the same transaction may well succeed if it is sent again.
     pub fn is_transient(&self) -> bool {
         let transient = [SqlState::T_R_DEADLOCK_DETECTED, SqlState::T_R_SERIALIZATION_FAILURE];
@@ -147,6 +158,10 @@ impl std::error::Error for Error {}
 impl From<Error> for chatd_base::Error {
     /// What passes by itself is a 503, which clients repeat.
     fn from(error: Error) -> Self {
+        if error.is_unstorable_text() {
+            let message = "a text is too long or has a NUL character in it";
+            return chatd_base::Refusal::invalid_param(message).into();
+        }
         let away = match &error {
             Error::Lost(_) | Error::Settings(_) => true,
             // Class 53: the disk is full, there are too many connections.
