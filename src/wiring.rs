@@ -9,7 +9,7 @@ use chatd_config::{
     Assignment, Config, Database, DatabaseTls, PostgresDatabase, SigningKeys, TaskName,
 };
 use chatd_http::{Limits, Metrics, Router, Server};
-use chatd_rooms::{Rooms, Signer};
+use chatd_rooms::{Rooms, Signer, profile::finish_closed_accounts};
 use chatd_storage::{ConnectSettings, Host, Interner, Pool};
 use chatd_streams::{
     Owners, Streams,
@@ -90,8 +90,8 @@ async fn serve(
     let users = Arc::new(Users::new(deps));
     // Before anything is written, so that its memory is complete from the start.
     let sync = Arc::new(Sync::new(&users));
-    start_tasks(&users, mine);
     let rooms = Arc::new(Rooms::new(&users, Arc::new(owners), signer(&config)?));
+    start_tasks(&users, &rooms, mine);
     let reader = rooms.reader.clone();
     users.deps.streams.follow(&users.deps.pool, services);
     let admin = chatd_api_admin::App::new(config.clone(), users.clone(), clock.clone());
@@ -136,9 +136,10 @@ fn signer(config: &Config) -> Result<Signer> {
 }
 
 /// Starts the work that this instance does by itself.
-fn start_tasks(users: &Users, mine: &Assignment) {
+fn start_tasks(users: &Users, rooms: &Arc<Rooms>, mine: &Assignment) {
     let Deps { pool, clock, stop, .. } = users.deps.clone();
     if mine.runs(TaskName::Cleanup) {
+        tasks::spawn("closed_accounts", finish_closed_accounts(rooms.clone(), stop.clone()));
         tasks::spawn("cleanup", cleanup::run(pool, clock, stop));
     }
 }

@@ -20,7 +20,7 @@ mod live;
 mod owner;
 mod pdu;
 mod power;
-mod profile;
+pub mod profile;
 mod push;
 mod seal;
 mod send;

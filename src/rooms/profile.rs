@@ -1,7 +1,9 @@
 //! What a change of a user means for all their rooms: a new profile, or the end of the account.
 
-use chatd_base::{Result, UserNid};
-use chatd_storage::room_state;
+use std::{sync::Arc, time::Duration};
+
+use chatd_base::{Error, Result, Stop, UserNid};
+use chatd_storage::{accounts, room_state};
 use futures::{StreamExt, stream};
 use ruma_common::{OwnedRoomId, RoomId, UserId};
 
@@ -9,6 +11,9 @@ use crate::{Draft, Rooms, membership::Extra};
 
 /// Rooms that are worked on at the same time (R8).
 const AT_ONCE: usize = 16;
+/// How often closed accounts are looked for, and how many are worked on each time (R8).
+const LOOK_EVERY: Duration = Duration::from_secs(3600);
+const CLOSED_AT_ONCE: i64 = 100;
 
 impl Rooms {
     /// Sends the user's profile of now to all rooms that they are in. A room that refuses it is
@@ -45,6 +50,27 @@ impl Rooms {
             .await;
         Ok(())
     }
+}
+
+/// Until `stop`: takes closed accounts out of rooms that they are still in, since the server ended
+/// before it was done, or since somebody has invited them meanwhile.
+pub async fn finish_closed_accounts(rooms: Arc<Rooms>, stop: Stop) {
+    loop {
+        if let Err(error) = finish_some(&rooms).await {
+            tracing::warn!(%error, "could not take closed accounts out of their rooms");
+        }
+        if !stop.sleep(LOOK_EVERY).await {
+            return;
+        }
+    }
+}
+
+async fn finish_some(rooms: &Rooms) -> Result<()> {
+    for (user, user_id) in accounts::list_closed_in_rooms(&rooms.pool, CLOSED_AT_ONCE).await? {
+        let user_id = UserId::parse(&user_id).map_err(Error::internal)?;
+        rooms.leave_all(user, &user_id).await?;
+    }
+    Ok(())
 }
 
 fn note(what: &str, room: &OwnedRoomId, outcome: Result<()>) {

@@ -7,12 +7,11 @@ use crate::{Batch, Pool, Result, Row, params, statement::statements};
 statements! {
     LIST_ACCOUNTS_BY_LOCALPART = "SELECT u.user_nid, n.user_id, u.password_hash, u.created_ts,
                                          u.is_admin, u.is_guest, u.deactivated, u.erased, u.locked,
-                                         u.suspended, u.shadow_banned, u.user_type
+                                         u.user_type
                                   FROM users u JOIN users_nid n ON n.nid = u.user_nid
                                   WHERE lower(u.localpart) = lower($1) LIMIT 16";
     GET_ACCOUNT = "SELECT u.user_nid, n.user_id, u.password_hash, u.created_ts,
-                          u.is_admin, u.is_guest, u.deactivated, u.erased, u.locked,
-                          u.suspended, u.shadow_banned, u.user_type
+                          u.is_admin, u.is_guest, u.deactivated, u.erased, u.locked, u.user_type
                    FROM users u JOIN users_nid n ON n.nid = u.user_nid
                    WHERE u.user_nid = $1";
     LIST_LOCAL_USERS = "SELECT user_nid FROM users WHERE user_nid = ANY($1::int4[])";
@@ -23,6 +22,19 @@ statements! {
     DEACTIVATE = "UPDATE users SET deactivated = true, erased = erased OR $2, password_hash = NULL
                   WHERE user_nid = $1";
     DELETE_PUSH_RULES = "DELETE FROM push_rules WHERE user_nid = $1";
+    DELETE_ACCOUNT_DATA = "DELETE FROM account_data WHERE user_nid = $1";
+    DELETE_FILTERS = "DELETE FROM filters WHERE user_nid = $1";
+    DELETE_PRESENCE = "DELETE FROM presence WHERE user_nid = $1";
+    DELETE_LOGIN_TOKENS = "DELETE FROM login_tokens WHERE user_nid = $1";
+    DELETE_CROSS_SIGNING_KEYS = "DELETE FROM cross_signing_keys WHERE user_nid = $1";
+    DELETE_KEY_SIGNATURES = "DELETE FROM key_signatures WHERE user_nid = $1";
+    /// Closed accounts that are still in rooms or invited to some.
+    LIST_CLOSED_IN_ROOMS = "SELECT u.user_nid, n.user_id
+                            FROM users u JOIN users_nid n ON n.nid = u.user_nid
+                            WHERE u.deactivated
+                              AND EXISTS (SELECT FROM memberships m WHERE m.user_nid = u.user_nid
+                                          AND m.membership IN ('j', 'i', 'k'))
+                            LIMIT $1";
 }
 
 /// One account.
@@ -38,8 +50,6 @@ pub struct Account {
     pub deactivated: bool,
     pub erased: bool,
     pub locked: bool,
-    pub suspended: bool,
-    pub shadow_banned: bool,
     pub user_type: Option<String>,
 }
 
@@ -54,9 +64,7 @@ fn account(row: &Row) -> Account {
         deactivated: row.get(6),
         erased: row.get(7),
         locked: row.get(8),
-        suspended: row.get(9),
-        shadow_banned: row.get(10),
-        user_type: row.get(11),
+        user_type: row.get(9),
     }
 }
 
@@ -111,8 +119,25 @@ pub fn set_password(batch: &mut Batch, user: UserNid, hash: &str) {
     batch.add(&SET_PASSWORD, params![user.0, hash.to_owned()]);
 }
 
-/// Closes the account for good; its name stays taken.
+/// Closes the account for good, with everything of it that nobody else sees; its name stays taken.
 pub fn deactivate(batch: &mut Batch, user: UserNid, erase: bool) {
     batch.add(&DEACTIVATE, params![user.0, erase]);
-    batch.add(&DELETE_PUSH_RULES, params![user.0]);
+    for statement in [
+        &DELETE_PUSH_RULES,
+        &DELETE_ACCOUNT_DATA,
+        &DELETE_FILTERS,
+        &DELETE_PRESENCE,
+        &DELETE_LOGIN_TOKENS,
+        &DELETE_CROSS_SIGNING_KEYS,
+        &DELETE_KEY_SIGNATURES,
+    ] {
+        batch.add(statement, params![user.0]);
+    }
+    crate::room_keys::delete_all(batch, user);
+}
+
+/// At most `limit` closed accounts that have not left all their rooms.
+pub async fn list_closed_in_rooms(pool: &Pool, limit: i64) -> Result<Vec<(UserNid, String)>> {
+    let rows = pool.query(&LIST_CLOSED_IN_ROOMS, &[&limit]).await?;
+    Ok(rows.iter().map(|row| (UserNid(row.get(0)), row.get(1))).collect())
 }

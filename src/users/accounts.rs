@@ -47,16 +47,18 @@ impl Accounts {
         Ok(if found.len() == 1 { found.pop() } else { None })
     }
 
+    /// What attempts to log in as `name` are counted under: the same however it is written.
+    pub fn attempts_key(&self, name: &str) -> String {
+        let server_name = &self.deps.config.server_name;
+        match localpart_of(name, server_name) {
+            Some(localpart) => format!("@{localpart}:{server_name}").to_lowercase(),
+            None => name.to_lowercase(),
+        }
+    }
+
     /// The account of `user`, if it is one of this server.
     pub async fn get(&self, user: UserNid) -> Result<Option<Account>> {
         Ok(accounts::get(&self.deps.pool, user).await?)
-    }
-
-    /// Whether `user_id` has an account here that is not deactivated.
-    pub async fn is_active(&self, user_id: &UserId) -> Result<bool> {
-        let known = self.deps.interner.known_users(&[user_id.as_str()]).await?;
-        let Some(user) = known[0] else { return Ok(false) };
-        Ok(self.get(user).await?.is_some_and(|account| !account.deactivated))
     }
 
     /// The account that `name` and `password` open. Refuses with 403, always after the same time.
@@ -89,8 +91,9 @@ impl Accounts {
         Ok(())
     }
 
-    /// Closes the account: no password, no devices, no tokens; with `erase` no profile either.
-    /// Its rooms are left by the caller, who knows about rooms. The name stays taken.
+    /// Closes the account: no password, devices, tokens, keys, backups or account data; with
+    /// `erase` no profile either. Its rooms are left by the caller, who knows about rooms. The name
+    /// stays taken.
     pub async fn deactivate(&self, user: UserNid, user_id: &UserId, erase: bool) -> Result<()> {
         let close = move |batch: &mut Batch| {
             accounts::deactivate(batch, user, erase);

@@ -13,8 +13,6 @@ CREATE TABLE users (
     -- Asked to be forgotten when it was deactivated.
     erased boolean NOT NULL DEFAULT false,
     locked boolean NOT NULL DEFAULT false,
-    suspended boolean NOT NULL DEFAULT false,
-    shadow_banned boolean NOT NULL DEFAULT false,
     -- 'bot', 'support' and the like; absent for people.
     user_type text
 ) WITH (fillfactor = 90);
