@@ -103,7 +103,7 @@ async fn by_password(app: &App, body: &LoginBody) -> Result<Account> {
     let name = name.ok_or_else(|| Refusal::missing_param("identifier.user is missing"))?;
     let password = body.password.as_deref();
     let password = password.ok_or_else(|| Refusal::missing_param("password is missing"))?;
-    let key = name.to_lowercase();
+    let key = app.users.accounts.attempts_key(name);
     app.limits.would_allow(LimitClass::LoginFailedAttempts, &key)?;
     let outcome = app.users.accounts.check_password(name, password).await;
     if outcome.as_ref().err().is_some_and(|error| error.errcode() == Some("M_FORBIDDEN")) {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use chatd_base::{Error, Refusal, Requester, Result};
+use chatd_base::{Error, Refusal, Requester, Result, UserNid};
 use chatd_config::RouterName;
 use chatd_http::{Auth, Reply, Request, Router, v3};
 use chatd_users::profiles::{self, AVATAR_URL, DISPLAYNAME, Profile};
@@ -89,11 +89,23 @@ async fn profile(app: &App, request: &Request) -> Result<Arc<Profile>> {
     let user_id: OwnedUserId = request.arg_as("userId")?;
     let known = app.users.deps.interner.known_users(&[user_id.as_str()]).await?;
     let user = known[0].ok_or_else(unknown_user)?;
+    check_may_see(app, request, user).await?;
     let profile = app.users.profiles.get(user).await?;
     if !profile.is_local {
         return Err(unknown_user());
     }
     Ok(profile)
+}
+
+/// Refuses those who share no room with `user`, where the configuration asks for that.
+async fn check_may_see(app: &App, request: &Request, user: UserNid) -> Result<()> {
+    let Some(who) = request.requester().filter(|_| app.config.profiles.only_shared_rooms) else {
+        return Ok(());
+    };
+    if who.user == user || app.users.profiles.share_a_room(who.user, user).await? {
+        return Ok(());
+    }
+    Err(Refusal::forbidden("you share no room with that user").into())
 }
 
 fn unknown_user() -> Error {

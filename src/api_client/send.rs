@@ -19,7 +19,6 @@ pub fn router(app: &Arc<App>) -> Router {
         .put(v3("/rooms/{roomId}/state/{eventType}/{stateKey?}"), Auth::Token, put_state)
         .limit(LimitClass::Message)
         .put(v3("/rooms/{roomId}/redact/{eventId}/{txnId}"), Auth::Token, redact)
-        .limit(LimitClass::Message)
         .done()
 }
 
@@ -60,6 +59,8 @@ struct Redaction {
 /// Strips an event of its content.
 async fn redact(app: Arc<App>, req: Request) -> Result<Reply> {
     let who = req.who()?;
+    let class = if who.is_admin { LimitClass::AdminRedaction } else { LimitClass::Message };
+    app.limits.check(class, who.user_id.as_str())?;
     let room_id: OwnedRoomId = req.arg_as("roomId")?;
     let body: Redaction = req.json_or_empty()?;
     let content = body.reason.map(|reason| ("reason".to_owned(), reason.into()));

@@ -68,13 +68,13 @@ async fn ask(
         let message = "there is no way to authenticate again: passwords are switched off";
         return Err(Refusal::forbidden(message).into());
     }
-    let key = who.user_id.as_str();
-    app.limits.would_allow(LimitClass::LoginFailedAttempts, key)?;
+    let key = app.users.accounts.attempts_key(who.user_id.as_str());
+    app.limits.would_allow(LimitClass::LoginFailedAttempts, &key)?;
     let path = request.uri().path();
     let operation = Operation { method: request.method().as_str(), path, who: Some(who) };
     let outcome = app.users.ui_auth.check(&[&[Stage::Password]], operation, body).await;
     if outcome.as_ref().err().is_some_and(is_wrong_password) {
-        app.limits.check(LimitClass::LoginFailedAttempts, key)?;
+        app.limits.check(LimitClass::LoginFailedAttempts, &key)?;
     }
     outcome
 }

@@ -20,7 +20,7 @@ use crate::{
 
 /// Longest device id and display name, in characters.
 pub const MAX_DEVICE_ID: usize = 512;
-const MAX_DISPLAY_NAME: usize = 100;
+pub const MAX_DISPLAY_NAME: usize = 100;
 
 /// A device as clients see it.
 #[derive(Clone, Debug, Serialize)]

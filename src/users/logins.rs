@@ -13,7 +13,7 @@ use ruma_common::UserId;
 use crate::{
     Deps,
     accounts::{Account, deactivated},
-    devices::MAX_DEVICE_ID,
+    devices::{MAX_DEVICE_ID, MAX_DISPLAY_NAME},
     tokens::{Ended, Tokens, digest},
 };
 
@@ -26,7 +26,7 @@ const REMEMBER_EXPIRED: Duration = Duration::from_secs(24 * 3600);
 pub struct LoginRequest {
     /// Made up if absent.
     pub device_id: Option<String>,
-    /// Of a new device.
+    /// Of a new device; cut where it is too long.
     pub display_name: Option<String>,
     /// Whether the client can use refresh tokens.
     pub wants_refresh: bool,
@@ -82,7 +82,9 @@ impl Logins {
             wanted.wants_refresh && self.lifetimes.refreshable_access_token_lifetime.is_some();
         let (given, new) = self.mint(user_id, user, &device_id, session_ends_ms, refreshable);
         let mut batch = Batch::new();
-        tokens::insert_login(&mut batch, new, wanted.display_name);
+        let display_name =
+            wanted.display_name.map(|name| name.chars().take(MAX_DISPLAY_NAME).collect());
+        tokens::insert_login(&mut batch, new, display_name);
         self.pool.commit(batch).await?;
         if may_exist {
             self.tokens.forget(user, Ended::Devices(std::slice::from_ref(&device_id)));

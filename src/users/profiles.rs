@@ -9,7 +9,7 @@ use std::{
 };
 
 use chatd_base::{Error, Refusal, Result, UserNid};
-use chatd_storage::{Batch, Pool, accounts, profiles};
+use chatd_storage::{Batch, Pool, accounts, memberships, profiles};
 use quick_cache::sync::Cache;
 use serde_json::Value;
 
@@ -138,6 +138,11 @@ impl Profiles {
         self.pool.commit(batch).await?;
         self.forget(user);
         Ok((self.get(user).await?, true))
+    }
+
+    /// Whether there is a room that both are in.
+    pub async fn share_a_room(&self, one: UserNid, other: UserNid) -> Result<bool> {
+        Ok(!memberships::list_sharing(&self.pool, one, &[other]).await?.is_empty())
     }
 
     /// Drops what is in memory about a profile that has been written.

@@ -1,6 +1,6 @@
 //! Bad input: nothing that a client sends gets anything but a proper error.
 
-use chatd_kit::{Answer, Server, Settings, User, path, scenario};
+use chatd_kit::{Answer, Server, User, path, scenario};
 use serde_json::{Value, json};
 
 /// A refusal with an `errcode`, whatever it is, in the 400s.
@@ -306,46 +306,6 @@ scenario! {
         ] {
             assert_eq!(answer.header("access-control-allow-origin"), Some("*"), "{answer}");
         }
-    }
-
-    async fn too_many_messages_are_slowed_down(server: Server)
-        with (Settings::new().with("rc_message", json!({"per_second": 0.5, "burst_count": 3})))
-    {
-        let alice = server.user("alice").await;
-        let room = alice.create_room().await;
-        let mut refused = None;
-        for number in 0..10 {
-            let answer = alice.send_text(&room, &number.to_string()).await;
-            if answer.status != 200 {
-                refused = Some(answer);
-                break;
-            }
-        }
-        let refused = refused.expect("ten messages are too many");
-        refused.refused(429, "M_LIMIT_EXCEEDED");
-        let wait = refused.json()["retry_after_ms"].as_u64().expect("retry_after_ms");
-        assert!((1..=2_000).contains(&wait), "{wait}");
-        let header: u64 = refused.header("retry-after").expect("Retry-After").parse().expect("seconds");
-        assert_eq!(header, wait.div_ceil(1_000));
-    }
-
-    async fn too_many_logins_are_slowed_down(server: Server)
-        with (Settings::new().with("rc_login", json!({
-            "address": {"per_second": 0.2, "burst_count": 4},
-            "account": {"per_second": 100, "burst_count": 100},
-            "failed_attempts": {"per_second": 100, "burst_count": 100},
-        })))
-    {
-        server.user("alice").await;
-        let body = json!({
-            "type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"},
-            "password": "wrong",
-        });
-        let mut last: Option<Answer> = None;
-        for _ in 0..6 {
-            last = Some(server.request("POST", "/login").json(&body).await);
-        }
-        last.expect("six tries").refused(429, "M_LIMIT_EXCEEDED");
     }
 
     async fn an_event_that_is_too_large_harms_no_other(server: Server) {
