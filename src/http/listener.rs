@@ -13,6 +13,8 @@ use std::{
 
 use chatd_base::{Stop, tasks};
 use chatd_config::{Bind, Listener};
+use futures::FutureExt;
+use http::{HeaderValue, Version, header::CONNECTION};
 use hyper::service::service_fn;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -35,6 +37,9 @@ const TLS_HANDSHAKE: Duration = Duration::from_secs(10);
 const MAX_HEAD: usize = 64 * 1024;
 const MAX_HEAD_H2: u32 = 64 * 1024;
 const MAX_HEADERS: usize = 128;
+/// After the end was asked for, connections are served for this long as before, each answer being
+/// the last one of its connection. So only clients that have been silent find theirs closed.
+const LAME_DUCK: Duration = Duration::from_millis(100);
 /// Pause after a failed accept: there are no file handles left, and a loop would not free any.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -141,10 +146,18 @@ impl Socket {
                 stop.sleep(ACCEPT_PAUSE).await;
             }
         }
+        self.drain(&service, &stop).await;
         if let Self::Unix(_, path) = &self {
             // Nobody can connect any more; a leftover would only be in the way of a person.
             let _ = std::fs::remove_file(path);
         }
+    }
+
+    /// Takes in who has connected already: closing the socket would break those off.
+    async fn drain(&self, service: &Service, stop: &Stop) {
+        while let Ok(permit) = service.connections.clone().try_acquire_owned()
+            && let Some(Ok(())) = self.accept(service, permit, stop).now_or_never()
+        {}
     }
 
     async fn accept(
@@ -209,13 +222,27 @@ impl Service {
         let gauge = metrics::gauge!("chatd_http_connections");
         gauge.increment(1.0);
         let (edge, site) = (self.edge, self.site);
-        let service =
-            service_fn(move |request| edge::answer(edge.clone(), site.clone(), peer, request));
+        let asked = stop.clone();
+        let service = service_fn(move |request| {
+            let is_http1 = request.version() < Version::HTTP_2;
+            let (answer, stop) =
+                (edge::answer(edge.clone(), site.clone(), peer, request), asked.clone());
+            async move {
+                let mut answer = answer.await;
+                if let Ok(answer) = &mut answer
+                    && is_http1
+                    && stop.is_triggered()
+                {
+                    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                answer
+            }
+        });
         let protocol = protocol();
         let mut connection = pin!(protocol.serve_connection(TokioIo::new(stream), service));
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
-            () = stop.triggered() => {
+            () = lame(&stop) => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
@@ -225,6 +252,12 @@ impl Service {
         }
         gauge.decrement(1.0);
     }
+}
+
+/// Returns some time after the end was asked for.
+async fn lame(stop: &Stop) {
+    stop.triggered().await;
+    tokio::time::sleep(LAME_DUCK).await;
 }
 
 /// HTTP/1.1, or HTTP/2 where the client starts with it.
