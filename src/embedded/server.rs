@@ -179,7 +179,11 @@ fn wait(shared: &Arc<Shared>, child: &mut Child) -> bool {
 /// Passes one line of PostgreSQL's log on to ours.
 fn note(shared: &Shared, line: String) {
     let target_line = line.trim_end();
-    if ["FATAL:", "PANIC:", "ERROR:", "WARNING:"].iter().any(|level| target_line.contains(level)) {
+    let is_serious =
+        ["FATAL:", "PANIC:", "ERROR:", "WARNING:"].iter().any(|level| target_line.contains(level));
+    // It says this to our own attempts to connect, while it starts and ends.
+    let is_busy = target_line.contains("FATAL:  the database system is");
+    if is_serious && !is_busy {
         tracing::warn!(target: "chatd::postgres", "{target_line}");
     } else {
         tracing::debug!(target: "chatd::postgres", "{target_line}");

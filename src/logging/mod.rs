@@ -34,8 +34,14 @@ pub fn check(config: &Config) -> Result<(), ConfigError> {
     config.log_config.as_deref().map_or(Ok(()), |file| LogConfig::read(file).map(drop))
 }
 
-/// Libraries whose `info` is about single events and statements.
-const TALKATIVE: &[&str] = &["ruma", "tokio_postgres"];
+/// Libraries that tell of single events, statements and connections, and from which level on
+/// they are heard.
+const TALKATIVE: &[(&str, LevelFilter)] = &[
+    ("ruma", LevelFilter::WARN),
+    ("tokio_postgres", LevelFilter::WARN),
+    // A warning for each connection when the database ends; our pool tells it once.
+    ("deadpool", LevelFilter::ERROR),
+];
 
 /// A filter with this level for everything; talkative libraries are less so at `info`.
 fn everything_at(level: LevelFilter) -> Targets {
@@ -43,7 +49,7 @@ fn everything_at(level: LevelFilter) -> Targets {
     if level != LevelFilter::INFO {
         return all;
     }
-    TALKATIVE.iter().fold(all, |filter, prefix| filter.with_target(*prefix, LevelFilter::WARN))
+    TALKATIVE.iter().fold(all, |filter, (prefix, level)| filter.with_target(*prefix, *level))
 }
 
 /// Without `log_config`: `info`, or what `RUST_LOG` says, on standard error.
