@@ -117,19 +117,18 @@ impl Pool {
     /// A connection for work that the other functions do not cover (migrations, `COPY`).
     pub(crate) async fn client(&self) -> Result<Client> {
         let client = self.inner.get().await.map_err(|error| Error::from_pool(&error));
-        match &client {
-            Err(error) => self.note_lost(error),
-            Ok(_) if self.is_away.swap(false, Ordering::Relaxed) => {
-                tracing::info!("the database is back");
-            }
-            Ok(_) => {}
-        }
-        client
+        client.inspect_err(|error| self.note_lost(error))
     }
 
     fn note_lost(&self, error: &Error) {
         if matches!(error, Error::Lost(_)) && !self.is_away.swap(true, Ordering::Relaxed) {
             tracing::warn!(%error, "lost the database");
+        }
+    }
+
+    fn note_answer(&self) {
+        if self.is_away.load(Ordering::Relaxed) && self.is_away.swap(false, Ordering::Relaxed) {
+            tracing::info!("the database is back");
         }
     }
 
@@ -160,9 +159,12 @@ impl Pool {
             Ok(outcome) => outcome.map_err(|cause| Error::from_postgres(statement.name, cause)),
             Err(_) => Err(Error::Lost(format!("{}: no answer", statement.name))),
         };
-        if let Err(error @ Error::Lost(_)) = &outcome {
-            self.note_lost(error);
-            drop(Client::take(client));
+        match &outcome {
+            Err(error @ Error::Lost(_)) => {
+                self.note_lost(error);
+                drop(Client::take(client));
+            }
+            _ => self.note_answer(),
         }
         outcome
     }
@@ -196,7 +198,10 @@ impl Pool {
         let outcome = batch.run(guard.client()).await;
         match &outcome {
             Err(error @ Error::Lost(_)) => self.note_lost(error),
-            _ => guard.finish(),
+            _ => {
+                guard.finish();
+                self.note_answer();
+            }
         }
         outcome
     }
