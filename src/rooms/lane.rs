@@ -202,15 +202,19 @@ impl Committer {
     /// A job that fails by itself: a repeated request gets the event of the first one.
     async fn fail_alone(&self, job: Job, error: Error) {
         let txn = job.events.first().and_then(|event| Some(event.new.txn.as_ref()?.digest));
-        if error.is_unique_violation()
-            && let Some(digest) = txn
-            && let Ok(Some(event_id)) = rooms::get_txn_event(&self.pool, digest).await
-            && let Ok(event_id) = OwnedEventId::try_from(event_id)
-        {
-            job.fail(Outcome::Repeat(event_id));
-            return;
-        }
-        job.fail(Outcome::Failed(Arc::new(error)));
+        let outcome = match txn.filter(|_| error.is_unique_violation()) {
+            Some(digest) => match rooms::get_txn_event(&self.pool, digest).await {
+                Ok(Some(event_id)) => match OwnedEventId::try_from(event_id) {
+                    Ok(event_id) => Outcome::Repeat(event_id),
+                    Err(_) => Outcome::Failed(Arc::new(error)),
+                },
+                // Something else was there already.
+                Ok(None) => Outcome::Failed(Arc::new(error)),
+                Err(lost) => Outcome::Failed(Arc::new(lost)),
+            },
+            None => Outcome::Failed(Arc::new(error)),
+        };
+        job.fail(outcome);
     }
 }
 
