@@ -9,7 +9,7 @@ use chatd_storage::{
 };
 
 /// How often an idle process asks. One that writes is told by its first commit.
-const EVERY: Duration = Duration::from_secs(10);
+const EVERY: Duration = Duration::from_secs(5);
 
 /// Until `stop`: fails the process when another one has taken its seat, since what it holds in
 /// memory is not what the tables say any more.

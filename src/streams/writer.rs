@@ -50,7 +50,7 @@ const MOST_CHANGES: usize = 512;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Pause between questions to a database that is away; it doubles up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(400);
 /// How often a transaction is sent again that met another one.
 const REPEATS: u32 = 5;
 
