@@ -7,6 +7,7 @@ mod cli;
 mod clients;
 mod edge;
 mod encryption;
+mod faults;
 mod limits;
 mod live;
 mod push;

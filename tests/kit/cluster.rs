@@ -98,7 +98,19 @@ impl Cluster {
 
     /// Ends every process of the server at once, as a power cut would.
     pub fn kill9(&self) -> Result<()> {
-        crate::server::signal(self.pid()?, "KILL")
+        kill9(&self.data())
+    }
+
+    /// Ends one of the processes that serve a connection; PostgreSQL then ends all others and
+    /// reads its journal.
+    pub fn kill9_one_backend(&self) -> Result<()> {
+        let title = |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/cmdline"));
+        let all = children(postmaster(&self.data())?);
+        let serves = |pid: &&u32| title(pid).is_ok_and(|title| title.contains("[local]"));
+        match all.iter().find(serves) {
+            Some(pid) => kill(&[*pid]),
+            None => Ok(()),
+        }
     }
 
     /// Starts a cluster again after [`Cluster::kill9`]; returns when it accepts connections.
@@ -120,8 +132,7 @@ impl Cluster {
 
     /// The process id of the server.
     pub fn pid(&self) -> Result<u32> {
-        let file = std::fs::read_to_string(self.data().join("postmaster.pid"))?;
-        Ok(file.lines().next().unwrap_or_default().trim().parse()?)
+        postmaster(&self.data())
     }
 
     fn accepts(&self) -> bool {
@@ -187,6 +198,43 @@ impl Cluster {
         quiet(&mut command);
         Ok(command)
     }
+}
+
+/// Ends every process of the PostgreSQL that runs on this data folder, as a power cut would.
+pub fn kill9(data: &Path) -> Result<()> {
+    let postmaster = postmaster(data)?;
+    let mut all = children(postmaster);
+    all.insert(0, postmaster);
+    kill(&all)
+}
+
+/// The first process of the PostgreSQL that runs on this data folder.
+fn postmaster(data: &Path) -> Result<u32> {
+    let file = std::fs::read_to_string(data.join("postmaster.pid"))?;
+    Ok(file.lines().next().unwrap_or_default().trim().parse()?)
+}
+
+fn children(parent: u32) -> Vec<u32> {
+    let parent_of = |pid: u32| -> Option<u32> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name in brackets may hold anything; state and parent follow it.
+        stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+    };
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid| parent_of(*pid) == Some(parent))
+        .collect()
+}
+
+fn kill(pids: &[u32]) -> Result<()> {
+    // Some may have ended by themselves meanwhile.
+    Command::new("kill")
+        .arg("-9")
+        .args(pids.iter().map(u32::to_string))
+        .stderr(Stdio::null())
+        .status()?;
+    Ok(())
 }
 
 /// `/tmp/chatd-kit-<tree>`: short, since a socket's path may have 107 bytes only.

@@ -1,7 +1,8 @@
 //! The real binary, started with a generated homeserver.yaml, and ended with the test.
 
 use std::{
-    fs::File,
+    fs::{File, Permissions},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
@@ -32,6 +33,8 @@ impl Process {
     /// Starts `binary` on a free port of the loopback address; returns when it is healthy.
     pub async fn start(binary: &Path, settings: &Settings, database: &Value) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("chatd-").tempdir()?;
+        // An embedded PostgreSQL may have to run as another user.
+        std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755))?;
         let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let listener = json!({
             "type": "http",
@@ -81,8 +84,14 @@ impl Process {
 
     /// Asks it to end, and waits until it has.
     pub async fn sigterm(&mut self) -> Result<ExitStatus> {
+        let pid = self.pid().context("it does not run")?;
+        signal(pid, "TERM")?;
+        self.ended().await
+    }
+
+    /// Waits until it has ended.
+    pub async fn ended(&mut self) -> Result<ExitStatus> {
         let mut child = self.child.take().context("it does not run")?;
-        signal(child.id(), "TERM")?;
         let deadline = Instant::now() + STOP_LIMIT;
         loop {
             if let Some(status) = child.try_wait()? {
@@ -91,7 +100,7 @@ impl Process {
             if Instant::now() > deadline {
                 child.kill()?;
                 child.wait()?;
-                bail!("chatd did not end within {STOP_LIMIT:?} of SIGTERM:\n{}", self.log());
+                bail!("chatd did not end within {STOP_LIMIT:?}:\n{}", self.log());
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }

@@ -84,6 +84,12 @@ impl User {
         Self { token: token.to_owned(), ..self.clone() }
     }
 
+    /// The same device, talking to another server on the same database.
+    #[must_use]
+    pub fn at(&self, http: &Http) -> Self {
+        Self { http: http.clone(), ..self.clone() }
+    }
+
     /// Any request with this device's token.
     pub fn request(&self, method: &str, path: impl Into<String>) -> Request {
         self.http.request(method, path).token(&self.token)
