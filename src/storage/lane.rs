@@ -39,11 +39,13 @@ statements! {
                                          $6::bool[])";
     INSERT_ALIASES = "INSERT INTO room_aliases (alias, room, creator)
                       SELECT * FROM unnest($1::text[], $2::int4[], $3::int4[])";
-    UPSERT_HEADS = "INSERT INTO room_heads (room, events, snapshots)
-                    SELECT room, events::int8[], snapshots::int8[]
-                    FROM unnest($1::int4[], $2::text[], $3::text[]) AS t(room, events, snapshots)
+    UPSERT_HEADS = "INSERT INTO room_heads (room, events, snapshots, state)
+                    SELECT room, events::int8[], snapshots::int8[], state
+                    FROM unnest($1::int4[], $2::text[], $3::text[], $4::int8[])
+                         AS t(room, events, snapshots, state)
                     ON CONFLICT (room)
-                    DO UPDATE SET events = excluded.events, snapshots = excluded.snapshots";
+                    DO UPDATE SET events = excluded.events, snapshots = excluded.snapshots,
+                                  state = excluded.state";
     INSERT_SNAPSHOTS = "INSERT INTO state_snapshots (room, id, chain, delta, root, entries)
                         SELECT room, id, chain::int8[], delta, root, entries
                         FROM unnest($1::int4[], $2::int8[], $3::text[], $4::bytea[], $5::bytea[], $6::int4[])
@@ -95,6 +97,12 @@ statements! {
                    FROM unnest($1::int8[], $2::text[], $3::int8[]) AS t(nid, content, by)
                    WHERE j.nid = t.nid";
     REDACT_EVENTS = "UPDATE events SET flags = flags | 8 WHERE nid = ANY($1::int8[])";
+    INSERT_PENDING_REDACTIONS = "INSERT INTO pending_redactions (room, target, redaction)
+                                 SELECT * FROM unnest($1::int4[], $2::text[], $3::int8[])
+                                 ON CONFLICT DO NOTHING";
+    DELETE_PENDING_REDACTIONS = "DELETE FROM pending_redactions p
+                                 USING unnest($1::int4[], $2::text[]) AS t(room, target)
+                                 WHERE p.room = t.room AND p.target = t.target";
     DELETE_REDACTED_RELATIONS = "DELETE FROM event_relations r USING events e
                                  WHERE e.nid = ANY($1::int8[]) AND r.room = e.room AND r.child = e.nid";
 }
@@ -122,10 +130,12 @@ pub struct NewEvent {
     pub relation: Option<(String, String)>,
     pub notifications: Option<NewNotifications>,
     pub redaction: Option<NewRedaction>,
-    pub membership: Option<NewMembership>,
+    /// Memberships that change with it: its own, and what state resolution makes of others.
+    pub memberships: Vec<NewMembership>,
     /// Changes of the current state (key, new event, previous event).
     pub state_changes: Vec<(KeyNid, Option<EventNid>, Option<EventNid>)>,
-    pub snapshot_after: Option<NewSnapshot>,
+    /// Snapshots that are made with it.
+    pub snapshots: Vec<NewSnapshot>,
 }
 
 /// The request that makes an event.
@@ -144,16 +154,30 @@ pub struct NewNotifications {
     pub highlight: Vec<UserNid>,
 }
 
-/// The target of a redaction and what is left of its content.
+/// What an event has to do with redactions.
 #[derive(Clone, Debug)]
-pub struct NewRedaction {
-    pub target: EventNid,
-    pub content: String,
+pub enum NewRedaction {
+    /// `by` prunes `target`, of which `content` is left. Either may be the event itself.
+    Prune { target: EventNid, content: String, by: EventNid },
+    /// The event redacts one that has not come yet.
+    Pending { target: String },
+}
+
+/// Forward extremities of a room after a commit.
+#[derive(Clone, Debug, Default)]
+pub struct NewHeads {
+    /// Each with the snapshot after it.
+    pub events: Vec<(EventNid, SnapshotId)>,
+    /// The state that the next event finds.
+    pub state: SnapshotId,
 }
 
 #[derive(Clone, Debug)]
 pub struct NewMembership {
     pub user: UserNid,
+    /// The member event that is in force now, and who sent it.
+    pub event: EventNid,
+    pub sender: UserNid,
     pub membership: i8,
     pub is_local: bool,
     /// JSON array of stripped state, for an invited or knocking local user.
@@ -179,8 +203,8 @@ pub struct LaneCommit<'a> {
     pub rooms: Vec<&'a NewRoom>,
     /// In stream order.
     pub events: Vec<&'a NewEvent>,
-    /// Final heads of each room and the snapshots after them.
-    pub heads: BTreeMap<RoomNid, Vec<(EventNid, SnapshotId)>>,
+    /// Final heads of each room.
+    pub heads: BTreeMap<RoomNid, &'a NewHeads>,
     pub now_ms: i64,
 }
 
@@ -277,19 +301,21 @@ fn add_events(batch: &mut Batch, commit: &LaneCommit<'_>, seat: Seat) {
 }
 
 fn add_heads(batch: &mut Batch, commit: &LaneCommit<'_>) {
+    let heads = || commit.heads.values();
     batch.add(
         &UPSERT_HEADS,
         params![
             commit.heads.keys().map(|room| room.0).collect::<Vec<_>>(),
-            commit.heads.values().map(|h| literal(h.iter().map(|(e, _)| e))).collect::<Vec<_>>(),
-            commit.heads.values().map(|h| literal(h.iter().map(|(_, s)| s))).collect::<Vec<_>>(),
+            heads().map(|h| literal(h.events.iter().map(|(e, _)| e))).collect::<Vec<_>>(),
+            heads().map(|h| literal(h.events.iter().map(|(_, s)| s))).collect::<Vec<_>>(),
+            heads().map(|h| h.state.0).collect::<Vec<_>>(),
         ],
     );
 }
 
 fn add_snapshots(batch: &mut Batch, commit: &LaneCommit<'_>) {
     let new: Vec<&NewSnapshot> =
-        commit.events.iter().filter_map(|event| event.snapshot_after.as_ref()).collect();
+        commit.events.iter().flat_map(|event| event.snapshots.iter()).collect();
     if new.is_empty() {
         return;
     }
@@ -360,7 +386,7 @@ fn add_memberships(batch: &mut Batch, commit: &LaneCommit<'_>) {
         .events
         .iter()
         .zip(0_i64..)
-        .filter_map(|(event, offset)| Some((*event, offset, event.membership.as_ref()?)))
+        .flat_map(|(event, offset)| event.memberships.iter().map(move |m| (*event, offset, m)))
         .collect();
     if changes.is_empty() {
         return;
@@ -375,8 +401,8 @@ fn add_memberships(batch: &mut Batch, commit: &LaneCommit<'_>) {
             last.keys().map(|(_, room)| *room).collect::<Vec<_>>(),
             last.values().map(|c| c.2.membership).collect::<Vec<_>>(),
             last.values().map(|c| c.2.is_local).collect::<Vec<_>>(),
-            last.values().map(|c| c.0.sender.0).collect::<Vec<_>>(),
-            last.values().map(|c| c.0.nid.0).collect::<Vec<_>>(),
+            last.values().map(|c| c.2.sender.0).collect::<Vec<_>>(),
+            last.values().map(|c| c.2.event.0).collect::<Vec<_>>(),
             last.values().map(|c| c.1).collect::<Vec<_>>(),
         ],
     );
@@ -387,7 +413,7 @@ fn add_memberships(batch: &mut Batch, commit: &LaneCommit<'_>) {
             changes.iter().map(|c| c.0.room.0).collect::<Vec<_>>(),
             changes.iter().map(|c| c.1).collect::<Vec<_>>(),
             changes.iter().map(|c| c.2.membership).collect::<Vec<_>>(),
-            changes.iter().map(|c| c.0.nid.0).collect::<Vec<_>>(),
+            changes.iter().map(|c| c.2.event.0).collect::<Vec<_>>(),
         ],
     );
     let stripped: Vec<_> = last.values().filter(|c| c.2.stripped.is_some()).collect();
@@ -453,17 +479,41 @@ fn add_extras(batch: &mut Batch, commit: &LaneCommit<'_>) {
 }
 
 fn add_redactions(batch: &mut Batch, commit: &LaneCommit<'_>) {
-    let redactions: BTreeMap<i64, (String, i64)> = commit
-        .events
-        .iter()
-        .filter_map(|e| e.redaction.as_ref().map(|r| (r.target.0, (r.content.clone(), e.nid.0))))
-        .collect();
-    if redactions.is_empty() {
-        return;
+    let mut pruned: BTreeMap<i64, (String, i64)> = BTreeMap::new();
+    let (mut pending, mut settled) = (Vec::new(), Vec::new());
+    for event in &commit.events {
+        match &event.redaction {
+            Some(NewRedaction::Prune { target, content, by }) => {
+                pruned.insert(target.0, (content.clone(), by.0));
+                if *target == event.nid {
+                    settled.push((event.room.0, event.event_id.clone()));
+                }
+            }
+            Some(NewRedaction::Pending { target }) => {
+                pending.push((event.room.0, target.clone(), event.nid.0));
+            }
+            None => {}
+        }
     }
-    let targets: Vec<i64> = redactions.keys().copied().collect();
-    let (contents, by): (Vec<String>, Vec<i64>) = redactions.into_values().unzip();
-    batch.add(&REDACT_JSON, params![targets.clone(), contents, by]);
-    batch.add(&REDACT_EVENTS, params![targets.clone()]);
-    batch.add(&DELETE_REDACTED_RELATIONS, params![targets]);
+    if !pruned.is_empty() {
+        let targets: Vec<i64> = pruned.keys().copied().collect();
+        let (contents, by): (Vec<String>, Vec<i64>) = pruned.into_values().unzip();
+        batch.add(&REDACT_JSON, params![targets.clone(), contents, by]);
+        batch.add(&REDACT_EVENTS, params![targets.clone()]);
+        batch.add(&DELETE_REDACTED_RELATIONS, params![targets]);
+    }
+    if !pending.is_empty() {
+        batch.add(
+            &INSERT_PENDING_REDACTIONS,
+            params![
+                pending.iter().map(|p| p.0).collect::<Vec<_>>(),
+                pending.iter().map(|p| p.1.clone()).collect::<Vec<_>>(),
+                pending.iter().map(|p| p.2).collect::<Vec<_>>(),
+            ],
+        );
+    }
+    if !settled.is_empty() {
+        let (rooms, targets): (Vec<i32>, Vec<String>) = settled.into_iter().unzip();
+        batch.add(&DELETE_PENDING_REDACTIONS, params![rooms, targets]);
+    }
 }

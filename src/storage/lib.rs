@@ -19,6 +19,7 @@ pub mod devices;
 pub mod directory;
 pub mod events;
 pub mod filters;
+pub mod graph;
 pub mod keys;
 pub mod lane;
 pub mod memberships;

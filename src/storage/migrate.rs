@@ -20,7 +20,8 @@ migrations![
     "0006_sync",
     "0007_state_past",
     "0008_event_txns",
-    "0009_seats"
+    "0009_seats",
+    "0010_forks"
 ];
 
 /// Key of the advisory lock that makes instances migrate one after the other.

@@ -5,13 +5,16 @@ use chatd_base::{EventNid, KeyNid, RoomNid, SnapshotId, UserNid};
 use crate::{Error, Pool, Result, statement::statements};
 
 statements! {
-    GET_ROOM = "SELECT r.nid, r.version, r.creator, coalesce(h.events, '{}'), coalesce(h.snapshots, '{}')
+    GET_ROOM = "SELECT r.nid, r.version, r.creator, coalesce(h.events, '{}'), coalesce(h.snapshots, '{}'),
+                       coalesce(h.state, h.snapshots[1], 0)
                 FROM rooms r LEFT JOIN room_heads h ON h.room = r.nid WHERE r.room_id = $1";
     LIST_CURRENT_STATE = "SELECT key, event FROM current_state WHERE room = $1";
     /// Bodies of all current state but the memberships of users of other servers.
     LIST_STATE_BODIES = "SELECT e.nid, e.event_id, k.type, k.state_key, u.user_id, e.origin_ts, e.depth,
-                                j.content, e.key, e.sender
+                                j.content, e.key, e.sender,
+                                CASE WHEN r.version IN ('1', '2') THEN j.rest END
                          FROM current_state c
+                         JOIN rooms r ON r.nid = c.room
                          JOIN events e ON e.nid = c.event
                          JOIN event_json j ON j.nid = c.event
                          JOIN state_keys k ON k.nid = c.key
@@ -22,8 +25,10 @@ statements! {
                                 WHERE m.room = $1 AND mu.user_id = k.state_key AND m.is_local
                                   AND m.membership IN ('j', 'i', 'k')))";
     LIST_BODIES = "SELECT e.nid, e.event_id, k.type, k.state_key, u.user_id, e.origin_ts, e.depth,
-                          j.content, e.key, e.sender
+                          j.content, e.key, e.sender,
+                          CASE WHEN r.version IN ('1', '2') THEN j.rest END
                    FROM events e
+                   JOIN rooms r ON r.nid = e.room
                    JOIN event_json j ON j.nid = e.nid
                    JOIN state_keys k ON k.nid = e.key
                    JOIN users_nid u ON u.nid = e.sender
@@ -59,6 +64,8 @@ pub struct RoomRow {
     pub creator: UserNid,
     /// Forward extremities and the snapshot after each.
     pub heads: Vec<(EventNid, SnapshotId)>,
+    /// Snapshot of the current state.
+    pub state: SnapshotId,
 }
 
 /// The room with that id, if this server knows it.
@@ -74,6 +81,7 @@ pub async fn get(pool: &Pool, room_id: &str) -> Result<Option<RoomRow>> {
             .map(EventNid)
             .zip(snapshots.into_iter().map(SnapshotId))
             .collect(),
+        state: SnapshotId(row.get(5)),
     }))
 }
 
@@ -96,6 +104,8 @@ pub struct StateBody {
     pub depth: i64,
     pub content: String,
     pub key: KeyNid,
+    /// Remainder of the federation format, in rooms whose events refer to hashes.
+    pub rest: Option<Vec<u8>>,
 }
 
 fn body(row: &crate::Row) -> StateBody {
@@ -110,6 +120,7 @@ fn body(row: &crate::Row) -> StateBody {
         content: row.get(7),
         key: KeyNid(row.get(8)),
         sender_nid: UserNid(row.get(9)),
+        rest: row.get(10),
     }
 }
 

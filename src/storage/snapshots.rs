@@ -5,10 +5,11 @@
 //! Entries are (key, event) pairs sorted by key, written as differences of the keys and zig-zag
 //! varints of the differences of the events: 4 to 9 bytes each.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use chatd_base::{EventNid, KeyNid, RoomNid, SnapshotId};
 use sha2::{Digest, Sha256};
+use tokio_postgres::Row;
 use uuid::Uuid;
 
 use crate::{Error, Pool, Result, statement::statements};
@@ -26,13 +27,13 @@ const INLINE_ENTRIES: usize = 200;
 const CHUNK_ENTRIES: usize = 256;
 
 statements! {
-    /// A snapshot and its ancestors, in the order of their application: the root first.
-    LIST_CHAIN = "SELECT s.delta, s.root, s.entries
-                  FROM state_snapshots t
-                  CROSS JOIN LATERAL unnest(array_prepend(t.id, t.chain)) WITH ORDINALITY AS c(id, n)
-                  JOIN state_snapshots s ON s.room = t.room AND s.id = c.id
-                  WHERE t.room = $1 AND t.id = $2
-                  ORDER BY c.n DESC";
+    /// Snapshots with their ancestors, each in the order of their application: the root first.
+    LIST_CHAINS = "SELECT t.id, s.id, s.chain, s.delta, s.root
+                   FROM state_snapshots t
+                   CROSS JOIN LATERAL unnest(array_prepend(t.id, t.chain)) WITH ORDINALITY AS c(id, n)
+                   JOIN state_snapshots s ON s.room = t.room AND s.id = c.id
+                   WHERE t.room = $1 AND t.id = ANY($2::int8[])
+                   ORDER BY t.id, c.n DESC";
     LIST_CHUNKS = "SELECT digest, data FROM state_chunks WHERE room = $1 AND digest = ANY($2::uuid[])";
     GET_SNAPSHOT_CHAIN = "SELECT chain, (SELECT coalesce(sum(s.entries), 0)::int8
                                          FROM state_snapshots s
@@ -148,53 +149,123 @@ fn digest(data: &[u8]) -> Uuid {
     Uuid::from_slice(&hash[..16]).expect("half of a SHA-256 hash has 16 bytes")
 }
 
-/// The whole state of a snapshot: two round trips, or one for a small room.
-pub async fn load(pool: &Pool, room: RoomNid, id: SnapshotId) -> Result<StateMap> {
-    let mut state = StateMap::new();
-    if id.0 == 0 {
-        return Ok(state);
+/// The whole states of snapshots, and what their successors need to know: two round trips, or one
+/// if all roots are small.
+pub async fn load_many(
+    pool: &Pool,
+    room: RoomNid,
+    ids: &[SnapshotId],
+) -> Result<HashMap<SnapshotId, (StateMap, SnapshotHead)>> {
+    let mut loaded = HashMap::new();
+    let mut wanted: Vec<i64> = ids.iter().map(|id| id.0).filter(|id| *id != 0).collect();
+    wanted.sort_unstable();
+    wanted.dedup();
+    if wanted.len() < ids.len() {
+        loaded.insert(SnapshotId(0), Default::default());
     }
-    let rows = pool.query(&LIST_CHAIN, &[&room.0, &id.0]).await?;
-    if rows.is_empty() {
-        return Err(Error::Corrupt(format!("snapshot {id} of room {room} is missing")));
+    if wanted.is_empty() {
+        return Ok(loaded);
     }
-    for row in rows {
-        let (delta, root): (&[u8], Option<&[u8]>) = (row.get(0), row.get(1));
-        if let Some(root) = root {
-            state = load_root(pool, room, root).await?;
+    let rows = pool.query(&LIST_CHAINS, &[&room.0, &wanted]).await?;
+    let links = rows.iter().map(Link::from_row).collect::<Result<Vec<_>>>()?;
+    let chunks = load_chunks(pool, room, &links).await?;
+    for link in links {
+        let (state, head): &mut (StateMap, SnapshotHead) = loaded.entry(link.of).or_default();
+        if let Some(root) = &link.root {
+            *state = root.state(&chunks)?;
+        } else {
+            head.delta_entries += link.delta.len();
         }
-        for (key, event) in unpack(delta)? {
+        if link.id == link.of {
+            (head.id, head.chain) = (link.id, link.chain);
+        }
+        for (key, event) in link.delta {
             if event.0 == 0 {
-                state.remove(&key)
+                state.remove(&key);
             } else {
-                state.insert(key, event)
-            };
+                state.insert(key, event);
+            }
         }
     }
-    Ok(state)
+    match wanted.iter().find(|id| !loaded.contains_key(&SnapshotId(**id))) {
+        Some(id) => Err(Error::Corrupt(format!("snapshot {id} of room {room} is missing"))),
+        None => Ok(loaded),
+    }
 }
 
-async fn load_root(pool: &Pool, room: RoomNid, root: &[u8]) -> Result<StateMap> {
-    match root.split_first() {
-        Some((&ROOT_INLINE, packed)) => Ok(unpack(packed)?.into_iter().collect()),
-        Some((&ROOT_CHUNKS, digests)) => {
-            let digests: Vec<Uuid> =
-                digests.chunks_exact(16).filter_map(|bytes| Uuid::from_slice(bytes).ok()).collect();
-            let rows = pool.query(&LIST_CHUNKS, &[&room.0, &digests]).await?;
-            let mut distinct = digests;
-            distinct.sort_unstable();
-            distinct.dedup();
-            if rows.len() != distinct.len() {
-                return Err(Error::Corrupt(format!("room {room} lacks chunks of a snapshot")));
-            }
-            let mut state = StateMap::new();
-            for row in rows {
-                state.extend(unpack(row.get(1))?);
-            }
-            Ok(state)
-        }
-        _ => Err(Error::Corrupt(format!("a root of room {room} cannot be read"))),
+/// One snapshot on the way from a root to the snapshot `of`.
+struct Link {
+    of: SnapshotId,
+    id: SnapshotId,
+    chain: Vec<SnapshotId>,
+    delta: Vec<(KeyNid, EventNid)>,
+    root: Option<Root>,
+}
+
+impl Link {
+    fn from_row(row: &Row) -> Result<Self> {
+        let chain: Vec<i64> = row.get(2);
+        let root: Option<&[u8]> = row.get(4);
+        Ok(Self {
+            of: SnapshotId(row.get(0)),
+            id: SnapshotId(row.get(1)),
+            chain: chain.into_iter().map(SnapshotId).collect(),
+            delta: unpack(row.get(3))?,
+            root: root.map(Root::read).transpose()?,
+        })
     }
+}
+
+enum Root {
+    Inline(StateMap),
+    Chunks(Vec<Uuid>),
+}
+
+impl Root {
+    fn read(bytes: &[u8]) -> Result<Self> {
+        match bytes.split_first() {
+            Some((&ROOT_INLINE, packed)) => Ok(Self::Inline(unpack(packed)?.into_iter().collect())),
+            Some((&ROOT_CHUNKS, digests)) => Ok(Self::Chunks(
+                digests.chunks_exact(16).filter_map(|bytes| Uuid::from_slice(bytes).ok()).collect(),
+            )),
+            _ => Err(Error::Corrupt("the root of a snapshot cannot be read".to_owned())),
+        }
+    }
+
+    fn state(&self, chunks: &Chunks) -> Result<StateMap> {
+        match self {
+            Self::Inline(state) => Ok(state.clone()),
+            Self::Chunks(digests) => {
+                let mut state = StateMap::new();
+                for digest in digests {
+                    let chunk = chunks.get(digest).ok_or_else(|| {
+                        Error::Corrupt(format!("the chunk {digest} of a snapshot is missing"))
+                    })?;
+                    state.extend(chunk.iter().copied());
+                }
+                Ok(state)
+            }
+        }
+    }
+}
+
+/// Entries of chunks by digest.
+type Chunks = HashMap<Uuid, Vec<(KeyNid, EventNid)>>;
+
+async fn load_chunks(pool: &Pool, room: RoomNid, links: &[Link]) -> Result<Chunks> {
+    let mut digests: Vec<Uuid> = Vec::new();
+    for link in links {
+        if let Some(Root::Chunks(of_root)) = &link.root {
+            digests.extend(of_root);
+        }
+    }
+    if digests.is_empty() {
+        return Ok(Chunks::new());
+    }
+    digests.sort_unstable();
+    digests.dedup();
+    let rows = pool.query(&LIST_CHUNKS, &[&room.0, &digests]).await?;
+    rows.iter().map(|row| Ok((row.get(0), unpack(row.get(1))?))).collect()
 }
 
 /// What a snapshot that is to follow `id` needs to know.

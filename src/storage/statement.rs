@@ -27,6 +27,7 @@ pub const ALL_STATEMENTS: &[&[&Statement]] = &[
     crate::directory::STATEMENTS,
     crate::events::STATEMENTS,
     crate::filters::STATEMENTS,
+    crate::graph::STATEMENTS,
     crate::intern::STATEMENTS,
     crate::keys::STATEMENTS,
     crate::lane::STATEMENTS,
