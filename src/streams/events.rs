@@ -60,7 +60,9 @@ pub struct EventRow {
     /// Further changes of the current state that this event brought about through state
     /// resolution (key, new event if any).
     pub resolved: Vec<(KeyNid, Option<EventNid>)>,
-    /// Not shown in timelines (soft-failed).
+    /// Memberships among these changes, each with the member event that is in force now.
+    pub resolved_members: Vec<(EventNid, MembershipChange)>,
+    /// Not shown in timelines (rejected or soft-failed).
     pub hidden: bool,
 }
 

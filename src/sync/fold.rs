@@ -5,12 +5,12 @@ use std::{
     sync::Arc,
 };
 
-use chatd_base::{Position, RoomNid, UserNid, WriterId};
+use chatd_base::{EventNid, Position, RoomNid, UserNid, WriterId};
 use chatd_streams::{
     Frame, Stream, StreamToken, Streams,
     account_data::AccountData,
     device_lists::DeviceLists,
-    events::{self, EventRow, Events, Membership},
+    events::{self, EventRow, Events, Membership, MembershipChange},
     presence::Presence,
     push_rules::PushRules,
     receipts::Receipts,
@@ -84,7 +84,22 @@ impl State {
         row: &EventRow,
         concerned: &mut HashSet<UserNid>,
     ) {
-        let Some(change) = &row.membership else { return };
+        let own = row.membership.as_ref().map(|change| (row.nid, change));
+        let resolved = row.resolved_members.iter().map(|(event, change)| (*event, change));
+        for (event, change) in own.into_iter().chain(resolved) {
+            self.fold_member(writer, at, row, event, change, concerned);
+        }
+    }
+
+    fn fold_member(
+        &mut self,
+        writer: WriterId,
+        at: Position,
+        row: &EventRow,
+        event: EventNid,
+        change: &MembershipChange,
+        concerned: &mut HashSet<UserNid>,
+    ) {
         self.membership_changes = self.membership_changes.wrapping_add(1);
         self.summaries.remove(&row.room);
         let Some(view) = self.views.get_mut(&change.user) else { return };
@@ -96,7 +111,7 @@ impl State {
             at,
             before: change.before,
             now: change.now,
-            event: row.nid,
+            event,
             stripped: change.stripped.clone(),
         });
         if matches!(change.now, Membership::Leave | Membership::Ban) {

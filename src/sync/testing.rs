@@ -38,6 +38,7 @@ pub(crate) fn live_message(position: i64) -> Live {
         notify: Arc::new([]),
         highlight: Arc::new([]),
         resolved: Vec::new(),
+        resolved_members: Vec::new(),
         hidden: false,
     };
     let event = Arc::new(events::stored(Position(position), &row));
