@@ -11,7 +11,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use chatd_base::{Clock, Position, RoomNid, ShardId, Stop, tasks};
 use chatd_storage::{
     Error, Pool,
-    lane::{self, LaneCommit, NewEvent, NewRoom},
+    lane::{self, LaneCommit, NewEvent, NewHeads, NewRoom},
     positions::Seat,
     rooms,
 };
@@ -40,6 +40,8 @@ pub enum Outcome {
 /// An event that is ready to be written.
 pub struct SealedEvent {
     pub new: NewEvent,
+    /// Heads of the room after it.
+    pub heads: NewHeads,
     pub row: EventRow,
 }
 
@@ -160,8 +162,7 @@ impl Committer {
         for job in jobs {
             fence.push((job.shard, job.epoch));
             if let Some(last) = job.events.last() {
-                let after = last.new.snapshot_after.as_ref().map_or(last.new.snapshot, |s| s.id);
-                heads.insert(job.room, vec![(last.new.nid, after)]);
+                heads.insert(job.room, &last.heads);
             }
         }
         fence.sort_unstable();

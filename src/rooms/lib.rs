@@ -14,17 +14,24 @@ pub mod visibility;
 
 mod compose;
 mod directory;
+mod effect;
 mod lane;
 mod lenses;
 mod live;
 mod owner;
 mod pdu;
+mod place;
 mod power;
 pub mod profile;
 mod push;
+mod receive;
+mod resolve;
+mod resolve_v1;
 mod seal;
 mod send;
 mod shape;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
@@ -34,6 +41,7 @@ use chatd_streams::Owners;
 use chatd_users::Users;
 
 pub use owner::{RoomOwner, Sent};
+pub use receive::{Received, Verdict};
 pub use seal::{Draft, Signer};
 
 use crate::lane::Lane;
@@ -43,7 +51,8 @@ pub struct Rooms {
     pool: Pool,
     users: Arc<Users>,
     config: Arc<Config>,
-    owner: RoomOwner,
+    /// Extends the rooms of this instance's shards.
+    pub owner: RoomOwner,
     /// What users see of rooms.
     pub reader: read::Reader,
 }

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use chatd_base::{EventNid, KeyNid, Result, RoomNid, ShardId, UserNid};
+use chatd_base::{EventNid, KeyNid, Result, RoomNid, ShardId, SnapshotId, UserNid};
 use chatd_storage::{
     Pool, rooms,
     snapshots::{self, SnapshotHead},
@@ -30,6 +30,8 @@ pub struct Head {
     pub depth: i64,
     /// Reference hash, in rooms that need it.
     pub hash: Option<String>,
+    /// Snapshot of the state after it.
+    pub snapshot: SnapshotId,
 }
 
 /// A local user who is joined.
@@ -60,8 +62,6 @@ pub struct Live {
     pub members: Arc<Vec<Member>>,
     /// Joined users of all servers.
     pub joined: i64,
-    /// Reference hashes of state events, in rooms that need them.
-    pub hashes: HashMap<EventNid, String>,
     txns: HashMap<Uuid, watch::Receiver<Outcome>>,
     txn_order: VecDeque<Uuid>,
 }
@@ -87,7 +87,6 @@ impl Live {
             bodies: HashMap::new(),
             members: Arc::default(),
             joined: 0,
-            hashes: HashMap::new(),
             txns: HashMap::new(),
             txn_order: VecDeque::new(),
         }
@@ -108,7 +107,6 @@ impl Live {
             chatd_base::Error::internal(format!("room {room_id} has the unknown version {version}"))
         })?;
         let mut live = Self::new(row.nid, room_id.to_owned(), rules, shard, epoch);
-        let after = row.heads.first().map(|(_, snapshot)| *snapshot).unwrap_or_default();
         let heads: Vec<EventNid> = row.heads.iter().map(|(event, _)| *event).collect();
         let (state, bodies, heads, members, joined, snapshot) = futures::try_join!(
             rooms::list_current_state(pool, row.nid),
@@ -116,12 +114,16 @@ impl Live {
             rooms::list_heads(pool, &heads),
             rooms::list_local_members(pool, row.nid),
             rooms::count_joined(pool, row.nid),
-            snapshots::get_head(pool, row.nid, after),
+            snapshots::get_head(pool, row.nid, row.state),
         )?;
         live.state = state.into_iter().collect();
         live.joined = joined;
         live.snapshot = snapshot;
-        live.heads = heads.into_iter().map(head).collect::<Result<_>>()?;
+        let after: HashMap<EventNid, SnapshotId> = row.heads.into_iter().collect();
+        live.heads = heads
+            .into_iter()
+            .map(|row| head(after.get(&row.0).copied().unwrap_or_default(), row))
+            .collect::<Result<_>>()?;
         live.add_bodies(bodies)?;
         live.members = Arc::new(
             members
@@ -162,6 +164,13 @@ impl Live {
         let kind = pdu.kind.to_string();
         let state_key = pdu.state_key.clone().unwrap_or_default();
         self.bodies.entry(kind).or_default().insert(state_key, pdu);
+    }
+
+    /// Forgets the state event of a type and key that is no longer set.
+    pub fn remove_body(&mut self, pdu: &Pdu) {
+        if let Some(of_kind) = self.bodies.get_mut(&pdu.kind.to_string()) {
+            of_kind.remove(pdu.state_key.as_deref().unwrap_or_default());
+        }
     }
 
     /// Which state event a redaction has changed, if it is a current one.
@@ -219,9 +228,12 @@ pub fn visibility_of(word: Option<&str>) -> Visibility {
     }
 }
 
-fn head((nid, event_id, depth, rest): (EventNid, String, i64, Vec<u8>)) -> Result<Head> {
+fn head(
+    snapshot: SnapshotId,
+    (nid, event_id, depth, rest): (EventNid, String, i64, Vec<u8>),
+) -> Result<Head> {
     let event_id = OwnedEventId::try_from(event_id).map_err(chatd_base::Error::internal)?;
-    Ok(Head { nid, event_id, depth, hash: stored_hash(&rest) })
+    Ok(Head { nid, event_id, depth, hash: stored_hash(&rest), snapshot })
 }
 
 /// The reference hash in the `rest` of an event of room versions 1 and 2.

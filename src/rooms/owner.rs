@@ -19,12 +19,12 @@ use ruma_common::{OwnedEventId, OwnedRoomId, RoomId, UserId};
 use ruma_events::TimelineEventType;
 use ruma_state_res::auth_types_for_event;
 use sha2::{Digest, Sha256};
-use tokio::sync::{OnceCell, mpsc, watch};
+use tokio::sync::{OnceCell, RwLock, mpsc, watch};
 use uuid::Uuid;
 
 use crate::{
     compose::{Composed, Prepared, compose},
-    lane::{Job, Lane, Outcome},
+    lane::{Job, Lane, Outcome, SealedEvent},
     live::{Live, Member},
     push::Rules,
     seal::{Draft, Signer},
@@ -37,6 +37,8 @@ pub struct Slot {
     /// Jobs on the lane; a room that has some is not dropped from memory.
     pending: AtomicUsize,
     used: AtomicU64,
+    /// Held by everybody whose event is on its way, and alone by an event that came from elsewhere.
+    pub gate: RwLock<()>,
 }
 
 impl Slot {
@@ -46,6 +48,7 @@ impl Slot {
             dead: AtomicBool::new(false),
             pending: AtomicUsize::new(0),
             used: AtomicU64::new(0),
+            gate: RwLock::new(()),
         }
     }
 
@@ -73,6 +76,27 @@ impl Slot {
     pub fn queued(&self) {
         self.pending.fetch_add(1, Ordering::AcqRel);
     }
+
+    /// Puts an event of this room, which the room's memory has in it already, on the lane.
+    pub fn enqueue(
+        self: &Arc<Self>,
+        permit: mpsc::Permit<'_, Job>,
+        live: &Live,
+        event: SealedEvent,
+    ) -> watch::Receiver<Outcome> {
+        let (outcome, waits) = watch::channel(Outcome::Waiting);
+        self.queued();
+        permit.send(Job {
+            slot: self.clone(),
+            room: live.room,
+            shard: live.shard,
+            epoch: live.epoch,
+            new_room: None,
+            events: vec![event],
+            outcome,
+        });
+        waits
+    }
 }
 
 /// Numbers that were reserved in blocks.
@@ -92,7 +116,7 @@ pub struct Sent {
 
 /// The owner's side of all rooms.
 pub struct RoomOwner {
-    pool: Pool,
+    pub(crate) pool: Pool,
     pub(crate) users: Arc<Users>,
     pub(crate) signer: Arc<Signer>,
     pub(crate) owners: Arc<Owners>,
@@ -141,6 +165,7 @@ impl RoomOwner {
         let txn = draft.txn.as_ref().map(|(device, id)| digest(room_id, &draft.sender, device, id));
         for _ in 0..ATTEMPTS {
             let slot = self.slot(room_id).await?;
+            let _here = slot.gate.read().await;
             let prepared = self.prepare(&slot, draft, txn).await?;
             let permit = self.reserve().await?;
             let step = {
@@ -156,20 +181,10 @@ impl RoomOwner {
                             return Ok(Sent { event_id, position: Position(0) });
                         }
                         Composed::Event(event) => {
-                            let (outcome, waits) = watch::channel(Outcome::Waiting);
+                            let waits = slot.enqueue(permit, &live, *event);
                             if let Some(txn) = txn {
                                 live.remember_txn(txn, waits.clone());
                             }
-                            slot.queued();
-                            permit.send(Job {
-                                slot: slot.clone(),
-                                room: live.room,
-                                shard: live.shard,
-                                epoch: live.epoch,
-                                new_room: None,
-                                events: vec![*event],
-                                outcome,
-                            });
                             Ok(waits)
                         }
                     }
@@ -206,7 +221,7 @@ impl RoomOwner {
         }
     }
 
-    async fn reserve(&self) -> Result<mpsc::Permit<'_, Job>> {
+    pub(crate) async fn reserve(&self) -> Result<mpsc::Permit<'_, Job>> {
         let permit = tokio::time::timeout(PATIENCE, self.lane.reserve(false));
         Ok(permit.await.map_err(|_| away())?.ok_or_else(away)?)
     }
@@ -251,7 +266,12 @@ impl RoomOwner {
 
     /// Looks up everything that the draft needs, so that nothing waits while the room is locked.
     /// No query once the room, its members and the names in the draft are warm.
-    async fn prepare(&self, slot: &Slot, draft: &Draft, txn: Option<Uuid>) -> Result<Prepared> {
+    pub(crate) async fn prepare(
+        &self,
+        slot: &Slot,
+        draft: &Draft,
+        txn: Option<Uuid>,
+    ) -> Result<Prepared> {
         let interner = &self.users.deps.interner;
         let kind = interner.types(&[&draft.kind]).await?[0];
         let sender = interner.user(draft.sender.as_str()).await?;
@@ -275,7 +295,7 @@ impl RoomOwner {
         Ok(Prepared {
             nid: EventNid(self.next_number(&self.event_nids, true).await?),
             snapshot: match key {
-                Some(_) => SnapshotId(self.next_number(&self.snapshot_ids, false).await?),
+                Some(_) => self.next_snapshot().await?,
                 None => SnapshotId(0),
             },
             kind,
@@ -299,7 +319,7 @@ impl RoomOwner {
         };
         Ok(Prepared {
             nid: EventNid(self.next_number(&self.event_nids, true).await?),
-            snapshot: SnapshotId(self.next_number(&self.snapshot_ids, false).await?),
+            snapshot: self.next_snapshot().await?,
             kind: interner.types(&[&draft.kind]).await?[0],
             sender: interner.user(draft.sender.as_str()).await?,
             key: Some(interner.keys(&[(&draft.kind, state_key)]).await?[0]),
@@ -320,6 +340,11 @@ impl RoomOwner {
         Ok(rooms::next_room(&self.pool).await?)
     }
 
+    /// A number for a new state snapshot.
+    pub(crate) async fn next_snapshot(&self) -> Result<SnapshotId> {
+        Ok(SnapshotId(self.next_number(&self.snapshot_ids, false).await?))
+    }
+
     async fn rules_of(&self, members: &[Member]) -> Result<Rules> {
         let wanted: Vec<_> = members.iter().map(|m| (m.user, &*m.user_id)).collect();
         let rules = self.users.push_rules.rulesets(&wanted).await?;
@@ -329,7 +354,7 @@ impl RoomOwner {
 
     /// Reads memberships that the draft's authorisation needs and that are not in memory: those
     /// of users of other servers, and of users who are not joined.
-    async fn load_members(&self, slot: &Slot, draft: &Draft) -> Result<()> {
+    pub(crate) async fn load_members(&self, slot: &Slot, draft: &Draft) -> Result<()> {
         let missing: Vec<(String, String)> = {
             let live = lock(slot).lock();
             let content = serde_json::value::to_raw_value(&draft.content)
@@ -398,7 +423,7 @@ fn away() -> Refusal {
 }
 
 /// Waits for the end of a job; `None` if the draft has to be sealed again.
-async fn settle(mut waits: watch::Receiver<Outcome>) -> Result<Option<Sent>> {
+pub(crate) async fn settle(mut waits: watch::Receiver<Outcome>) -> Result<Option<Sent>> {
     let ended = waits.wait_for(|outcome| !matches!(outcome, Outcome::Waiting));
     let outcome = match tokio::time::timeout(PATIENCE, ended).await {
         Ok(Ok(outcome)) => outcome.clone(),

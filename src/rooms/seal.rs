@@ -7,8 +7,11 @@ use ruma_common::{
     AnyKeyName, CanonicalJsonObject, CanonicalJsonValue, EventId, OwnedEventId, OwnedRoomId,
     OwnedServerName, OwnedSigningKeyId, OwnedUserId, RoomId,
     room_version_rules::{EventIdFormatVersion, RoomVersionRules},
+    serde::Base64,
 };
-use ruma_signatures::{JsonError, KeyPair, Signature, hash_and_sign_event, reference_hash};
+use ruma_signatures::{
+    JsonError, KeyPair, PublicKeyMap, PublicKeySet, Signature, hash_and_sign_event, reference_hash,
+};
 use serde_json::{Map, Value};
 
 use crate::shape;
@@ -31,6 +34,13 @@ impl Signer {
         let key_id = OwnedSigningKeyId::try_from(format!("ed25519:{version}"))
             .map_err(chatd_base::Error::internal)?;
         Ok(Self { server_name, key_id, key: SigningKey::from_bytes(seed) })
+    }
+
+    /// What others check this server's signatures with.
+    pub fn public_keys(&self) -> PublicKeyMap {
+        let key = Base64::new(self.key.verifying_key().to_bytes().to_vec());
+        let keys = PublicKeySet::from([(self.key_id.to_string(), key)]);
+        PublicKeyMap::from([(self.server_name.to_string(), keys)])
     }
 }
 
@@ -149,9 +159,8 @@ pub fn seal(signer: &Signer, rules: &RoomVersionRules, event: &Unsealed<'_>) -> 
     {
         put("redacts", redacts.as_str().into());
     }
-    let v1_id = has_v1_ids.then(|| EventId::new_v1(&signer.server_name));
-    if let Some(event_id) = &v1_id {
-        put("event_id", event_id.as_str().into());
+    if has_v1_ids {
+        put("event_id", EventId::new_v1(&signer.server_name).as_str().into());
     }
     // What is hashed lacks the signatures, so the limit of its own that ruma has for it lets
     // everything pass that fits below.
@@ -166,9 +175,17 @@ pub fn seal(signer: &Signer, rules: &RoomVersionRules, event: &Unsealed<'_>) -> 
             too_large(&format!("the event has {} bytes", bytes.len()), MAX_EVENT_BYTES).into()
         );
     }
+    take_apart(rules, object)
+}
+
+/// A complete event in the form in which it is stored.
+pub fn take_apart(rules: &RoomVersionRules, mut object: CanonicalJsonObject) -> Result<SealedJson> {
+    object.remove("unsigned");
     let hash = reference_hash(&object, rules).map_err(chatd_base::Error::internal)?;
-    let event_id = match v1_id {
-        Some(event_id) => event_id,
+    let has_v1_ids = rules.event_id_format == EventIdFormatVersion::V1;
+    let event_id = match object.get("event_id").filter(|_| has_v1_ids) {
+        Some(event_id) => OwnedEventId::try_from(event_id.as_str().unwrap_or_default())
+            .map_err(|_| Refusal::bad_json("`event_id` of the event is not valid"))?,
         None => EventId::new_v2_or_v3(&hash).map_err(chatd_base::Error::internal)?,
     };
     let hash = has_v1_ids.then_some(hash);
