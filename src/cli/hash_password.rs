@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use unicode_normalization::UnicodeNormalization;
 
 use super::{Failure, Source, password, say};
 
@@ -29,9 +28,9 @@ pub fn execute(source: &Source, arguments: &Arguments) -> Result<(), Failure> {
     };
     let password = password::get(arguments.password.clone(), arguments.password_file.as_deref())?;
     let pepper = passwords.login.pepper.as_ref().map_or("", |pepper| pepper.expose());
-    let salted: String = password.nfkc().chain(pepper.chars()).collect();
     let rounds = arguments.rounds.unwrap_or(passwords.bcrypt_rounds);
-    let hash = bcrypt::hash(salted, rounds).map_err(|error| Failure::other(error.to_string()))?;
+    let hash = chatd_users::passwords::hash(&password, pepper, rounds)
+        .map_err(|error| Failure::other(error.to_string()))?;
     say(hash);
     Ok(())
 }

@@ -65,7 +65,7 @@ statements! {
                             AND ($3::text IS NULL OR room_id = $3)
                             AND ($4::text IS NULL OR session_id = $4)
                       ORDER BY room_id, session_id";
-    DELETE_ALL_VERSIONS = "UPDATE room_key_versions SET is_deleted = true WHERE user_nid = $1";
+    DELETE_ALL_VERSIONS = "DELETE FROM room_key_versions WHERE user_nid = $1";
     DELETE_ALL_KEYS = "DELETE FROM room_keys WHERE user_nid = $1";
 }
 

@@ -53,8 +53,9 @@ impl Passwords {
 
     /// The hash to store for a new password.
     pub async fn hash(&self, password: &str) -> Result<String> {
-        let (text, rounds) = (self.prepared(password), self.rounds);
-        self.run(move || bcrypt::hash(text, rounds)).await?.map_err(Error::internal)
+        let (password, pepper) = (password.to_owned(), self.pepper.clone());
+        let rounds = self.rounds;
+        self.run(move || hash(&password, &pepper, rounds)).await?
     }
 
     /// Whether `password` is the one behind `hash`. Takes as long if there is no hash.
@@ -62,18 +63,11 @@ impl Passwords {
         if password.len() > MAX_LENGTH {
             return Ok(false);
         }
-        let text = self.prepared(password);
+        let text = prepared(password, &self.pepper);
         let against: Arc<str> = hash.map_or_else(|| self.dummy.clone(), Arc::from);
         let matches = self.run(move || bcrypt::verify(text, &against)).await?;
         // A hash that cannot be parsed belongs to a password that nobody can have.
         Ok(hash.is_some() && matches.unwrap_or(false))
-    }
-
-    /// Normalised, so that the same characters typed on another machine are the same password.
-    fn prepared(&self, password: &str) -> Vec<u8> {
-        let mut text: String = password.nfkc().collect();
-        text.push_str(&self.pepper);
-        text.into_bytes()
     }
 
     async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
@@ -81,6 +75,18 @@ impl Passwords {
         let _thread = self.threads.acquire().await.map_err(Error::internal)?;
         tokio::task::spawn_blocking(work).await.map_err(Error::internal)
     }
+}
+
+/// The hash that the database keeps for a password; takes long. The same as Synapse's, so that
+/// accounts can move.
+pub fn hash(password: &str, pepper: &str, rounds: u32) -> Result<String> {
+    bcrypt::hash(prepared(password, pepper), rounds).map_err(Error::internal)
+}
+
+/// Normalised, so that the same characters typed on another machine are the same password. bcrypt
+/// looks at the first 72 bytes, pepper included.
+fn prepared(password: &str, pepper: &str) -> Vec<u8> {
+    password.nfkc().chain(pepper.chars()).collect::<String>().into_bytes()
 }
 
 /// A place in the queue, given back when dropped.
@@ -173,6 +179,32 @@ mod tests {
         assert!(!passwords.verify("password", Some(&hash)).await.unwrap());
         assert!(!passwords.verify("", None).await.unwrap());
         assert!(!passwords.verify("x", Some("not a hash")).await.unwrap());
+    }
+
+    /// Made by Synapse's `hash_password` with this pepper.
+    #[test]
+    fn hashes_of_synapse_fit() {
+        let long = "x".repeat(80);
+        let table = [
+            ("correct horse", "$2b$04$F1wO4BIt4bqOnm./T5Y19u69a84wDoa4pHCYrNo.GCF.heVrGmlJ."),
+            (
+                "pass\u{df}w\u{f6}rd \u{fb01}",
+                "$2b$04$PpGJB7z32HmEBoIbQZsv0Oam4lu8I8xQ.zMZQ/YN25zDeSWJ0tyv2",
+            ),
+            (
+                "pass\u{df}wo\u{308}rd fi",
+                "$2b$04$PpGJB7z32HmEBoIbQZsv0Oam4lu8I8xQ.zMZQ/YN25zDeSWJ0tyv2",
+            ),
+            (&long, "$2b$04$mCDgbkSpLRpGjGZmH9inQ..aHp0hzHripaFhXJJuJG3AHybzyWcm6"),
+        ];
+        for (password, hash) in table {
+            let fits = |text: &str, pepper| bcrypt::verify(prepared(text, pepper), hash).unwrap();
+            assert!(fits(password, "salt & p\u{e9}pper"), "{password}");
+            assert!(!fits(&format!("y{password}"), "salt & p\u{e9}pper"), "{password}");
+        }
+        let own = hash("correct horse", "salt", 4).unwrap();
+        assert!(bcrypt::verify(prepared("correct horse", "salt"), &own).unwrap());
+        assert!(!bcrypt::verify(prepared("correct horse", "pepper"), &own).unwrap());
     }
 
     #[test]
