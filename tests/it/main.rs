@@ -11,6 +11,7 @@ mod faults;
 mod limits;
 mod live;
 mod push;
+mod registration;
 mod rooms;
 mod routes;
 mod sessions;

@@ -265,6 +265,156 @@ scenario! {
         }
     }
 
+    async fn a_closed_account_leaves_nothing_of_its_own(server: Server) {
+        let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+        let room = bob.create_room().await;
+        bob.invite(&room, &alice).await.ok();
+        alice.set_account_data("org.example.x", &json!({"a": 1})).await.ok();
+        alice.put("/pushrules/global/room/!x:y", &json!({"actions": []})).await.ok();
+        alice.post(path("/user/{}/filter", &[&alice.id]), &json!({})).await.ok();
+        let backup = json!({"algorithm": "m.megolm_backup.v1", "auth_data": {"a": "b"}});
+        alice.post("/room_keys/version", &backup).await.ok();
+        let profile = path("/profile/{}/displayname", &[&alice.id]);
+        alice.put(profile.as_str(), &json!({"displayname": "Alice A."})).await.ok();
+        let body = json!({"erase": true});
+        with_password(&alice, "POST", "/account/deactivate", body).await.ok();
+
+        let database = server.database().connect().await.expect("the database");
+        for table in [
+            "account_data", "push_rules", "filters", "room_key_versions", "room_keys", "devices",
+            "access_tokens", "refresh_tokens", "profile_fields", "cross_signing_keys", "presence",
+        ] {
+            let count = format!(
+                "SELECT count(*) FROM {table} t JOIN users u USING (user_nid) WHERE u.deactivated"
+            );
+            let count: i64 = database.query_one(&count, &[]).await.expect(table).get(0);
+            assert_eq!(count, 0, "{table}");
+        }
+        let asked = server.request("GET", profile).await;
+        assert_ne!(asked.json()["displayname"], "Alice A.");
+        // The invite has been rejected.
+        let member = bob.get_state(&room, "m.room.member", &alice.id).await;
+        assert_eq!(member.ok()["membership"], "leave");
+    }
+
+    async fn a_closed_account_leaves_its_rooms_after_a_crash_too(server: Server) {
+        let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+        let room = bob.create_room().member(&alice).await;
+        // As a crash between the two steps leaves it.
+        let database = server.database().connect().await.expect("the database");
+        let close = "UPDATE users SET deactivated = true WHERE localpart = 'alice'";
+        database.execute(close, &[]).await.expect("closed");
+        server.process().kill9().expect("killed");
+        server.process().restart().await.expect("restarted");
+        let mut feed = bob.feed().await;
+        let gone = |state: &Value| state["membership"] == "leave";
+        while !gone(bob.get_state(&room, "m.room.member", &alice.id).await.ok()) {
+            feed.next(1_000).await;
+        }
+    }
+
+    async fn an_expired_token_logs_out_softly(server: Server) with (Settings::new()
+        .with("refreshable_access_token_lifetime", "2s")
+        .with("nonrefreshable_access_token_lifetime", "1ms"))
+    {
+        server.user("alice").await;
+        let mut body = login_body("alice", &password_of("alice"));
+        let made = server.request("POST", "/login").json(&body).await;
+        assert_eq!(made.ok()["expires_in_ms"], 1);
+        let whoami = |token: String| server.request("GET", "/account/whoami").token(&token);
+        let old = made.string("access_token");
+        while whoami(old.clone()).await.status == 200 {}
+        let refused = whoami(old).await;
+        assert_eq!(refused.refused(401, "M_UNKNOWN_TOKEN")["soft_logout"], true);
+
+        body["refresh_token"] = json!(true);
+        let made = server.request("POST", "/login").json(&body).await;
+        assert!(made.ok()["expires_in_ms"].as_u64().is_some_and(|ms| ms <= 2_000));
+        let refresh = json!({"refresh_token": made.string("refresh_token")});
+        // Until what it was exchanged for is used, it can be exchanged again.
+        server.request("POST", "/refresh").json(&refresh).await.ok();
+        let renewed = server.request("POST", "/refresh").json(&refresh).await;
+        assert_ne!(renewed.string("refresh_token"), made.string("refresh_token"));
+        whoami(renewed.string("access_token")).await.ok();
+        server.request("POST", "/refresh").json(&refresh).await.refused(403, "M_FORBIDDEN");
+        let next = json!({"refresh_token": renewed.string("refresh_token")});
+        server.request("POST", "/refresh").json(&next).await.ok();
+        let unknown = whoami("syt_YWxpY2U_nonsense_000000".to_owned()).await;
+        assert_eq!(unknown.refused(401, "M_UNKNOWN_TOKEN")["soft_logout"], false);
+    }
+
+    async fn an_existing_session_logs_another_device_in(server: Server) with (Settings::new()
+        .with("login_via_existing_session", json!({"enabled": true, "token_timeout": "1m"})))
+    {
+        let alice = server.user("alice").await;
+        let flows = server.request("GET", "/login").await;
+        let flow = json!({"type": "m.login.token", "get_login_token": true});
+        assert!(flows.ok()["flows"].as_array().is_some_and(|flows| flows.contains(&flow)));
+        let url = "/_matrix/client/v1/login/get_token";
+        let given = with_password(&alice, "POST", url, json!({})).await;
+        assert_eq!(given.ok()["expires_in_ms"], 60_000);
+        let body = json!({"type": "m.login.token", "token": given.string("login_token")});
+        let login = || server.request("POST", "/login").json(&body);
+        let answers = futures::future::join_all((0..3).map(|_| login().into_future())).await;
+        let made: Vec<_> = answers.iter().filter(|answer| answer.status == 200).collect();
+        assert_eq!(made.len(), 1, "it logs in once");
+        assert_eq!(made[0].string("user_id"), alice.id);
+        login().await.refused(403, "M_FORBIDDEN");
+        let guess = json!({"type": "m.login.token", "token": "guess"});
+        server.request("POST", "/login").json(&guess).await.refused(403, "M_FORBIDDEN");
+    }
+
+    async fn a_password_may_be_good_for_confirming_only(server: Server) with (Settings::new()
+        .with("password_config", json!({"enabled": "only_for_reauth"})))
+    {
+        let alice = server.user("alice").await;
+        let body = login_body("alice", &password_of("alice"));
+        assert_eq!(server.request("POST", "/login").json(&body).await.status, 400);
+        with_password(&alice, "POST", "/delete_devices", json!({"devices": []})).await.ok();
+    }
+
+    async fn a_confirmation_can_stand_for_a_while(server: Server) with (Settings::new()
+        .with("ui_auth", json!({"session_timeout": "1m"})))
+    {
+        let alice = server.user("alice").await;
+        let none = json!({"devices": []});
+        with_password(&alice, "POST", "/delete_devices", none.clone()).await.ok();
+        alice.post("/delete_devices", &none).await.ok();
+        // What cannot be undone asks all the same.
+        assert_eq!(alice.post("/account/deactivate", &json!({})).await.status, 401);
+        assert_eq!(alice.another_device().await.post("/delete_devices", &none).await.status, 401);
+    }
+
+    async fn a_session_of_one_operation_confirms_no_other(server: Server) {
+        let alice = server.user("alice").await;
+        let (second, third) = (alice.another_device().await, alice.another_device().await);
+        let asked = alice.delete(path("/devices/{}", &[&second.device])).json(&json!({})).await;
+        let auth = password_stage(&alice, &asked.json()["session"], &password_of("alice"));
+        let other = alice.delete(path("/devices/{}", &[&third.device]));
+        other.json(&json!({"auth": auth})).await.refused(403, "M_FORBIDDEN");
+        let bob = server.user("bob").await;
+        let stolen = bob.delete(path("/devices/{}", &[&second.device]));
+        stolen.json(&json!({"auth": auth})).await.refused(403, "M_FORBIDDEN");
+        third.get("/account/whoami").await.ok();
+        // Nor can another user's devices be deleted.
+        with_password(&bob, "POST", "/delete_devices", json!({"devices": [second.device]})).await.ok();
+        second.get("/account/whoami").await.ok();
+    }
+
+    async fn no_secret_is_in_the_log(server: Server)
+        with (Settings::new().with("chatd", json!({"expose_request_cost": true})))
+    {
+        let alice = server.user("alice").await;
+        let url = format!("/account/whoami?access_token={}", alice.token);
+        server.request("GET", url).await.ok();
+        alice.post("/account/password", &json!({"new_password": 7})).await.refused(400, "M_BAD_JSON");
+        server.request("POST", "/login").json(&login_body("alice", "a wrong secret")).await;
+        let log = server.log();
+        for secret in [alice.token.as_str(), &password_of("alice"), "a wrong secret"] {
+            assert!(!log.contains(secret), "{secret}");
+        }
+    }
+
     async fn the_registration_can_be_closed(server: Server)
         with (Settings::new().with("enable_registration", false))
     {
