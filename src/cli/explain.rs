@@ -1,12 +1,13 @@
 //! `chatd explain`: the assignment of this instance, for people and for programs.
 
 use chatd_config::{
-    Assignment, Config, Database, ListenerKind, Roles, RouterName, StreamName, TaskName, assignment,
+    Assignment, Config, Database, Listener, ListenerKind, Roles, RouterName, StreamName, TaskName,
+    assignment,
 };
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{Failure, Source, say};
+use super::{Failure, Source, explain_fleet, say};
 
 /// Arguments of `explain`.
 #[derive(Debug, Args)]
@@ -14,10 +15,20 @@ pub struct Arguments {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Explain all instances at once: files with `worker_app` are workers, the others are shared
+    #[arg(long)]
+    fleet: bool,
+    /// Further files of the fleet, as in `-c homeserver.yaml workers/*.yaml`; NAME=FILE for an
+    /// instance that gets its name by --name
+    #[arg(value_name = "FILE", requires = "fleet")]
+    files: Vec<String>,
 }
 
 /// Prints what this instance would do.
 pub fn execute(source: &Source, arguments: &Arguments) -> Result<(), Failure> {
+    if arguments.fleet {
+        return explain_fleet::execute(&source.load_fleet(&arguments.files)?, arguments.json);
+    }
     let config = source.load()?;
     let roles = Roles::embedded();
     let mine = assignment(&config, &roles)?;
@@ -31,26 +42,13 @@ pub fn execute(source: &Source, arguments: &Arguments) -> Result<(), Failure> {
 }
 
 fn as_json(config: &Config, mine: &Assignment) -> Value {
-    let listeners: Vec<Value> = config
-        .listeners
-        .iter()
-        .map(|listener| {
-            json!({
-                "bind": listener.to_string(),
-                "type": listener.kind,
-                "tls": listener.tls,
-                "x_forwarded": listener.x_forwarded,
-                "routers": mounted(mine, listener),
-            })
-        })
-        .collect();
     json!({
         "server_name": config.server_name,
         "instance": mine.instance,
         "role": mine.role,
         "database": database(config),
         "files": config.files,
-        "listeners": listeners,
+        "listeners": listeners(config, mine),
         "routers": mine.routers,
         "writers": mine.writers,
         "tasks": mine.tasks,
@@ -60,19 +58,43 @@ fn as_json(config: &Config, mine: &Assignment) -> Value {
     })
 }
 
-fn mounted(mine: &Assignment, listener: &chatd_config::Listener) -> Vec<RouterName> {
+/// The listeners of an instance with what is mounted on each.
+pub(super) fn listeners(config: &Config, mine: &Assignment) -> Vec<Value> {
+    let one = |listener: &Listener| {
+        json!({
+            "bind": listener.to_string(),
+            "type": listener.kind,
+            "tls": listener.tls,
+            "x_forwarded": listener.x_forwarded,
+            "routers": mounted(mine, listener),
+        })
+    };
+    config.listeners.iter().map(one).collect()
+}
+
+fn mounted(mine: &Assignment, listener: &Listener) -> Vec<RouterName> {
     if listener.kind == ListenerKind::Metrics {
         return vec![RouterName::Metrics];
     }
     mine.routers.iter().copied().filter(|router| mine.mounts(*router, listener)).collect()
 }
 
-fn database(config: &Config) -> String {
+/// Where the database is, for people.
+pub(super) fn database(config: &Config) -> String {
     match &config.database {
         Database::Embedded { .. } => format!("embedded, in {}", config.data_dir.display()),
         Database::Postgres(postgres) => {
             format!("PostgreSQL at {}, port {}", postgres.host, postgres.port)
         }
+    }
+}
+
+/// What a listener serves, for people.
+pub(super) fn resources(listener: &Listener) -> String {
+    let names = listener.resources.iter().flat_map(|one| &one.names).map(|name| name.as_str());
+    match listener.kind {
+        ListenerKind::Http => names.collect::<Vec<_>>().join(", "),
+        ListenerKind::Metrics => "metrics only".to_owned(),
     }
 }
 
@@ -85,17 +107,7 @@ fn as_text(config: &Config, mine: &Assignment, summary: &str) -> String {
         database(config),
     );
     for listener in &config.listeners {
-        let names: Vec<_> = listener
-            .resources
-            .iter()
-            .flat_map(|one| &one.names)
-            .map(|name| name.as_str())
-            .collect();
-        let what = match listener.kind {
-            ListenerKind::Http => names.join(", "),
-            ListenerKind::Metrics => "metrics only".to_owned(),
-        };
-        text += &format!("  {listener}: {what}\n");
+        text += &format!("  {listener}: {}\n", resources(listener));
     }
     text += "\nendpoints\n";
     let names: Vec<_> = mine.routers.iter().map(|router| router.as_str()).collect();

@@ -2,6 +2,7 @@
 
 mod check_config;
 mod explain;
+mod explain_fleet;
 mod failure;
 mod generate_config;
 mod hash_password;
@@ -15,7 +16,7 @@ use std::{
     path::PathBuf,
 };
 
-use chatd_config::{Config, ConfigError, Overrides};
+use chatd_config::{Config, ConfigError, Fleet, FleetFile, Overrides};
 use clap::{Args, Parser, Subcommand};
 
 pub use failure::Failure;
@@ -94,6 +95,24 @@ impl Source {
             [] => Config::preview_monolith(&self.data_dir(), &self.overrides()),
             files => Config::load(files, &self.overrides()),
         }
+    }
+
+    /// All instances at once: the files of `-c`, and `more`.
+    fn load_fleet(&self, more: &[String]) -> Result<Fleet, Failure> {
+        if self.role.is_some() || self.name.is_some() {
+            return Err(Failure::usage(
+                "--role and --name are of one instance; for a fleet, write NAME=FILE",
+            ));
+        }
+        let shared = self.config.iter().map(|path| FleetFile { name: None, path: path.clone() });
+        let more = more.iter().map(|text| FleetFile::from_argument(text));
+        let files: Vec<_> = shared.chain(more).collect();
+        if files.is_empty() {
+            return Err(Failure::usage(
+                "which fleet? give its files: -c homeserver.yaml workers/*.yaml",
+            ));
+        }
+        Ok(Fleet::load(&files, &self.overrides())?)
     }
 
     /// As [`Source::load`], but the file in the data directory is made if there is none.

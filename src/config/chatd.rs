@@ -17,6 +17,8 @@ pub struct Chatd {
     /// Answer each request with `x-chatd-cost: statements=…, round_trips=…`. For tests and
     /// measurements only.
     pub expose_request_cost: bool,
+    /// Let listeners beyond private networks serve replication without a secret. Default: no.
+    pub allow_open_replication: bool,
     /// Largest request body of the client API. Default 1 MiB.
     #[serde(deserialize_with = "units::size")]
     pub max_request_body: u64,
@@ -73,6 +75,7 @@ impl Default for Chatd {
         Self {
             data_dir: None,
             expose_request_cost: false,
+            allow_open_replication: false,
             max_request_body: 1 << 20,
             max_connections: 20_000,
             request_read_timeout: Duration::from_secs(30),

@@ -123,7 +123,7 @@ impl Config {
         Self::assemble(files, over)
     }
 
-    fn assemble(files: Files, over: &Overrides) -> Result<Self, ConfigError> {
+    pub(crate) fn assemble(files: Files, over: &Overrides) -> Result<Self, ConfigError> {
         let mut warnings = Vec::new();
         let figment = files.figment(over, &mut warnings);
         let origins = files.origins(over);
@@ -249,7 +249,7 @@ impl Reader<'_> {
         if workers.name.is_none() {
             workers.name = workers.app.clone();
         }
-        workers.adopt_replication_host(warnings);
+        workers.adopt_replication_host(warnings)?;
         Ok(workers)
     }
 

@@ -1,11 +1,11 @@
 //! What the keys of a fleet must not say together. Each refusal names the key, the value and
 //! the way out.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use crate::{
-    Config, ConfigError, ResourceName, StreamName, TaskName, assignment::Runners, roles::Role,
-    workers::MAIN,
+    Bind, Config, ConfigError, Listener, ResourceName, StreamName, TaskName, assignment::Runners,
+    roles::Role, workers::MAIN,
 };
 
 /// Streams that only one instance can write.
@@ -17,7 +17,6 @@ const ONE_WRITER: [StreamName; 5] = [
     StreamName::PushRules,
 ];
 
-/// Tasks that only one instance can run, however they are given.
 type WritersOf = BTreeMap<StreamName, Vec<String>>;
 type RunnersOf = BTreeMap<TaskName, Runners>;
 
@@ -29,12 +28,32 @@ pub(crate) fn check(
     runners: &RunnersOf,
 ) -> Result<(), ConfigError> {
     check_name(config)?;
+    check_instance_map(config)?;
     check_writers(config, role, writers)?;
     check_runners(config, role, runners)?;
     check_legacy_booleans(config, role)?;
     check_listeners(config, role, writers)?;
+    check_media(config, role)?;
+    check_open_replication(config)?;
     check_shared_parts(config)?;
     check_outbound(config)
+}
+
+/// Each entry says in one way where an instance is.
+fn check_instance_map(config: &Config) -> Result<(), ConfigError> {
+    for (name, address) in &config.workers.instance_map {
+        let tcp = address.host.is_some() || address.port.is_some();
+        let problem = match (&address.path, &address.host, address.port) {
+            (Some(_), ..) if tcp => "has both a path and a host or port",
+            (None, Some(_), None) => "has a host and no port",
+            (None, None, Some(_)) => "has a port and no host",
+            (None, None, None) => "says neither host and port nor path",
+            _ => continue,
+        };
+        return Err(ConfigError::at(format!("instance_map.{name}"), problem)
+            .remedy("give `host` and `port` for TCP, or `path` for a unix socket"));
+    }
+    Ok(())
 }
 
 fn check_name(config: &Config) -> Result<(), ConfigError> {
@@ -93,7 +112,7 @@ fn reachable(config: &Config, key: &str, name: &str) -> Result<(), ConfigError> 
 }
 
 /// The key that gives each task to instances.
-fn key_of(task: TaskName) -> &'static str {
+pub(crate) fn key_of(task: TaskName) -> &'static str {
     match task {
         TaskName::Cleanup | TaskName::BackgroundUpdates => "run_background_tasks_on",
         TaskName::FederationSender => "federation_sender_instances",
@@ -116,6 +135,10 @@ fn check_runners(config: &Config, role: &Role, runners: &RunnersOf) -> Result<()
             )
             .found(me)
             .remedy("set its worker_app to synapse.app.generic_worker, or name another instance"));
+        }
+        if let Some(twice) = names.iter().enumerate().find(|(at, name)| names[..*at].contains(name))
+        {
+            return Err(ConfigError::at(key_of(*task), "an instance is named twice").found(twice.1));
         }
         // With a role of one purpose, the boolean of the main process decides; see below.
         let named_by_key = names != &[MAIN];
@@ -221,6 +244,65 @@ fn check_listeners(config: &Config, role: &Role, writers: &WritersOf) -> Result<
     Ok(())
 }
 
+/// A listener that is there for media on an instance that may not serve it.
+fn check_media(config: &Config, role: &Role) -> Result<(), ConfigError> {
+    let key = if config.workers.is_main() { "listeners" } else { "worker_listeners" };
+    if config.workers.enable_media_repo || role.name == "media_repository" {
+        return Ok(());
+    }
+    let names_media = |listener: &Listener| {
+        listener.resources.iter().any(|one| one.names.contains(&ResourceName::Media))
+    };
+    match config.listeners.iter().position(names_media) {
+        Some(index) => Err(ConfigError::at(
+            format!("{key}.{index}.resources"),
+            "names `media`, but `enable_media_repo` is false",
+        )
+        .remedy(
+            "remove the resource, or set worker_app to synapse.app.media_repository, whose \
+             instances serve media all the same",
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Whoever can call an instance can do everything: beyond this machine and private networks,
+/// callers must know a secret.
+fn check_open_replication(config: &Config) -> Result<(), ConfigError> {
+    let key = if config.workers.is_main() { "listeners" } else { "worker_listeners" };
+    if config.workers.replication_secret.is_some() || config.chatd.allow_open_replication {
+        return Ok(());
+    }
+    let open = |listener: &Listener| match &listener.bind {
+        Bind::Tcp { addresses, .. } => {
+            listener.serves(ResourceName::Replication) && !addresses.iter().all(is_private)
+        }
+        Bind::Unix { .. } => false,
+    };
+    match config.listeners.iter().enumerate().find(|(_, listener)| open(listener)) {
+        Some((index, listener)) => Err(ConfigError::at(
+            format!("{key}.{index}"),
+            format!(
+                "serves `replication` at {listener} without a secret, so that whoever reaches it \
+                 is trusted"
+            ),
+        )
+        .remedy(
+            "add worker_replication_secret, or bind it to 127.0.0.1 or a private address; \
+             `allow_open_replication: true` under `chatd` if a firewall is in front of it",
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Loopback and the addresses that are routed nowhere. "All interfaces" is none of them.
+fn is_private(address: &IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.is_loopback() || v4.is_private() || v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_loopback() || v6.is_unique_local() || v6.is_unicast_link_local(),
+    }
+}
+
 /// What instances need in common: a database that all can reach, the address of main.
 fn check_shared_parts(config: &Config) -> Result<(), ConfigError> {
     if config.workers.is_main() {
@@ -236,6 +318,16 @@ fn check_shared_parts(config: &Config) -> Result<(), ConfigError> {
             "is missing, so this worker cannot call the main process",
         )
         .remedy("add `main` with the host and port, or the path, of its replication listener"));
+    }
+    if !config.workers.redis.enabled {
+        return Err(ConfigError::at(
+            "redis.enabled",
+            "is off, so this worker would not hear what others write",
+        )
+        .found("false")
+        .remedy(
+            "add `redis: {enabled: true}`, with host and port or path, to the shared configuration",
+        ));
     }
     Ok(())
 }

@@ -219,6 +219,7 @@ const SUPPORTED: &[(&str, Shape)] = &[
         Keys(&[
             ("data_dir", Any),
             ("expose_request_cost", Any),
+            ("allow_open_replication", Any),
             ("max_request_body", Any),
             ("max_connections", Any),
             ("request_read_timeout", Any),

@@ -40,6 +40,14 @@ impl Files {
         Ok(Self { layers: layers.collect::<Result<_, _>>()? })
     }
 
+    pub fn of(layers: Vec<Layer>) -> Self {
+        Self { layers }
+    }
+
+    pub fn into_layers(self) -> Vec<Layer> {
+        self.layers
+    }
+
     pub fn paths(&self) -> Vec<PathBuf> {
         self.layers.iter().map(|layer| layer.file.clone()).collect()
     }

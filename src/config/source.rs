@@ -17,7 +17,7 @@ use serde_saphyr::Spanned;
 use crate::ConfigError;
 
 /// One file: its top-level keys, and the line of each value by its dotted key.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Layer {
     pub file: PathBuf,
     pub values: serde_json::Map<String, Value>,
@@ -34,6 +34,13 @@ impl Layer {
                 .remedy("check the path and that the user who runs chatd may read the file")
         })?;
         Self::parse(file, &text)
+    }
+
+    /// The `worker_name` in it, or its `worker_app`, or the name of the file.
+    pub fn name(&self) -> String {
+        let text = |key| self.values.get(key).and_then(Value::as_str).map(str::to_owned);
+        let named = text("worker_name").or_else(|| text("worker_app"));
+        named.unwrap_or_else(|| self.file.display().to_string())
     }
 
     /// Parses the text of `file`.

@@ -189,6 +189,15 @@ pub fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Str
     deserializer.deserialize_any(Names)
 }
 
+/// As [`one_or_many`], but an empty list is refused: it would not say who.
+pub fn at_least_one<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let names = one_or_many(deserializer)?;
+    if names.is_empty() {
+        return Err(de::Error::invalid_value(de::Unexpected::Seq, &"a name or a list of names"));
+    }
+    Ok(names)
+}
+
 /// Reads a boolean or a word, as text (`true`, `false`, or the word).
 pub(crate) fn bool_or_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     struct BoolOrText;

@@ -1,11 +1,11 @@
 //! The keys that say which instance does what. Only `assignment` and the wiring of buses and
 //! calls between instances read them.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, fmt, path::PathBuf};
 
 use serde::Deserialize;
 
-use crate::{StreamName, units, units::Secret};
+use crate::{ConfigError, StreamName, units, units::Secret};
 
 /// Name of the main process.
 pub const MAIN: &str = "main";
@@ -95,30 +95,42 @@ pub struct InstanceAddress {
     pub path: Option<PathBuf>,
 }
 
+impl fmt::Display for InstanceAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.path, &self.host, self.port) {
+            (Some(path), ..) => write!(f, "{}", path.display()),
+            (None, Some(host), Some(port)) => write!(f, "{host}, port {port}"),
+            (None, Some(host), None) => f.write_str(host),
+            (None, None, Some(port)) => write!(f, "port {port}"),
+            (None, None, None) => f.write_str("empty"),
+        }
+    }
+}
+
 /// `stream_writers`: one name or a list for each stream.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 #[expect(missing_docs, reason = "each field is the stream of its name")]
 pub struct StreamWriters {
-    #[serde(deserialize_with = "units::one_or_many")]
+    #[serde(deserialize_with = "units::at_least_one")]
     pub events: Vec<String>,
-    #[serde(deserialize_with = "units::one_or_many")]
+    #[serde(deserialize_with = "units::at_least_one")]
     pub typing: Vec<String>,
-    #[serde(deserialize_with = "units::one_or_many")]
+    #[serde(deserialize_with = "units::at_least_one")]
     pub to_device: Vec<String>,
-    #[serde(deserialize_with = "units::one_or_many")]
+    #[serde(deserialize_with = "units::at_least_one")]
     pub account_data: Vec<String>,
-    #[serde(deserialize_with = "units::one_or_many")]
+    #[serde(deserialize_with = "units::at_least_one")]
     pub receipts: Vec<String>,
-    #[serde(deserialize_with = "units::one_or_many")]
+    #[serde(deserialize_with = "units::at_least_one")]
     pub presence: Vec<String>,
-    #[serde(deserialize_with = "units::one_or_many")]
+    #[serde(deserialize_with = "units::at_least_one")]
     pub push_rules: Vec<String>,
-    #[serde(deserialize_with = "units::one_or_many")]
+    #[serde(deserialize_with = "units::at_least_one")]
     pub device_lists: Vec<String>,
-    #[serde(deserialize_with = "units::one_or_many")]
+    #[serde(deserialize_with = "units::at_least_one")]
     pub thread_subscriptions: Vec<String>,
-    #[serde(deserialize_with = "units::one_or_many")]
+    #[serde(deserialize_with = "units::at_least_one")]
     pub quarantined_media_changes: Vec<String>,
 }
 
@@ -201,17 +213,36 @@ impl Workers {
     }
 
     /// `worker_replication_host` and its port are the older way to say `instance_map.main`.
-    pub(crate) fn adopt_replication_host(&mut self, warnings: &mut Vec<String>) {
-        let (Some(host), Some(port)) = (self.replication_host.clone(), self.replication_http_port)
-        else {
-            return;
+    pub(crate) fn adopt_replication_host(
+        &mut self,
+        warnings: &mut Vec<String>,
+    ) -> Result<(), ConfigError> {
+        let (host, port) = match (self.replication_host.clone(), self.replication_http_port) {
+            (Some(host), Some(port)) => (host, port),
+            (None, None) => return Ok(()),
+            (Some(host), None) => {
+                return Err(ConfigError::at(
+                    "worker_replication_host",
+                    "stands without worker_replication_http_port",
+                )
+                .found(format!("{host:?}"))
+                .remedy("write both as `instance_map.main`, with host and port"));
+            }
+            (None, Some(port)) => {
+                return Err(ConfigError::at(
+                    "worker_replication_http_port",
+                    "stands without worker_replication_host",
+                )
+                .found(port)
+                .remedy("write both as `instance_map.main`, with host and port"));
+            }
         };
         if self.instance_map.contains_key(MAIN) {
             warnings.push(
                 "`worker_replication_host` has no effect, because instance_map has `main`"
                     .to_owned(),
             );
-            return;
+            return Ok(());
         }
         warnings.push(format!(
             "`worker_replication_host` is read as `instance_map.main` (host {host}, port {port}); \
@@ -220,6 +251,7 @@ impl Workers {
         let tls = self.replication_http_tls;
         let main = InstanceAddress { host: Some(host), port: Some(port), tls, path: None };
         self.instance_map.insert(MAIN.to_owned(), main);
+        Ok(())
     }
 
     /// Whether this is the main process: no `worker_app`, or one that means `homeserver`.

@@ -18,7 +18,7 @@ listeners:
     type: http
     resources:
       - names: [replication]
-worker_replication_secret: \"\"
+worker_replication_secret: hush
 redis:
   enabled: true
 ";
@@ -308,6 +308,7 @@ send_federation: False
 update_user_directory: False
 enable_media_repo: False
 use_presence: False
+redis: { enabled: true }
 ";
     let app = |name: &'static str| ["worker_app: ", name, to_main];
     let shared = [old_listener, all_off];

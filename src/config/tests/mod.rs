@@ -2,6 +2,7 @@
 
 mod assignments;
 mod examples;
+mod fleets;
 mod values;
 
 use crate::{Assignment, Config, ConfigError, Overrides, Roles, assignment};
