@@ -39,9 +39,6 @@ pub struct Chatd {
     pub id_cache: usize,
     /// Rooms whose state a room owner keeps in memory. Default 5 000.
     pub room_cache: usize,
-    /// State snapshots and chunks kept in memory, in bytes. Default 64 MiB.
-    #[serde(deserialize_with = "units::size")]
-    pub state_cache_bytes: u64,
     /// Rooms whose recent events a sync instance keeps in memory. Default 5 000.
     pub sync_room_cache: usize,
     /// Recent events kept for each such room. Default 50.
@@ -53,18 +50,6 @@ pub struct Chatd {
     /// Longest `timeout` that a sync waits. Default 5 minutes.
     #[serde(deserialize_with = "units::duration")]
     pub max_sync_timeout: Duration,
-    /// Events in one commit. Default 256.
-    pub lane_batch_events: usize,
-    /// Bytes of event JSON in one commit. Default 4 MiB.
-    #[serde(deserialize_with = "units::size")]
-    pub lane_batch_bytes: u64,
-    /// Events that may wait for one lane before senders are told to slow down. Default 10 000.
-    pub lane_queue: usize,
-    /// Rows that may wait on the in-process bus for one reader. Default 10 000.
-    pub bus_queue: usize,
-    /// Longest time for one SQL statement. Default 60 s.
-    #[serde(deserialize_with = "units::duration")]
-    pub statement_timeout: Duration,
     /// Password hashes computed at the same time. Default: one less than the cores, at least 1.
     pub hash_threads: usize,
 }
@@ -84,17 +69,11 @@ impl Default for Chatd {
             token_cache: 50_000,
             id_cache: 100_000,
             room_cache: 5_000,
-            state_cache_bytes: 64 << 20,
             sync_room_cache: 5_000,
             sync_room_events: 50,
             change_index: 200_000,
             stream_rows: 20_000,
             max_sync_timeout: Duration::from_secs(300),
-            lane_batch_events: 256,
-            lane_batch_bytes: 4 << 20,
-            lane_queue: 10_000,
-            bus_queue: 10_000,
-            statement_timeout: Duration::from_secs(60),
             hash_threads: cores.saturating_sub(1).max(1),
         }
     }
