@@ -9,6 +9,7 @@ mod edge;
 mod encryption;
 mod faults;
 mod limits;
+mod listeners;
 mod live;
 mod push;
 mod registration;
