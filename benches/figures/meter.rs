@@ -36,13 +36,24 @@ impl Bench {
         Ok(Used { chatd_ms, postgres_ms, commits: self.commits().await? })
     }
 
-    /// Resident memory of chatd in MB.
-    pub fn resident_mb(&mut self) -> Result<f64> {
+    /// Says how much memory chatd has: what is its own, and the pages of its program that are in
+    /// memory.
+    pub fn say_memory(&mut self, when: &str) -> Result<()> {
         let pid = self.server.process().pid().context("chatd runs")?;
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("VmRSS")?;
-        let kib: f64 = line.split_whitespace().nth(1).context("a number")?.parse()?;
-        Ok(kib * 1024.0 / 1e6)
+        let mb = |name: &str| -> Result<f64> {
+            let line =
+                status.lines().find(|line| line.starts_with(name)).context("no such line")?;
+            let kib: f64 = line.split_whitespace().nth(1).context("a number")?.parse()?;
+            Ok(kib * 1024.0 / 1e6)
+        };
+        say(format_args!(
+            "memory after {when}: {:.1} MB resident, {:.1} of it its own and {:.1} its program",
+            mb("VmRSS:")?,
+            mb("RssAnon:")?,
+            mb("RssFile:")?
+        ));
+        Ok(())
     }
 
     /// Transactions that sessions have told PostgreSQL's statistics, which they do within a second

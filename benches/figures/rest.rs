@@ -3,10 +3,11 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use chatd_kit::say;
 
 use crate::Bench;
 
+/// After a start; PostgreSQL's sessions tell their last transactions within ten idle seconds.
+const SETTLE: Duration = Duration::from_secs(12);
 /// How long nothing is asked.
 const REST: Duration = Duration::from_secs(20);
 const USERS: usize = 200;
@@ -14,8 +15,8 @@ const USERS: usize = 200;
 /// Memory after the start and after users have come, and idle CPU.
 pub async fn measure() -> Result<()> {
     let mut bench = Bench::start().await?;
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    say(format_args!("memory after the start: {:.1} MB", bench.resident_mb()?));
+    tokio::time::sleep(SETTLE).await;
+    bench.say_memory("the start")?;
     let before = bench.used().await?;
     let started = Instant::now();
     tokio::time::sleep(REST).await;
@@ -29,11 +30,9 @@ pub async fn measure() -> Result<()> {
         user.send(&room, "hello").await;
         user.sync().await.ok();
     }
-    tokio::time::sleep(Duration::from_secs(5)).await;
-    say(format_args!(
-        "memory after {USERS} users have registered, joined a room, sent a message and synced: \
-         {:.1} MB",
-        bench.resident_mb()?
-    ));
+    tokio::time::sleep(SETTLE).await;
+    bench.say_memory(&format!(
+        "{USERS} users have registered, joined a room, sent a message and synced"
+    ))?;
     Ok(())
 }
