@@ -3,8 +3,9 @@
 
 use chatd_base::{Refusal, Result};
 use chatd_storage::events::{self, StoredEvent};
-use ruma_common::RoomId;
+use ruma_common::{RoomId, UserId};
 use serde::Deserialize;
+use serde_json::value::RawValue;
 
 /// The filter of a timeline or of state, as clients write it. What is not there lets everything
 /// pass.
@@ -65,20 +66,41 @@ impl EventFilter {
         self.rooms.as_ref().is_none_or(named) && !self.not_rooms.as_ref().is_some_and(named)
     }
 
+    /// Whether events of this type can pass.
+    pub fn allows_type(&self, kind: &str) -> bool {
+        let typed = |list: &Vec<String>| list.iter().any(|pattern| matches(pattern, kind));
+        self.types.as_ref().is_none_or(typed) && !self.not_types.as_ref().is_some_and(typed)
+    }
+
+    /// Whether events of this sender can pass.
+    pub fn allows_sender(&self, sender: &UserId) -> bool {
+        let sent = |list: &Vec<String>| list.iter().any(|id| id == sender.as_str());
+        self.senders.as_ref().is_none_or(sent) && !self.not_senders.as_ref().is_some_and(sent)
+    }
+
     /// Whether an event passes, as far as the event alone can tell: relations to it
     /// (`related_by_…`) are left to the database.
     pub fn allows(&self, event: &StoredEvent) -> bool {
-        let typed = |list: &Vec<String>| list.iter().any(|pattern| matches(pattern, &event.kind));
-        let sent = |list: &Vec<String>| list.iter().any(|id| id == event.sender.as_str());
-        self.types.as_ref().is_none_or(typed)
-            && !self.not_types.as_ref().is_some_and(typed)
-            && self.senders.as_ref().is_none_or(sent)
-            && !self.not_senders.as_ref().is_some_and(sent)
-            && self.contains_url.is_none_or(|wanted| wanted == has_url(event))
+        self.allows_type(&event.kind)
+            && self.allows_sender(&event.sender)
+            && self.contains_url.is_none_or(|wanted| wanted == has_url(&event.content))
     }
 
-    /// The same filter as the database applies it. Its answer may hold a few events more when
-    /// `contains_url` is set; [`Self::allows`] finds them.
+    /// Whether only the database can tell which events pass.
+    pub fn needs_relations(&self) -> bool {
+        self.related_by_rel_types.is_some() || self.related_by_senders.is_some()
+    }
+
+    /// Whether some events of `room` may not pass.
+    pub fn is_selective(&self, room: &RoomId) -> bool {
+        let by_event = [&self.types, &self.not_types, &self.senders, &self.not_senders];
+        by_event.into_iter().any(Option::is_some)
+            || self.contains_url.is_some()
+            || self.needs_relations()
+            || !self.allows_room(room)
+    }
+
+    /// The same filter as the database applies it.
     pub fn to_storage(&self) -> events::EventFilter {
         let patterns = |list: &Option<Vec<String>>| {
             list.as_ref().map(|list| list.iter().map(|kind| events::like_pattern(kind)).collect())
@@ -88,7 +110,7 @@ impl EventFilter {
             not_types: patterns(&self.not_types),
             senders: self.senders.clone(),
             not_senders: self.not_senders.clone(),
-            with_url: self.contains_url == Some(true),
+            with_url: self.contains_url,
             related_by_rel_types: self.related_by_rel_types.clone(),
             related_by_senders: self.related_by_senders.clone(),
         }
@@ -112,14 +134,14 @@ fn matches(pattern: &str, kind: &str) -> bool {
     true
 }
 
-/// Whether the content has a `url` that is a string.
-fn has_url(event: &StoredEvent) -> bool {
+/// Whether a content has a `url` that is a string.
+pub(crate) fn has_url(content: &RawValue) -> bool {
     #[derive(Deserialize)]
     struct Content {
         #[expect(dead_code, reason = "only that it is a string matters")]
         url: String,
     }
-    serde_json::from_str::<Content>(event.content.get()).is_ok()
+    serde_json::from_str::<Content>(content.get()).is_ok()
 }
 
 #[cfg(test)]

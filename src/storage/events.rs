@@ -43,8 +43,7 @@ macro_rules! filter {
           AND ($5::text[] IS NULL OR e.type NOT IN (SELECT nid FROM event_types WHERE type LIKE ANY($5)))
           AND ($6::text[] IS NULL OR e.sender IN (SELECT nid FROM users_nid WHERE user_id = ANY($6)))
           AND ($7::text[] IS NULL OR e.sender NOT IN (SELECT nid FROM users_nid WHERE user_id = ANY($7)))
-          AND (NOT $8::bool OR EXISTS (SELECT FROM event_json c
-               WHERE c.nid = e.nid AND c.content LIKE '%\"url\"%'))
+          AND ($8::bool IS NULL OR (e.flags & 40 = 32) = $8)
           AND ($9::text[] IS NULL OR EXISTS (SELECT FROM event_relations x
                WHERE x.room = e.room AND x.parent = e.event_id AND x.rel_type = ANY($9)))
           AND ($10::text[] IS NULL OR EXISTS (SELECT FROM event_relations x
@@ -247,8 +246,8 @@ pub struct EventFilter {
     pub not_types: Option<Vec<String>>,
     pub senders: Option<Vec<String>>,
     pub not_senders: Option<Vec<String>>,
-    /// Only events that have the word `url` as a string in their content; the reader looks closer.
-    pub with_url: bool,
+    /// Only events whose content has a `url`, or only those without. Redacted ones have none.
+    pub with_url: Option<bool>,
     pub related_by_rel_types: Option<Vec<String>>,
     pub related_by_senders: Option<Vec<String>>,
 }

@@ -20,6 +20,8 @@ pub mod flags {
     pub const SOFT_FAILED: i16 = 4;
     pub const REDACTED: i16 = 8;
     pub const BACKFILLED: i16 = 16;
+    /// The content has a `url`, until it is redacted.
+    pub const HAS_URL: i16 = 32;
 }
 
 statements! {

@@ -23,15 +23,15 @@ pub async fn read(pool: &Pool, users: &Users, asker: &Asker, plan: &mut Plan) ->
         }
         Rows::Tables => from_tables(pool, asker, plan).await?,
     };
-    if plan.push_rules.is_some() && asker.filter.account_data.wants_type("m.push_rules") {
+    if plan.push_rules.is_some() && asker.filter.account_data.allows_type("m.push_rules") {
         let content = users.push_rules.content(asker.user, &asker.user_id).await?;
         global.push(("m.push_rules".to_owned(), content));
     }
-    global.retain(|(kind, _)| asker.filter.account_data.wants_type(kind));
+    global.retain(|(kind, _)| asker.filter.account_data.allows_type(kind));
     for room in plan.rooms.values_mut() {
         let filter = &asker.filter.room.account_data;
-        let wants_room = filter.wants_room(&room.room_id);
-        room.account_data.retain(|(kind, _)| wants_room && filter.wants_type(kind));
+        let wants_room = filter.allows_room(&room.room_id);
+        room.account_data.retain(|(kind, _)| wants_room && filter.allows_type(kind));
     }
     Ok(global)
 }

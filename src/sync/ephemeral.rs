@@ -18,7 +18,7 @@ use crate::{
 /// Adds the receipts that memory does not have to the rooms of `plan`: two queries at most.
 pub async fn read(pool: &Pool, interner: &Interner, asker: &Asker, plan: &mut Plan) -> Result<()> {
     let from_tables = plan.new_receipts_from_tables || plan.known_receipts_from_tables;
-    if !from_tables || !asker.filter.room.ephemeral.wants_type("m.receipt") {
+    if !from_tables || !asker.filter.room.ephemeral.allows_type("m.receipt") {
         return Ok(());
     }
     let upto = plan.now.receipts.max();
@@ -63,9 +63,9 @@ fn row(room: &RoomPlan, stored: receipts::Stored, user_id: &str) -> Option<Recei
 /// Whether [`write`] would write anything.
 pub fn is_empty(room: &RoomPlan, asker: &Asker) -> bool {
     let filter = &asker.filter.room.ephemeral;
-    let typing = room.typing.is_some() && filter.wants_type("m.typing");
-    let receipts = !room.receipts.is_empty() && filter.wants_type("m.receipt");
-    !(typing || receipts) || !filter.wants_room(&room.room_id)
+    let typing = room.typing.is_some() && filter.allows_type("m.typing");
+    let receipts = !room.receipts.is_empty() && filter.allows_type("m.receipt");
+    !(typing || receipts) || !filter.allows_room(&room.room_id)
 }
 
 /// Appends the member `ephemeral`.
@@ -73,14 +73,14 @@ pub fn write(out: &mut Object<'_>, room: &RoomPlan, asker: &Asker) {
     let mut events: Vec<Vec<u8>> = Vec::new();
     let filter = &asker.filter.room.ephemeral;
     if !is_empty(room, asker) {
-        if let Some(typing) = room.typing.as_ref().filter(|_| filter.wants_type("m.typing")) {
+        if let Some(typing) = room.typing.as_ref().filter(|_| filter.allows_type("m.typing")) {
             #[derive(Serialize)]
             struct Content<'a, T> {
                 user_ids: &'a T,
             }
             events.push(event("m.typing", &Content { user_ids: &typing.users }));
         }
-        if filter.wants_type("m.receipt") {
+        if filter.allows_type("m.receipt") {
             events.extend(contents(&room.receipts).iter().map(|c| event("m.receipt", c)));
         }
     }

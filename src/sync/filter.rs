@@ -4,10 +4,10 @@
 use std::collections::HashSet;
 
 use chatd_base::Refusal;
-use chatd_storage::events::{self, StoredEvent};
-use ruma_common::{RoomId, UserId};
+use chatd_rooms::filter::EventFilter;
+use ruma_common::RoomId;
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
-use serde_json::{Map, Value, value::RawValue};
+use serde_json::{Map, Value};
 
 /// A whole filter, as the client gave it.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -50,27 +50,8 @@ pub struct RoomFilter {
     pub account_data: EventFilter,
 }
 
-/// Which events are wanted; those of `RoomFilter` also say how.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct EventFilter {
-    pub limit: Option<u32>,
-    pub types: Option<Vec<String>>,
-    pub not_types: Vec<String>,
-    pub senders: Option<Vec<String>>,
-    pub not_senders: Vec<String>,
-    pub rooms: Option<Vec<String>>,
-    pub not_rooms: Vec<String>,
-    pub contains_url: Option<bool>,
-    pub related_by_rel_types: Option<Vec<String>>,
-    pub related_by_senders: Option<Vec<String>>,
-    pub lazy_load_members: bool,
-    pub include_redundant_members: bool,
-    pub unread_thread_notifications: bool,
-}
-
 /// Events of a timeline if the filter does not say how many.
-const DEFAULT_LIMIT: u32 = 10;
+const DEFAULT_LIMIT: u64 = 10;
 
 impl Filter {
     /// Reads a filter. Refuses what is not JSON, and what has not a filter's shape.
@@ -87,7 +68,7 @@ impl Filter {
     /// Events of a timeline at most; `most` is what the admin allows, negative for any number.
     pub fn timeline_limit(&self, most: i64) -> usize {
         let wanted = self.room.timeline.limit.unwrap_or(DEFAULT_LIMIT);
-        let allowed = u32::try_from(most).unwrap_or(u32::MAX);
+        let allowed = u64::try_from(most).unwrap_or(u64::MAX);
         usize::try_from(wanted.min(allowed)).unwrap_or(usize::MAX)
     }
 
@@ -114,73 +95,6 @@ where
 fn wants(only: Option<&[String]>, not: &[String], value: &str) -> bool {
     only.is_none_or(|only| only.iter().any(|item| item == value))
         && !not.iter().any(|item| item == value)
-}
-
-/// Whether `kind` is what `pattern` says; `*` stands for any letters.
-fn matches(pattern: &str, kind: &str) -> bool {
-    let mut parts = pattern.split('*');
-    let first = parts.next().unwrap_or("");
-    let Some(mut rest) = kind.strip_prefix(first) else { return false };
-    let mut tail: Option<&str> = None;
-    for part in parts {
-        if let Some(middle) = tail.replace(part) {
-            let Some(at) = rest.find(middle) else { return false };
-            rest = &rest[at + middle.len()..];
-        }
-    }
-    tail.map_or(rest.is_empty(), |tail| rest.ends_with(tail))
-}
-
-impl EventFilter {
-    pub fn wants_room(&self, room: &RoomId) -> bool {
-        wants(self.rooms.as_deref(), &self.not_rooms, room.as_str())
-    }
-
-    pub fn wants_type(&self, kind: &str) -> bool {
-        self.types.as_ref().is_none_or(|types| types.iter().any(|t| matches(t, kind)))
-            && !self.not_types.iter().any(|t| matches(t, kind))
-    }
-
-    pub fn wants_sender(&self, sender: &UserId) -> bool {
-        wants(self.senders.as_deref(), &self.not_senders, sender.as_str())
-    }
-
-    /// Whether the event passes, as far as that can be seen from the event itself.
-    pub fn wants(&self, event: &StoredEvent) -> bool {
-        self.wants_type(&event.kind)
-            && self.wants_sender(&event.sender)
-            && self.contains_url.is_none_or(|wanted| wanted == has_url(&event.content))
-    }
-
-    /// Whether only the tables can tell which events pass.
-    pub fn needs_relations(&self) -> bool {
-        self.related_by_rel_types.is_some() || self.related_by_senders.is_some()
-    }
-
-    /// The same filter, as the tables apply it.
-    pub fn for_storage(&self) -> events::EventFilter {
-        let patterns = |kinds: &[String]| kinds.iter().map(|k| events::like_pattern(k)).collect();
-        let unless_empty = |list: &[String]| (!list.is_empty()).then(|| list.to_vec());
-        events::EventFilter {
-            types: self.types.as_deref().map(patterns),
-            not_types: unless_empty(&self.not_types).as_deref().map(patterns),
-            senders: self.senders.clone(),
-            not_senders: unless_empty(&self.not_senders),
-            with_url: self.contains_url == Some(true),
-            related_by_rel_types: self.related_by_rel_types.clone(),
-            related_by_senders: self.related_by_senders.clone(),
-        }
-    }
-}
-
-fn has_url(content: &RawValue) -> bool {
-    #[derive(Deserialize)]
-    struct Content<'a> {
-        #[serde(borrow)]
-        url: Option<&'a RawValue>,
-    }
-    serde_json::from_str::<Content<'_>>(content.get())
-        .is_ok_and(|content| content.url.is_some_and(|url| url.get().starts_with('"')))
 }
 
 /// Keeps only the members of an event that `fields` name. Levels are separated by dots; a dot
@@ -235,26 +149,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_star_stands_for_any_letters() {
-        let table = [
-            ("m.room.message", "m.room.message", true),
-            ("m.room.message", "m.room.messages", false),
-            ("m.room.*", "m.room.message", true),
-            ("m.room.*", "m.room.", true),
-            ("*", "", true),
-            ("*.message", "m.room.message", true),
-            ("m.*.m*e", "m.room.message", true),
-            ("m.*.m*x", "m.room.message", false),
-            ("m*m", "m", false),
-            ("", "m", false),
-            ("a*b*b", "ab", false),
-        ];
-        for (pattern, kind, expected) in table {
-            assert_eq!(matches(pattern, kind), expected, "{pattern} {kind}");
-        }
-    }
-
-    #[test]
     fn lists_include_and_exclude() {
         let filter = Filter::from_json(
             r#"{"room": {"rooms": ["!a:x", "!b:x"], "not_rooms": ["!b:x"],
@@ -264,10 +158,10 @@ mod tests {
         let wants = |id: &str| filter.wants_room(RoomId::parse(id).unwrap().as_ref());
         assert_eq!([wants("!a:x"), wants("!b:x"), wants("!c:x")], [true, false, false]);
         let timeline = &filter.room.timeline;
-        assert!(timeline.wants_type("m.room.name") && !timeline.wants_type("m.room.topic"));
-        assert!(!timeline.wants_type("m.sticker"));
+        assert!(timeline.allows_type("m.room.name") && !timeline.allows_type("m.room.topic"));
+        assert!(!timeline.allows_type("m.sticker"));
         assert_eq!((filter.timeline_limit(100), filter.timeline_limit(-1)), (100, 500));
-        assert!(!EventFilter { types: Some(vec![]), ..Default::default() }.wants_type("x"));
+        assert!(!EventFilter { types: Some(vec![]), ..Default::default() }.allows_type("x"));
     }
 
     #[test]

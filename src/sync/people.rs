@@ -62,13 +62,13 @@ pub async fn read(pool: &Pool, rules: Rules, asker: &Asker, plan: &Plan) -> Resu
         }
     }
     let wants_presence = rules.mode != PresenceMode::Disabled
-        && asker.filter.presence.wants_type("m.presence")
+        && asker.filter.presence.allows_type("m.presence")
         && asker.filter.presence.limit != Some(0);
     if wants_presence {
         people.presence = presence_of(pool, rules, asker, plan, &came).await?;
         people.presence.retain(|presence| {
             <&UserId>::try_from(presence.user_id.as_str())
-                .is_ok_and(|user| asker.filter.presence.wants_sender(user))
+                .is_ok_and(|user| asker.filter.presence.allows_sender(user))
         });
     }
     Ok(people)

@@ -48,7 +48,7 @@ pub async fn read(
     let mut needs = Needs::default();
     for room in plan.rooms.values() {
         let Some(timeline) = timelines.by_room.get(&room.room) else { continue };
-        if !asker.filter.room.state.wants_room(&room.room_id) {
+        if !asker.filter.room.state.allows_room(&room.room_id) {
             continue;
         }
         let wanted = Wanted { asker, plan, given, room, timeline };
@@ -63,7 +63,7 @@ pub async fn read(
         let mut seen = HashSet::new();
         events.retain(|event| {
             seen.insert(event.nid)
-                && asker.filter.room.state.wants(event)
+                && asker.filter.room.state.allows(event)
                 && (asker.state_after.is_some() || !timeline.contains(event))
         });
         events.sort_by_key(|event| event.pos);
@@ -86,13 +86,7 @@ impl Wanted<'_> {
     /// leaves out events by their type, so that state among them is not lost.
     fn end(&self) -> Position {
         let filter = &self.asker.filter.room.timeline;
-        let is_selective = filter.types.is_some()
-            || !filter.not_types.is_empty()
-            || filter.senders.is_some()
-            || !filter.not_senders.is_empty()
-            || filter.contains_url.is_some()
-            || filter.needs_relations()
-            || !filter.wants_room(&self.room.room_id);
+        let is_selective = filter.is_selective(&self.room.room_id);
         if self.asker.state_after.is_some() || is_selective {
             self.room.high
         } else {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use chatd_base::{Position, Result, RoomNid};
-use chatd_rooms::{client_event::Bundles, visibility::Lens};
+use chatd_rooms::{client_event::Bundles, filter::EventFilter, visibility::Lens};
 use chatd_storage::{
     Pool,
     events::{self, End, Span, StoredEvent},
@@ -14,7 +14,6 @@ use chatd_streams::events::Membership;
 use ruma_common::OwnedUserId;
 
 use crate::{
-    filter::EventFilter,
     index::Live,
     plan::{Asker, Plan, RoomPlan, Section, Source},
 };
@@ -59,7 +58,7 @@ pub struct Timelines {
 
 /// Reads the timelines of `plan`: no query if memory has all of them.
 pub async fn read(pool: &Pool, asker: &Asker, plan: &Plan, limit: usize) -> Result<Timelines> {
-    let wanted = |room: &RoomPlan| asker.filter.room.timeline.wants_room(&room.room_id);
+    let wanted = |room: &RoomPlan| asker.filter.room.timeline.allows_room(&room.room_id);
     let filter = &asker.filter.room.timeline;
     let mut by_room = BTreeMap::new();
     let mut from_tables = Vec::new();
@@ -92,9 +91,7 @@ pub async fn read(pool: &Pool, asker: &Asker, plan: &Plan, limit: usize) -> Resu
 /// it was, nor if the filter asks for what memory does not know.
 fn is_enough(live: &[Live], asker: &Asker) -> bool {
     let filter = &asker.filter;
-    live.iter().all(|live| !live.altered)
-        && !filter.room.timeline.needs_relations()
-        && filter.event_format == crate::filter::EventFormat::Client
+    live.iter().all(|live| !live.altered) && !filter.room.timeline.needs_relations()
 }
 
 fn from_memory(
@@ -104,7 +101,7 @@ fn from_memory(
     ignored: &HashSet<OwnedUserId>,
     limit: usize,
 ) -> Timeline {
-    let wanted = |live: &&Live| !live.row.hidden && filter.wants(&live.event);
+    let wanted = |live: &&Live| !live.row.hidden && filter.allows(&live.event);
     let mut newest: Vec<&Live> =
         live.iter().rev().filter(wanted).take(limit.saturating_add(1)).collect();
     let limited = newest.len() > limit;
@@ -138,7 +135,7 @@ async fn read_tables(
 ) -> Result<BTreeMap<RoomNid, Timeline>> {
     let spans: Vec<Span> =
         plans.iter().map(|p| Span { room: p.room, low: p.low, high: p.high }).collect();
-    let filter = asker.filter.room.timeline.for_storage();
+    let filter = asker.filter.room.timeline.to_storage();
     let found =
         events::list_timelines(pool, &spans, End::Newest, limit.saturating_add(1), &filter).await?;
     let mut newest: HashMap<RoomNid, Vec<Arc<StoredEvent>>> = HashMap::new();
@@ -166,7 +163,7 @@ async fn read_tables(
         let shown = events
             .into_iter()
             .rev()
-            .filter(|event| is_welcome(event, ignored) && asker.filter.room.timeline.wants(event))
+            .filter(|event| is_welcome(event, ignored) && asker.filter.room.timeline.allows(event))
             .filter(|event| lens.is_none_or(|lens| lens.sees(event)))
             .map(|event| {
                 let membership = lens.map_or(Membership::Join, |lens| lens.membership_at(&event));

@@ -31,7 +31,7 @@ CREATE TABLE events (
     type int4 NOT NULL,
     sender int4 NOT NULL,
     writer int2 NOT NULL,
-    -- Bits: 1 outlier, 2 rejected, 4 soft-failed, 8 redacted, 16 backfilled.
+    -- Bits: 1 outlier, 2 rejected, 4 soft-failed, 8 redacted, 16 backfilled, 32 has a url.
     flags int2 NOT NULL,
     event_id text NOT NULL COLLATE "C",
     prev_ids int8[] NOT NULL,
