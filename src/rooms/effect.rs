@@ -120,7 +120,7 @@ fn new_event(
         room: live.room,
         kind: with.kind,
         sender: with.sender,
-        flags: effect.flags | if has_url(&content) { flags::HAS_URL } else { 0 },
+        flags: effect.flags | if has_url(&pdu.content) { flags::HAS_URL } else { 0 },
         event_id: pdu.event_id.to_string(),
         prev_ids: effect.prev_ids.clone(),
         auth_ids: effect.auth_ids.clone(),

@@ -7,10 +7,13 @@ use chatd_base::{EventNid, Position, RoomNid, UserNid, WriterId};
 use crate::{Pool, Result, Row, statement::statements};
 
 statements! {
-    LIST_MEMBERSHIPS = "SELECT m.user_nid, m.room, r.room_id, m.membership, m.event, m.pos
+    LIST_MEMBERSHIPS = "SELECT m.user_nid, m.room, r.room_id, m.membership, m.event, m.pos,
+                               CASE WHEN m.membership = 'i' THEN
+                                    (SELECT s.user_id FROM users_nid s WHERE s.nid = m.sender) END
                         FROM memberships m JOIN rooms r ON r.nid = m.room
                         WHERE m.user_nid = ANY($1::int4[]) AND m.membership IN ('j', 'i', 'k')";
-    LIST_LEFT_ROOMS = "SELECT m.user_nid, m.room, r.room_id, m.membership, m.event, m.pos
+    LIST_LEFT_ROOMS = "SELECT m.user_nid, m.room, r.room_id, m.membership, m.event, m.pos,
+                              NULL::text
                        FROM memberships m JOIN rooms r ON r.nid = m.room
                        WHERE m.user_nid = $1 AND m.membership IN ('l', 'b') AND NOT m.forgotten";
     /// Where the last time that a user was joined ended.
@@ -29,7 +32,9 @@ statements! {
         "SELECT h.room, r.room_id, h.pos, e.writer, h.membership, h.event,
                 (SELECT b.membership FROM membership_history b
                  WHERE b.user_nid = h.user_nid AND b.room = h.room AND b.pos < h.pos
-                 ORDER BY b.pos DESC LIMIT 1)
+                 ORDER BY b.pos DESC LIMIT 1),
+                CASE WHEN h.membership = 'i' THEN
+                     (SELECT s.user_id FROM users_nid s WHERE s.nid = e.sender) END
          FROM membership_history h
          JOIN rooms r ON r.nid = h.room
          JOIN events e ON e.nid = h.event
@@ -152,6 +157,8 @@ pub struct MembershipRow {
     pub membership: i8,
     pub event: EventNid,
     pub pos: Position,
+    /// Who has invited the user, if it is invited.
+    pub inviter: Option<String>,
 }
 
 fn membership(row: &Row) -> MembershipRow {
@@ -162,6 +169,7 @@ fn membership(row: &Row) -> MembershipRow {
         membership: row.get(3),
         event: EventNid(row.get(4)),
         pos: Position(row.get(5)),
+        inviter: row.get(6),
     }
 }
 
@@ -210,6 +218,8 @@ pub struct MembershipChangeRow {
     pub membership: i8,
     pub event: EventNid,
     pub before: Option<i8>,
+    /// Who has invited the user, if this was an invite.
+    pub inviter: Option<String>,
 }
 
 /// How `user`'s memberships changed in `(after, upto]`, in order.
@@ -228,6 +238,7 @@ pub async fn list_membership_changes(
         membership: row.get(4),
         event: EventNid(row.get(5)),
         before: row.get(6),
+        inviter: row.get(7),
     };
     Ok(rows.iter().map(change).collect())
 }

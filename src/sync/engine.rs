@@ -2,9 +2,9 @@
 //! planned from memory, completed from the tables where memory does not reach, and written. A
 //! sync with nothing to tell waits for the asker's view to be woken.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc, time::Duration};
 
-use chatd_base::{Position, Result, RoomNid, UserNid};
+use chatd_base::{Position, Result, RoomNid, Stop, UserNid, tasks};
 use chatd_rooms::client_event::Viewer;
 use chatd_storage::{Pool, account_data, sync};
 use chatd_streams::{StreamToken, events::Membership};
@@ -13,6 +13,7 @@ use tokio::{sync::watch, time::Instant};
 
 use crate::{
     account, ephemeral,
+    filter::Filter,
     fold::ignored_users,
     inbox::Inboxes,
     index::{Index, Member, Step},
@@ -29,6 +30,8 @@ use crate::{
 const WAIT_FOR_TOKEN: Duration = Duration::from_secs(10);
 /// Devices whose inbox and lazily loaded members are remembered.
 const MOST_DEVICES: usize = 20_000;
+/// How often the metrics page is told how much memory holds.
+const REPORT_SIZES: Duration = Duration::from_secs(15);
 
 /// Answers syncs.
 pub struct Sync {
@@ -44,8 +47,10 @@ impl Sync {
     /// complete from then on.
     pub fn new(users: &Arc<Users>) -> Self {
         let deps = users.deps.clone();
+        let index = Index::attach(&deps.streams, &deps.config);
+        tasks::spawn("sync_sizes", report_sizes(index.clone(), deps.stop.clone()));
         Self {
-            index: Index::attach(&deps.streams, &deps.config),
+            index,
             users: users.clone(),
             given: GivenMembers::new(MOST_DEVICES),
             inboxes: Inboxes::new(MOST_DEVICES),
@@ -65,6 +70,7 @@ impl Sync {
         since: Option<SyncToken>,
         timeout: Duration,
     ) -> Result<Vec<u8>> {
+        let asker = &self.without_excluded_rooms(asker);
         let deadline = Instant::now() + timeout;
         let mut since = match since {
             Some(since) if self.has_reached(&since).await => Some(since),
@@ -89,13 +95,23 @@ impl Sync {
 
     /// Returns when something concerns the view, at the deadline, or when the server stops.
     async fn park(&self, woken: &mut watch::Receiver<u64>, deadline: Instant) {
-        metrics::gauge!("chatd_syncs_waiting").increment(1.0);
+        let _waiting = Waiting::begin();
         tokio::select! {
             _ = woken.changed() => {}
             () = tokio::time::sleep_until(deadline) => {}
             () = self.deps.closing.triggered() => {}
         }
-        metrics::gauge!("chatd_syncs_waiting").decrement(1.0);
+    }
+
+    /// The asker as if its filter left out the rooms that the admin has excluded.
+    fn without_excluded_rooms<'a>(&self, asker: &'a Asker) -> Cow<'a, Asker> {
+        let excluded = &self.deps.config.rooms.exclude_rooms_from_sync;
+        if excluded.is_empty() {
+            return Cow::Borrowed(asker);
+        }
+        let mut filter = Filter::clone(&asker.filter);
+        filter.room.not_rooms.extend(excluded.iter().map(ToString::to_string));
+        Cow::Owned(Asker { filter: Arc::new(filter), ..asker.clone() })
     }
 
     fn viewer<'a>(&self, asker: &'a Asker) -> Viewer<'a> {
@@ -113,17 +129,21 @@ impl Sync {
             return true;
         }
         let streams = &self.deps.streams;
-        let reached = tokio::join!(
-            streams.events.wait_for(&since.room, WAIT_FOR_TOKEN),
-            streams.presence.wait_for(&since.presence, WAIT_FOR_TOKEN),
-            streams.receipts.wait_for(&since.receipts, WAIT_FOR_TOKEN),
-            streams.account_data.wait_for(&since.account_data, WAIT_FOR_TOKEN),
-            streams.push_rules.wait_for(&since.push_rules, WAIT_FOR_TOKEN),
-            streams.to_device.wait_for(&since.to_device, WAIT_FOR_TOKEN),
-            streams.device_lists.wait_for(&since.device_lists, WAIT_FOR_TOKEN),
-        );
-        let (events, presence, receipts, account_data, push_rules, to_device, devices) = reached;
-        events && presence && receipts && account_data && push_rules && to_device && devices
+        let all = async {
+            tokio::join!(
+                streams.events.wait_for(&since.room, WAIT_FOR_TOKEN),
+                streams.presence.wait_for(&since.presence, WAIT_FOR_TOKEN),
+                streams.receipts.wait_for(&since.receipts, WAIT_FOR_TOKEN),
+                streams.account_data.wait_for(&since.account_data, WAIT_FOR_TOKEN),
+                streams.push_rules.wait_for(&since.push_rules, WAIT_FOR_TOKEN),
+                streams.to_device.wait_for(&since.to_device, WAIT_FOR_TOKEN),
+                streams.device_lists.wait_for(&since.device_lists, WAIT_FOR_TOKEN),
+            )
+        };
+        tokio::select! {
+            reached = all => reached == (true, true, true, true, true, true, true),
+            () = self.deps.closing.triggered() => false,
+        }
     }
 
     /// Makes sure that the asker's memberships and ignored users are known, and says how to wait
@@ -139,10 +159,10 @@ impl Sync {
 
     /// Loads a view, unless it turns out at the end that rows were missed meanwhile.
     async fn read_view(&self, user: UserNid) -> Result<()> {
-        let misses = {
+        // The receiver is held, so that the view stays while the tables are read.
+        let (_held, misses) = {
             let mut state = self.index.lock();
-            state.begin_view(user);
-            state.misses
+            (state.begin_view(user), state.misses)
         };
         let rows = sync::list_memberships(self.pool(), &[user]).await?;
         let ignored =
@@ -156,19 +176,14 @@ impl Sync {
                 membership: Membership::from_letter(row.membership)?,
                 event: row.event,
                 pos: row.pos,
+                inviter: row.inviter.and_then(|user| user.try_into().ok()),
             };
             Some((row.room, member))
         });
+        let ignored = ignored.map(|content| ignored_users(&content)).unwrap_or_default();
         let mut state = self.index.lock();
-        if state.misses != misses {
-            return Ok(());
-        }
-        state.begin_view(user);
-        state.complete_view(user, rooms.collect());
-        let view = state.view_mut(user).expect("it has just been completed");
-        if view.ignored.is_none() {
-            let users = ignored.map(|content| ignored_users(&content)).unwrap_or_default();
-            view.ignored = Some(Arc::new(users));
+        if state.misses == misses {
+            state.complete_view(user, rooms.collect(), ignored);
         }
         Ok(())
     }
@@ -215,6 +230,7 @@ impl Sync {
                 before: row.before.and_then(Membership::from_letter),
                 now: Membership::from_letter(row.membership)?,
                 event: row.event,
+                inviter: row.inviter.and_then(|user| user.try_into().ok()),
                 stripped: None,
             })
         });
@@ -224,10 +240,6 @@ impl Sync {
     /// Adds what only the tables know.
     async fn complete(&self, asker: &Asker, mut plan: Plan) -> Result<Parts> {
         let (pool, config) = (self.pool(), &self.deps.config);
-        let excluded = &config.rooms.exclude_rooms_from_sync;
-        if !excluded.is_empty() {
-            plan.rooms.retain(|_, room| !excluded.iter().any(|id| id == room.room_id.as_str()));
-        }
         let global = account::read(pool, &self.users, asker, &mut plan).await?;
         ephemeral::read(pool, &self.deps.interner, asker, &mut plan).await?;
         let previews = self.previews(asker, &mut plan).await?;
@@ -357,13 +369,35 @@ impl Sync {
         }
         (unknown, now)
     }
+}
 
-    /// Puts the sizes of the index on the metrics page.
-    pub fn note_sizes(&self) {
-        for (part, rows) in self.index.lock().sizes() {
+/// Puts the sizes of the index on the metrics page, until `stop`.
+async fn report_sizes(index: Arc<Index>, stop: Stop) {
+    loop {
+        let sizes = index.lock().sizes();
+        for (part, rows) in sizes {
             let rows = u32::try_from(rows).unwrap_or(u32::MAX);
             metrics::gauge!("chatd_sync_index_rows", "part" => part).set(f64::from(rows));
         }
+        if !stop.sleep(REPORT_SIZES).await {
+            return;
+        }
+    }
+}
+
+/// Counts a waiting sync for as long as it lives: clients go away while they wait.
+struct Waiting;
+
+impl Waiting {
+    fn begin() -> Self {
+        metrics::gauge!("chatd_syncs_waiting").increment(1.0);
+        Self
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        metrics::gauge!("chatd_syncs_waiting").decrement(1.0);
     }
 }
 

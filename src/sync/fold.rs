@@ -112,6 +112,8 @@ impl State {
             before: change.before,
             now: change.now,
             event,
+            inviter: (event == row.nid && change.now == Membership::Invite)
+                .then(|| row.sender.clone()),
             stripped: change.stripped.clone(),
         });
         if matches!(change.now, Membership::Leave | Membership::Ban) {

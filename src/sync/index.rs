@@ -47,6 +47,8 @@ pub struct Member {
     /// The member event and its position.
     pub event: EventNid,
     pub pos: Position,
+    /// Who has invited the user, if it is invited.
+    pub inviter: Option<OwnedUserId>,
 }
 
 /// A user's rooms.
@@ -62,6 +64,8 @@ pub struct Step {
     pub before: Option<Membership>,
     pub now: Membership,
     pub event: EventNid,
+    /// Who has invited the user, if the step was an invite.
+    pub inviter: Option<OwnedUserId>,
     /// Stripped state, if the step came live and was an invite or a knock.
     pub stripped: Option<Arc<[Raw]>>,
 }
@@ -113,6 +117,7 @@ impl View {
                     membership: step.now,
                     event: step.event,
                     pos: step.at,
+                    inviter: step.inviter.clone(),
                 };
                 Arc::make_mut(&mut self.rooms).insert(step.room, Arc::new(member));
             }
@@ -271,7 +276,8 @@ impl State {
     }
 
     /// Starts to record what concerns `user`, so that nothing is missed while the tables are read.
-    pub fn begin_view(&mut self, user: UserNid) {
+    /// The view stays as long as what is returned is held.
+    pub fn begin_view(&mut self, user: UserNid) -> watch::Receiver<u64> {
         if self.views.len() >= self.limits.views && !self.views.contains_key(&user) {
             self.drop_idle_views();
         }
@@ -279,10 +285,16 @@ impl State {
         let used = self.clock;
         let view = self.views.entry(user).or_insert_with(|| View::new(&self.now.room));
         view.used = used;
+        view.wake.subscribe()
     }
 
     /// Completes a view with what the tables say; steps that came meanwhile win.
-    pub fn complete_view(&mut self, user: UserNid, rooms: Vec<(RoomNid, Member)>) {
+    pub fn complete_view(
+        &mut self,
+        user: UserNid,
+        rooms: Vec<(RoomNid, Member)>,
+        ignored: HashSet<OwnedUserId>,
+    ) {
         let Some(view) = self.views.get_mut(&user) else { return };
         let moved: HashMap<RoomNid, Position> =
             view.steps.iter().map(|step| (step.room, step.at)).collect();
@@ -292,6 +304,7 @@ impl State {
                 known.insert(room, Arc::new(member));
             }
         }
+        view.ignored.get_or_insert_with(|| Arc::new(ignored));
         view.is_loaded = true;
         let rooms: Vec<RoomNid> = view.rooms.keys().copied().collect();
         for room in rooms {
@@ -326,7 +339,7 @@ impl State {
         let mut idle: Vec<(u64, UserNid)> = self
             .views
             .iter()
-            .filter(|(_, view)| view.is_loaded && view.wake.receiver_count() == 0)
+            .filter(|(_, view)| view.wake.receiver_count() == 0)
             .map(|(user, view)| (view.used, *user))
             .collect();
         idle.sort_unstable();

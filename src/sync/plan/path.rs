@@ -58,6 +58,7 @@ mod tests {
                 before: before.replace(*now),
                 now: *now,
                 event: EventNid(at),
+                inviter: None,
                 stripped: None,
             })
             .collect();

@@ -104,6 +104,12 @@ impl Planner<'_> {
         self.rooms.entry(room).or_insert_with(|| RoomPlan::joined(room, room_id, low, high))
     }
 
+    /// Whether the asker ignores who has invited it.
+    fn is_ignored(&self, inviter: Option<&OwnedUserId>) -> bool {
+        let ignored = self.view.ignored.as_ref();
+        ignored.zip(inviter).is_some_and(|(ignored, inviter)| ignored.contains(inviter))
+    }
+
     /// The plan of a room that the asker is joined to; `None` if the filter leaves it out.
     fn joined_room(&mut self, room: RoomNid, since: Option<&SyncToken>) -> Option<&mut RoomPlan> {
         let member = self.view.rooms.get(&room).filter(|m| m.membership == Membership::Join)?;
@@ -124,7 +130,9 @@ impl Planner<'_> {
                     plan.is_new = true;
                     plan.source = Source::Tables;
                 }
-            } else if self.asker.filter.wants_room(&member.room_id) {
+            } else if self.asker.filter.wants_room(&member.room_id)
+                && !self.is_ignored(member.inviter.as_ref())
+            {
                 self.previews.push(Preview {
                     room,
                     room_id: member.room_id.clone(),
@@ -163,6 +171,7 @@ impl Planner<'_> {
                     plan.is_new = true;
                     plan.source = Source::Tables;
                 }
+                Path::Previewed if self.is_ignored(last.inviter.as_ref()) => {}
                 Path::Previewed => self.previews.push(Preview {
                     room,
                     room_id: last.room_id.clone(),
