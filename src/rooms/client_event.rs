@@ -161,6 +161,13 @@ fn write_content(out: &mut Vec<u8>, event: &StoredEvent) {
     out.extend_from_slice(rest.as_bytes());
 }
 
+/// The member `unsigned` by itself.
+pub(crate) fn unsigned(event: &StoredEvent, viewer: &Viewer<'_>, extras: &Extras<'_>) -> Vec<u8> {
+    let mut out = Vec::new();
+    write_unsigned(&mut out, event, viewer, extras);
+    out
+}
+
 fn write_unsigned(
     out: &mut Vec<u8>,
     event: &StoredEvent,

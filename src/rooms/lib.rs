@@ -7,6 +7,7 @@
 pub mod bundle;
 pub mod client_event;
 pub mod create;
+pub mod federation_event;
 pub mod filter;
 pub mod membership;
 pub mod read;

@@ -59,6 +59,14 @@ statements! {
         "WHERE e.nid = ANY($1::int8[])");
     LIST_EVENTS_BY_IDS = concat!("SELECT ", columns!(), " FROM events e", joins!(),
         "WHERE e.event_id = ANY($1::text[])");
+    /// Ids come in the order of the references.
+    LIST_FEDERATION = "
+        SELECT e.nid, j.rest,
+               ARRAY(SELECT p.event_id FROM unnest(e.prev_ids) WITH ORDINALITY AS x(nid, n)
+                     JOIN events p ON p.nid = x.nid ORDER BY x.n),
+               ARRAY(SELECT a.event_id FROM unnest(e.auth_ids) WITH ORDINALITY AS x(nid, n)
+                     JOIN events a ON a.nid = x.nid ORDER BY x.n)
+        FROM events e JOIN event_json j ON j.nid = e.nid WHERE e.nid = ANY($1::int8[])";
     /// Events in (low, high] of each room; flags 7: outliers, rejected and soft-failed ones are
     /// in no timeline.
     LIST_NEWEST = concat!("SELECT ", columns!(), "
@@ -219,6 +227,31 @@ pub async fn list_by_ids(pool: &Pool, ids: &[&str]) -> Result<Vec<Arc<StoredEven
         return Ok(Vec::new());
     }
     all(&pool.query(&LIST_EVENTS_BY_IDS, &[&ids]).await?)
+}
+
+/// What the federation format of an event has and its other columns do not.
+#[derive(Clone, Debug)]
+pub struct FederationRow {
+    pub nid: EventNid,
+    /// JSON object.
+    pub rest: Vec<u8>,
+    pub prev_events: Vec<String>,
+    pub auth_events: Vec<String>,
+}
+
+/// The federation parts of those of `nids` that exist, in no order.
+pub async fn list_federation(pool: &Pool, nids: &[EventNid]) -> Result<Vec<FederationRow>> {
+    if nids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let nids: Vec<i64> = nids.iter().map(|nid| nid.0).collect();
+    let row = |row: &Row| FederationRow {
+        nid: EventNid(row.get(0)),
+        rest: row.get(1),
+        prev_events: row.get(2),
+        auth_events: row.get(3),
+    };
+    Ok(pool.query(&LIST_FEDERATION, &[&nids]).await?.iter().map(row).collect())
 }
 
 /// A part of one room's timeline: after `low`, up to and with `high`.

@@ -5,7 +5,10 @@
 use std::{borrow::Cow, collections::BTreeMap, sync::Arc, time::Duration};
 
 use chatd_base::{Position, Result, RoomNid, Stop, UserNid, tasks};
-use chatd_rooms::client_event::Viewer;
+use chatd_rooms::{
+    client_event::Viewer,
+    federation_event::{self, FederationParts},
+};
 use chatd_storage::{Pool, account_data, sync};
 use chatd_streams::{StreamToken, events::Membership};
 use chatd_users::{Deps, Users, keys::KeyCounts};
@@ -13,14 +16,16 @@ use tokio::{sync::watch, time::Instant};
 
 use crate::{
     account, ephemeral,
-    filter::Filter,
+    filter::{EventFormat, Filter},
     fold::ignored_users,
     inbox::Inboxes,
     index::{Index, Member, Step},
     lazy::GivenMembers,
     people,
     plan::{self, Asker, Plan},
-    state, summary, timeline,
+    state::{self, States},
+    summary,
+    timeline::{self, Timelines},
     token::SyncToken,
     unread::Unread,
     v3::Parts,
@@ -248,6 +253,7 @@ impl Sync {
         let timelines = timeline::read(pool, asker, &plan, limit).await?;
         let summaries = summary::read(pool, &self.index, asker, &plan, &timelines).await?;
         let states = state::read(pool, &self.given, asker, &plan, &timelines, &summaries).await?;
+        let federation = self.federation_parts(asker, &timelines, &states).await?;
         let rules = people::Rules {
             mode: config.presence.enabled,
             include_offline: config.presence.include_offline_users_on_sync,
@@ -272,12 +278,28 @@ impl Sync {
             timelines,
             summaries,
             states,
+            federation,
             global,
             previews,
             people,
             to_device: delivery.messages,
             keys,
         })
+    }
+
+    /// What the federation format needs, if the client wants that.
+    async fn federation_parts(
+        &self,
+        asker: &Asker,
+        timelines: &Timelines,
+        states: &States,
+    ) -> Result<FederationParts> {
+        if asker.filter.event_format == EventFormat::Client {
+            return Ok(FederationParts::default());
+        }
+        let shown = timelines.by_room.values().flat_map(|timeline| &timeline.events);
+        let state = states.values().flatten().map(|event| &**event);
+        federation_event::load(self.pool(), shown.map(|shown| &*shown.event).chain(state)).await
     }
 
     async fn key_counts(&self, asker: &Asker) -> Result<Arc<KeyCounts>> {

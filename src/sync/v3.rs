@@ -4,8 +4,11 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use chatd_base::RoomNid;
-use chatd_rooms::client_event::{self, Extras, Viewer};
-use chatd_storage::sync::SummaryRow;
+use chatd_rooms::{
+    client_event::{self, Extras, Viewer},
+    federation_event::FederationParts,
+};
+use chatd_storage::{events::StoredEvent, sync::SummaryRow};
 use chatd_streams::{Raw, RoomToken};
 use chatd_users::keys::KeyCounts;
 use serde::Serialize;
@@ -19,7 +22,7 @@ use crate::{
     plan::{Asker, Plan, RoomPlan, Section},
     state::States,
     summary,
-    timeline::{Shown, Timeline, Timelines},
+    timeline::{Timeline, Timelines},
     token::SyncToken,
     unread::Counts,
 };
@@ -34,6 +37,8 @@ pub struct Parts {
     pub timelines: Timelines,
     pub summaries: BTreeMap<RoomNid, Arc<SummaryRow>>,
     pub states: States,
+    /// What the events have in the federation format, if the client wants that.
+    pub federation: FederationParts,
     pub global: Global,
     /// Stripped state that was read from the tables: JSON arrays.
     pub previews: BTreeMap<RoomNid, String>,
@@ -191,7 +196,9 @@ impl Parts {
         let timeline = self.timelines.by_room.get(&room.room).unwrap_or(&nothing);
         let mut part = object.object("timeline");
         json::array(part.member("events"), &timeline.events, |out, shown| {
-            self.write_event(out, shown, viewer);
+            let membership = Some(shown.membership);
+            let extras = self.timelines.bundles.extras(&shown.event, membership);
+            self.write_event(out, &shown.event, viewer, &extras);
         });
         part.value("limited", &timeline.limited);
         part.value("prev_batch", &RoomToken::at(timeline.start).to_string());
@@ -199,23 +206,26 @@ impl Parts {
         let name = self.asker.state_after.unwrap_or("state");
         let state = self.states.get(&room.room).into_iter().flatten();
         object.events(name, state, |out, event| {
-            let mut one = Vec::with_capacity(event.content.get().len() + 256);
-            client_event::write(&mut one, event, viewer, &Extras::default());
-            self.push_event(out, one);
+            self.write_event(out, event, viewer, &Extras::default());
         });
     }
 
-    fn write_event(&self, out: &mut Vec<u8>, shown: &Shown, viewer: &Viewer<'_>) {
-        let extras = self.timelines.bundles.extras(&shown.event, Some(shown.membership));
-        let mut one = Vec::with_capacity(shown.event.content.get().len() + 512);
-        client_event::write(&mut one, &shown.event, viewer, &extras);
-        self.push_event(out, one);
-    }
-
-    fn push_event(&self, out: &mut Vec<u8>, event: Vec<u8>) {
-        match &self.asker.filter.event_fields {
-            Some(fields) => out.extend(keep_fields(&event, fields)),
-            None => out.extend(event),
+    /// Appends an event in the format and with the members that the client wants.
+    fn write_event(
+        &self,
+        out: &mut Vec<u8>,
+        event: &StoredEvent,
+        viewer: &Viewer<'_>,
+        extras: &Extras<'_>,
+    ) {
+        let in_federation_format = self.federation.to_json(event, viewer, extras);
+        match (&self.asker.filter.event_fields, in_federation_format) {
+            (None, None) => client_event::write(out, event, viewer, extras),
+            (None, Some(event)) => out.extend(event),
+            (Some(fields), format) => {
+                let all = format.unwrap_or_else(|| client_event::to_json(event, viewer, extras));
+                out.extend(keep_fields(&all, fields));
+            }
         }
     }
 
