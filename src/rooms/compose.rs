@@ -1,7 +1,7 @@
 //! Adds a draft to a hot room: references, authorisation and seal. The room's memory moves on
 //! only if everything is allowed.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use chatd_base::{
     EventNid, KeyNid, Refusal, Result, SnapshotId, TypeNid, UserNid, json::MAX_INTEGER,
@@ -40,6 +40,8 @@ pub struct Prepared {
     /// The user whom a membership event is about.
     pub target: Option<UserNid>,
     pub rules: Arc<Rules>,
+    /// Local members who ignore the sender.
+    pub deaf: HashSet<UserNid>,
     /// The event that a redaction names, if this server has it.
     pub redacts: Option<Arc<StoredEvent>>,
     pub txn: Option<Uuid>,

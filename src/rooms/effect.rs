@@ -72,7 +72,11 @@ pub fn apply(
     effect: Effect,
 ) -> Result<SealedEvent> {
     let is_hidden = effect.flags & (flags::REJECTED | flags::SOFT_FAILED) != 0;
-    let unread = if is_hidden { Unread::default() } else { push::unread(live, draft, &with.rules) };
+    let unread = if is_hidden {
+        Unread::default()
+    } else {
+        push::unread(live, draft, &with.rules, &with.deaf)
+    };
     let members = membership_changes(live, signer, draft, &pdu, &effect)?;
     let new = new_event(live, with, &pdu, &sealed, &effect, &unread, &members, draft);
     let heads = NewHeads {

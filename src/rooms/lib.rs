@@ -74,7 +74,7 @@ impl Rooms {
             pool: deps.pool.clone(),
             users: users.clone(),
             config: deps.config.clone(),
-            reader: read::Reader::new(deps),
+            reader: read::Reader::new(users),
             owner: RoomOwner::new(users, Arc::new(signer), owners, lane, most_rooms),
         }
     }

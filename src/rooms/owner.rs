@@ -2,7 +2,7 @@
 //! puts what it has sealed on the lane (R6, R9).
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -288,6 +288,8 @@ impl RoomOwner {
         self.load_members(slot, draft).await?;
         let members = lock(slot).lock().members.clone();
         let rules = self.rules_of(&members).await?;
+        let users: Vec<_> = members.iter().map(|member| member.user).collect();
+        let deaf = self.users.ignored.who_ignore(&users, &draft.sender).await?;
         let redacts = match &draft.redacts {
             Some(target) => events::get_by_id(&self.pool, target.as_str()).await?,
             None => None,
@@ -303,6 +305,7 @@ impl RoomOwner {
             key,
             target,
             rules: Arc::new(rules),
+            deaf,
             redacts,
             txn,
             now_ms: self.now_ms(),
@@ -325,6 +328,7 @@ impl RoomOwner {
             key: Some(interner.keys(&[(&draft.kind, state_key)]).await?[0]),
             target,
             rules: Arc::default(),
+            deaf: HashSet::default(),
             redacts: None,
             txn: None,
             now_ms: self.now_ms(),

@@ -4,7 +4,10 @@
 //! speaks of them: so it is worked out once for a user whom it does not mention, and one by one
 //! only for those whom it may mention, or whose rules differ.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use chatd_base::UserNid;
 use chatd_users::push_rules::UserRules;
@@ -36,10 +39,12 @@ pub struct Unread {
     pub highlight: Vec<UserNid>,
 }
 
-/// Evaluates the rules of every local member but the sender.
-pub fn unread(live: &Live, draft: &Draft, rules: &Rules) -> Unread {
+/// Evaluates the rules of every local member but the sender, and those who do not want to hear
+/// from the sender.
+pub fn unread(live: &Live, draft: &Draft, rules: &Rules, deaf: &HashSet<UserNid>) -> Unread {
     let mut unread = Unread::default();
     let others = live.members.iter().filter(|member| member.user_id != draft.sender);
+    let others = others.filter(|member| !deaf.contains(&member.user));
     let mut others = others.peekable();
     if others.peek().is_none() {
         return unread;

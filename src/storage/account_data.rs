@@ -16,6 +16,8 @@ statements! {
 
     GET_ACCOUNT_DATA = "SELECT content FROM account_data
                         WHERE user_nid = $1 AND room = $2 AND type = $3";
+    LIST_GLOBAL = "SELECT user_nid, content FROM account_data
+                   WHERE user_nid = ANY($1::int4[]) AND room = 0 AND type = $2";
     LIST_ACCOUNT_DATA = "SELECT room, type, pos, content FROM account_data
                          WHERE user_nid = $1 AND pos > $2 AND pos <= $3 ORDER BY pos";
 }
@@ -59,6 +61,17 @@ pub struct Stored {
 pub async fn get(pool: &Pool, user: UserNid, room: RoomNid, kind: &str) -> Result<Option<String>> {
     let row = pool.query_opt(&GET_ACCOUNT_DATA, &[&user.0, &room.0, &kind]).await?;
     Ok(row.map(|row| row.get(0)))
+}
+
+/// Global entries of one type of many users, by user.
+pub async fn list_global(
+    pool: &Pool,
+    users: &[UserNid],
+    kind: &str,
+) -> Result<Vec<(UserNid, String)>> {
+    let users: Vec<i32> = users.iter().map(|user| user.0).collect();
+    let rows = pool.query(&LIST_GLOBAL, &[&users, &kind]).await?;
+    Ok(rows.iter().map(|row| (UserNid(row.get(0)), row.get(1))).collect())
 }
 
 /// Everything of a user, global and of all rooms, that was written in `(after, upto]`.

@@ -9,7 +9,7 @@ use chatd_rooms::{
     client_event::Viewer,
     federation_event::{self, FederationParts},
 };
-use chatd_storage::{Pool, account_data, sync};
+use chatd_storage::{Pool, sync};
 use chatd_streams::{StreamToken, events::Membership};
 use chatd_users::{Deps, Users, keys::KeyCounts};
 use tokio::{sync::watch, time::Instant};
@@ -17,7 +17,6 @@ use tokio::{sync::watch, time::Instant};
 use crate::{
     account, ephemeral,
     filter::{EventFormat, Filter},
-    fold::ignored_users,
     inbox::Inboxes,
     index::{Index, Member, Step},
     lazy::GivenMembers,
@@ -170,8 +169,7 @@ impl Sync {
             (state.begin_view(user), state.misses)
         };
         let rows = sync::list_memberships(self.pool(), &[user]).await?;
-        let ignored =
-            account_data::get(self.pool(), user, RoomNid(0), "m.ignored_user_list").await?;
+        let ignored = self.users.ignored.of(user).await?;
         // What the table has may be a moment ahead of what has been folded.
         let ahead = rows.iter().map(|row| row.pos).max().unwrap_or_default();
         self.wait_for_events(ahead).await;
@@ -185,7 +183,6 @@ impl Sync {
             };
             Some((row.room, member))
         });
-        let ignored = ignored.map(|content| ignored_users(&content)).unwrap_or_default();
         let mut state = self.index.lock();
         if state.misses == misses {
             state.complete_view(user, rooms.collect(), ignored);

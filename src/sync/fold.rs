@@ -17,8 +17,7 @@ use chatd_streams::{
     to_device::ToDevice,
     typing::Typing,
 };
-use ruma_common::OwnedUserId;
-use serde::Deserialize;
+use chatd_users::ignored;
 
 use crate::index::{Index, Live, State, Step};
 
@@ -179,8 +178,8 @@ impl State {
             let bytes = row.content.get().len() + ROW;
             self.account_data.push(row.user, frame.writer, *at, Arc::new(row.clone()), bytes);
             let Some(view) = self.views.get_mut(&row.user) else { continue };
-            if row.room.is_none() && row.kind == "m.ignored_user_list" {
-                view.ignored = Some(Arc::new(ignored_users(row.content.get())));
+            if row.room.is_none() && row.kind == ignored::KIND {
+                view.ignored = Some(Arc::new(ignored::parse(row.content.get())));
             }
             view.wake();
         }
@@ -249,18 +248,4 @@ impl State {
         view.wake();
         self.wake_all(view.rooms.keys().flat_map(|room| self.served_in(*room)).copied().collect());
     }
-}
-
-/// The users in the content of an `m.ignored_user_list`.
-pub(crate) fn ignored_users(content: &str) -> HashSet<OwnedUserId> {
-    #[derive(Deserialize)]
-    struct Content {
-        ignored_users: BTreeMap<String, serde::de::IgnoredAny>,
-    }
-    serde_json::from_str::<Content>(content)
-        .map(|content| content.ignored_users.into_keys())
-        .into_iter()
-        .flatten()
-        .filter_map(|user| user.try_into().ok())
-        .collect()
 }

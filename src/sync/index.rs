@@ -5,7 +5,7 @@
 //! All of it is bounded and rebuilt from the tables on demand (R7, R8).
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::Arc,
 };
 
@@ -20,6 +20,7 @@ use chatd_streams::{
     receipts::ReceiptRow,
     typing::TypingRow,
 };
+use chatd_users::ignored;
 use parking_lot::{Mutex, MutexGuard};
 use ruma_common::{OwnedDeviceId, OwnedRoomId, OwnedUserId};
 use tokio::sync::watch;
@@ -81,7 +82,7 @@ pub struct View {
     pub steps_from: StreamToken,
     pub unread: HashMap<RoomNid, Unread>,
     /// Users whose messages this user does not want; `None` while that is not known.
-    pub ignored: Option<Arc<HashSet<OwnedUserId>>>,
+    pub ignored: Option<ignored::List>,
     /// Counts what concerns the user; syncs wait for it to change.
     pub wake: watch::Sender<u64>,
     used: u64,
@@ -293,7 +294,7 @@ impl State {
         &mut self,
         user: UserNid,
         rooms: Vec<(RoomNid, Member)>,
-        ignored: HashSet<OwnedUserId>,
+        ignored: ignored::List,
     ) {
         let Some(view) = self.views.get_mut(&user) else { return };
         let moved: HashMap<RoomNid, Position> =
@@ -304,7 +305,7 @@ impl State {
                 known.insert(room, Arc::new(member));
             }
         }
-        view.ignored.get_or_insert_with(|| Arc::new(ignored));
+        view.ignored.get_or_insert(ignored);
         view.is_loaded = true;
         let rooms: Vec<RoomNid> = view.rooms.keys().copied().collect();
         for room in rooms {

@@ -9,6 +9,7 @@ pub mod cross_signing;
 pub mod devices;
 mod digest;
 pub mod filters;
+pub mod ignored;
 mod joined;
 pub mod key_backups;
 pub mod key_query;
@@ -65,6 +66,7 @@ pub struct Users {
     pub room_nids: Arc<room_nids::RoomNids>,
     pub account_data: Arc<account_data::AccountData>,
     pub filters: filters::Filters,
+    pub ignored: ignored::Ignored,
     pub push_rules: push_rules::PushRules,
     pub to_device: to_device::ToDevice,
     pub receipts: receipts::Receipts,
@@ -102,6 +104,7 @@ impl Users {
             profiles,
             accounts,
             filters: filters::Filters::new(&deps),
+            ignored: ignored::Ignored::new(&deps),
             push_rules: push_rules::PushRules::new(&deps),
             to_device: to_device::ToDevice::new(&deps),
             receipts: receipts::Receipts::new(&deps, &account_data),

@@ -16,6 +16,7 @@ mod registration;
 mod rooms;
 mod routes;
 mod sessions;
+mod sync_view;
 mod syncing;
 mod timeline;
 mod visibility;

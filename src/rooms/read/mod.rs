@@ -11,7 +11,7 @@ use std::sync::Arc;
 use chatd_base::{Position, Result, UserNid};
 use chatd_storage::Pool;
 use chatd_streams::Streams;
-use chatd_users::Deps;
+use chatd_users::{Users, ignored};
 use ruma_common::RoomId;
 
 use crate::{
@@ -33,12 +33,14 @@ pub use timeline::{Context, Messages, MessagesQuery};
 pub struct Reader {
     pool: Pool,
     streams: Arc<Streams>,
+    users: Arc<Users>,
     listings: Arc<directory::Listings>,
     lenses: Arc<Lenses>,
 }
 
 impl Reader {
-    pub fn new(deps: &Deps) -> Self {
+    pub fn new(users: &Arc<Users>) -> Self {
+        let deps = &users.deps;
         let listings: Arc<directory::Listings> = Arc::default();
         let lenses = Arc::new(Lenses::new());
         let (seen, looked) = (listings.clone(), lenses.clone());
@@ -53,7 +55,13 @@ impl Reader {
             seen.change();
             looked.clear();
         });
-        Self { pool: deps.pool.clone(), streams: deps.streams.clone(), listings, lenses }
+        Self {
+            pool: deps.pool.clone(),
+            streams: deps.streams.clone(),
+            users: users.clone(),
+            listings,
+            lenses,
+        }
     }
 
     /// The furthest position of a room event that this instance knows to be complete.
@@ -84,6 +92,15 @@ impl Reader {
             Reach::Until(position) => Some(position),
         };
         Ok((lens, until))
+    }
+
+    /// Leaves out what comes from users whom `user` ignores; state stays.
+    async fn drop_ignored(&self, user: UserNid, events: &mut Vec<Arc<StoredEvent>>) -> Result<()> {
+        let ignored: ignored::List = self.users.ignored.of(user).await?;
+        if !ignored.is_empty() {
+            events.retain(|event| event.state_key.is_some() || !ignored.contains(&event.sender));
+        }
+        Ok(())
     }
 
     /// `events` with everything that is told together with them.

@@ -75,6 +75,7 @@ impl Reader {
             if newest_first { Position(last.pos.0 - 1) } else { last.pos }
         });
         events.retain(|event| lens.sees(event));
+        self.drop_ignored(user, &mut events).await?;
         Ok(RelationsPage { shown: self.shown(lens, events).await?, next })
     }
 

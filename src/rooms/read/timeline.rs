@@ -75,15 +75,14 @@ impl Reader {
         } else {
             (start.stream().min, to.map_or(newest, |to| to.max().min(newest)))
         };
-        let events =
+        let mut events =
             self.list_seen(&lens, (low, high), query.end, query.limit, &query.filter).await?;
         let is_full = events.len() >= query.limit;
         let end = events
             .last()
             .filter(|_| is_full || !backwards)
             .map(|last| if backwards { token_before(last) } else { token_behind(last) });
-        let events: Vec<_> =
-            events.into_iter().filter(|event| query.filter.allows(event)).collect();
+        self.drop_ignored(user, &mut events).await?;
         let newest = events.iter().map(|event| event.pos).max();
         let senders_at = newest.filter(|_| query.filter.lazy_load_members);
         let (bundles, state) =
@@ -121,8 +120,8 @@ impl Reader {
         let start = token_before(before.last().unwrap_or(&event));
         let last = after.last().unwrap_or(&event);
         let (end, last_pos) = (token_behind(last), last.pos);
-        before.retain(|event| filter.allows(event));
-        after.retain(|event| filter.allows(event));
+        self.drop_ignored(user, &mut before).await?;
+        self.drop_ignored(user, &mut after).await?;
         let all: Vec<_> = before.iter().chain([&event]).chain(&after).cloned().collect();
         let senders: Vec<&str> = senders(&all);
         let wanted = StateFilter {
@@ -154,7 +153,7 @@ impl Reader {
         Ok((lens, found))
     }
 
-    /// Events in (low, high] that the lens shows, as far as the database can filter them.
+    /// Events in (low, high] that the lens and the filter show.
     async fn list_seen(
         &self,
         lens: &Lens,
