@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use chatd_base::{EventNid, KeyNid, Result, RoomNid, ShardId, SnapshotId, UserNid};
+use chatd_base::{EventNid, KeyNid, Position, Result, RoomNid, ShardId, SnapshotId, UserNid};
 use chatd_storage::{
     Pool, rooms,
     snapshots::{self, SnapshotHead},
@@ -108,13 +108,14 @@ impl Live {
         })?;
         let mut live = Self::new(row.nid, room_id.to_owned(), rules, shard, epoch);
         let heads: Vec<EventNid> = row.heads.iter().map(|(event, _)| *event).collect();
-        let (state, bodies, heads, members, joined, snapshot) = futures::try_join!(
+        let (state, bodies, heads, members, joined, snapshot, txns) = futures::try_join!(
             rooms::list_current_state(pool, row.nid),
             rooms::list_state_bodies(pool, row.nid),
             rooms::list_heads(pool, &heads),
             rooms::list_local_members(pool, row.nid),
             rooms::count_joined(pool, row.nid),
             snapshots::get_head(pool, row.nid, row.state),
+            rooms::list_recent_txns(pool, row.nid),
         )?;
         live.state = state.into_iter().collect();
         live.joined = joined;
@@ -131,7 +132,19 @@ impl Live {
                 .map(|(user, id)| live.member(user, &id))
                 .collect::<Result<Vec<_>>>()?,
         );
+        live.add_txns(txns)?;
         Ok(Some(live))
+    }
+
+    /// Takes in the latest transactions, so that requests which are repeated after a restart find
+    /// their events without trying to make them again.
+    fn add_txns(&mut self, txns: Vec<(Uuid, String, Position)>) -> Result<()> {
+        for (digest, event_id, position) in txns {
+            let event_id = OwnedEventId::try_from(event_id).map_err(chatd_base::Error::internal)?;
+            let done = Outcome::Done([event_id].into(), position);
+            self.remember_txn(digest, watch::channel(done).1);
+        }
+        Ok(())
     }
 
     fn member(&self, user: UserNid, user_id: &str) -> Result<Member> {

@@ -198,7 +198,8 @@ impl RoomOwner {
                 return Ok(sent);
             }
         }
-        Err(chatd_base::Error::internal(format!("room {room_id} could not be extended")))
+        tracing::warn!(room.id = %room_id, "a room could not be extended; its client may try again");
+        Err(away().into())
     }
 
     /// Makes the events of a new room durable, all or none.

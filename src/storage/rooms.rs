@@ -1,6 +1,6 @@
 //! Rooms as a whole: their numbers, heads and current state, as a room owner loads them.
 
-use chatd_base::{EventNid, KeyNid, RoomNid, SnapshotId, UserNid};
+use chatd_base::{EventNid, KeyNid, Position, RoomNid, SnapshotId, UserNid};
 
 use crate::{Error, Pool, Result, statement::statements};
 
@@ -44,6 +44,10 @@ statements! {
     NEXT_SNAPSHOTS = "SELECT nextval('snapshot_ids')";
     GET_TXN_EVENT = "SELECT e.event_id FROM event_txns t JOIN events e ON e.nid = t.event
                      WHERE t.digest = $1";
+    LIST_RECENT_TXNS = "SELECT t.digest, e.event_id, e.pos
+                        FROM (SELECT nid, event_id, pos FROM events
+                              WHERE room = $1 AND pos > 0 ORDER BY pos DESC LIMIT 200) e
+                        JOIN event_txns t ON t.event = e.nid ORDER BY e.pos";
     DELETE_OLD_EVENT_TXNS = "DELETE FROM event_txns WHERE digest IN (
                                  SELECT digest FROM event_txns WHERE added_ts < $1 LIMIT 10000)";
     SET_FORGOTTEN = "UPDATE memberships SET forgotten = true
@@ -182,6 +186,16 @@ pub async fn next_snapshots(pool: &Pool) -> Result<i64> {
 /// The event that an earlier request with this transaction digest made.
 pub async fn get_txn_event(pool: &Pool, digest: uuid::Uuid) -> Result<Option<String>> {
     Ok(pool.query_opt(&GET_TXN_EVENT, &[&digest]).await?.map(|row| row.get(0)))
+}
+
+/// Digests of the transactions that made the latest events of a room, in their order: (digest,
+/// event id, position).
+pub async fn list_recent_txns(
+    pool: &Pool,
+    room: RoomNid,
+) -> Result<Vec<(uuid::Uuid, String, Position)>> {
+    let rows = pool.query(&LIST_RECENT_TXNS, &[&room.0]).await?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1), Position(row.get(2)))).collect())
 }
 
 /// Forgets some of the transaction ids from before `before_ms`; returns how many.
