@@ -21,6 +21,9 @@ pub struct DeviceListRow {
     pub user_id: OwnedUserId,
     /// Absent if the cross-signing keys changed.
     pub device_id: Option<String>,
+    /// The device has been removed, and with it its tokens.
+    #[serde(default)]
+    pub is_gone: bool,
 }
 
 /// A change of keys, and the statements that make it, so that both are durable together.

@@ -101,9 +101,9 @@ impl Accounts {
                 profile_rows::delete_all(batch, user);
             }
         };
-        self.devices.delete_all_with(user, user_id, close).await?;
+        let outcome = self.devices.delete_all_with(user, user_id, close).await;
         self.profiles.forget(user);
-        Ok(())
+        outcome
     }
 }
 

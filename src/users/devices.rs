@@ -13,7 +13,7 @@ use ruma_common::UserId;
 use serde::Serialize;
 
 use crate::{
-    Deps,
+    Deps, keys,
     seen::LastSeen,
     tokens::{Ended, Tokens},
 };
@@ -94,9 +94,9 @@ impl Devices {
         device_ids.retain(|id| who.device_id.as_ref().is_none_or(|own| own.as_str() != id));
         let (user, token) = (who.user, who.token);
         let loose = move |batch: &mut Batch| devices::delete_loose_tokens(batch, user, token);
-        self.delete_with(who.user, &who.user_id, device_ids, loose).await?;
+        let outcome = self.delete_with(who.user, &who.user_id, device_ids, loose).await;
         self.tokens.forget(who.user, Ended::AllBut(who.token));
-        Ok(())
+        outcome
     }
 
     /// Removes all devices of a user and does `also` in the same commit.
@@ -111,9 +111,9 @@ impl Devices {
             devices::delete_loose_tokens(batch, user, 0);
             also(batch);
         };
-        self.delete_with(user, user_id, device_ids, with_loose).await?;
+        let outcome = self.delete_with(user, user_id, device_ids, with_loose).await;
         self.tokens.forget(user, Ended::All);
-        Ok(())
+        outcome
     }
 
     /// Ends the session of the requester: its device, or a token that has none.
@@ -121,9 +121,9 @@ impl Devices {
         match &who.device_id {
             Some(device_id) => self.delete(who, vec![device_id.to_string()]).await,
             None => {
-                chatd_storage::tokens::delete(&self.deps.pool, who.token).await?;
+                let outcome = chatd_storage::tokens::delete(&self.deps.pool, who.token).await;
                 self.tokens.forget(who.user, Ended::All);
-                Ok(())
+                Ok(outcome?)
             }
         }
     }
@@ -140,8 +140,8 @@ impl Devices {
         device_ids: Vec<String>,
         also: impl Fn(&mut Batch) + Send + Sync + 'static,
     ) -> Result<()> {
-        let rows: Vec<_> = device_ids.iter().map(|id| row(user, user_id, Some(id))).collect();
-        let ended = device_ids.clone();
+        let gone = |id| DeviceListRow { is_gone: true, ..row(user, user_id, Some(id)) };
+        let rows: Vec<_> = device_ids.iter().map(|id| gone(id.as_str())).collect();
         let statements = move |batch: &mut Batch| {
             devices::delete(batch, user, &device_ids);
             also(batch);
@@ -153,7 +153,6 @@ impl Devices {
         } else {
             self.writer.append(KeyChange { rows, statements: Box::new(statements) }).await?;
         }
-        self.tokens.forget(user, Ended::Devices(&ended));
         Ok(())
     }
 
@@ -175,7 +174,7 @@ impl Devices {
 }
 
 fn row(user: UserNid, user_id: &UserId, device_id: Option<&str>) -> DeviceListRow {
-    DeviceListRow { user, user_id: user_id.to_owned(), device_id: device_id.map(str::to_owned) }
+    keys::changed(user, user_id, device_id)
 }
 
 fn unknown_device() -> Error {

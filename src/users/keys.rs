@@ -86,8 +86,9 @@ impl Keys {
             keys::set_fallback_keys(&mut batch, who.user, device, &fallback);
         }
         if !batch.is_empty() {
-            self.deps.pool.commit(batch).await?;
+            let outcome = self.deps.pool.commit(batch).await;
             self.counts.remove(&(who.user, device.to_owned()));
+            outcome?;
         }
         self.counts(who.user, device).await
     }
@@ -175,8 +176,11 @@ impl Keys {
         if list.is_empty() {
             return Ok(claimed);
         }
-        for (nid, device, key) in keys::claim(&self.deps.pool, &list).await? {
-            self.counts.remove(&(nid, device.clone()));
+        let outcome = keys::claim(&self.deps.pool, &list).await;
+        for (nid, device, _) in list {
+            self.counts.remove(&(nid, device));
+        }
+        for (nid, device, key) in outcome? {
             let Some(user) = users.get(&nid) else { continue };
             let value: Value = serde_json::from_str(&key.key).map_err(Error::internal)?;
             let keys = claimed.entry((*user).clone()).or_default().entry(device).or_default();
@@ -237,7 +241,8 @@ pub(crate) fn own_device(who: &Requester) -> Result<&str> {
 }
 
 pub(crate) fn changed(user: UserNid, user_id: &UserId, device: Option<&str>) -> DeviceListRow {
-    DeviceListRow { user, user_id: user_id.to_owned(), device_id: device.map(str::to_owned) }
+    let (user_id, device_id) = (user_id.to_owned(), device.map(str::to_owned));
+    DeviceListRow { user, user_id, device_id, is_gone: false }
 }
 
 fn counts_of(rows: Vec<(String, Option<i64>)>) -> KeyCounts {

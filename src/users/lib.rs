@@ -86,6 +86,7 @@ impl Users {
         let passwords = Arc::new(passwords::Passwords::new(&deps.config));
         let cached = deps.config.chatd.token_cache;
         let tokens = Arc::new(tokens::Tokens::new(&deps.pool, &deps.clock, cached, seen.clone()));
+        tokens.attach(&streams.device_lists);
         let devices = Arc::new(devices::Devices::new(&deps, &tokens, &seen, &device_lists));
         let profiles = Arc::new(profiles::Profiles::new(&deps));
         let accounts = Arc::new(accounts::Accounts::new(&deps, &passwords, &devices, &profiles));

@@ -85,10 +85,11 @@ impl Logins {
         let display_name =
             wanted.display_name.map(|name| name.chars().take(MAX_DISPLAY_NAME).collect());
         tokens::insert_login(&mut batch, new, display_name);
-        self.pool.commit(batch).await?;
+        let outcome = self.pool.commit(batch).await;
         if may_exist {
-            self.tokens.forget(user, Ended::Devices(std::slice::from_ref(&device_id)));
+            self.tokens.forget(user, Ended::Device(&device_id));
         }
+        outcome?;
         Ok(Login { device_id, tokens: given })
     }
 

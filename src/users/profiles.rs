@@ -135,8 +135,9 @@ impl Profiles {
             }
             None => profiles::delete(&mut batch, user, name),
         }
-        self.pool.commit(batch).await?;
+        let outcome = self.pool.commit(batch).await;
         self.forget(user);
+        outcome?;
         Ok((self.get(user).await?, true))
     }
 

@@ -142,8 +142,9 @@ impl Registration {
         if let Some(passed) = new.passed {
             end(&mut batch, &passed);
         }
-        self.deps.pool.commit(batch).await.map_err(refused)?;
+        let outcome = self.deps.pool.commit(batch).await;
         self.profiles.forget(user);
+        outcome.map_err(refused)?;
         tracing::info!(user.id = %user_id, "a user has registered");
         Ok(Registered { user, user_id })
     }

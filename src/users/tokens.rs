@@ -18,6 +18,7 @@ use chatd_storage::{
     Pool,
     tokens::{self, Digest},
 };
+use chatd_streams::{Feed, device_lists::DeviceLists};
 use parking_lot::Mutex;
 use quick_cache::sync::Cache;
 use ruma_common::{OwnedDeviceId, OwnedUserId};
@@ -38,8 +39,8 @@ pub fn digest(token: &str) -> Digest {
 /// Which tokens of a user have ended.
 #[derive(Clone, Copy, Debug)]
 pub enum Ended<'a> {
-    /// Those of these devices.
-    Devices(&'a [String]),
+    /// Those of this device.
+    Device(&'a str),
     /// All but this one.
     AllBut(i64),
     /// All of them, or what is known about the account has changed.
@@ -76,16 +77,28 @@ impl Tokens {
         }
     }
 
-    /// Takes ended tokens out of the cache. Called after the commit that ended them.
+    /// Takes tokens out of the cache when their device has been removed, by whomever, and whether
+    /// or not the one who asked for it was told.
+    pub fn attach(self: &Arc<Self>, device_lists: &Feed<DeviceLists>) {
+        let tokens = self.clone();
+        device_lists.on_rows(move |frame| {
+            for (_, row) in frame.rows.iter().filter(|(_, row)| row.is_gone) {
+                let device = row.device_id.as_deref().unwrap_or_default();
+                tokens.forget(row.user, Ended::Device(device));
+            }
+        });
+    }
+
+    /// Takes ended tokens out of the cache. Called after the commit that ended them, also when it
+    /// is not known what became of it.
     pub fn forget(&self, user: UserNid, ended: Ended<'_>) {
         self.generation.fetch_add(1, Ordering::SeqCst);
         self.cache.retain(|_, entry| {
             let requester = entry.requester.lock();
             let has_ended = match ended {
-                Ended::Devices(ids) => requester
-                    .device_id
-                    .as_ref()
-                    .is_some_and(|device| ids.iter().any(|id| id == device.as_str())),
+                Ended::Device(id) => {
+                    requester.device_id.as_ref().is_some_and(|device| device.as_str() == id)
+                }
                 Ended::AllBut(token) => requester.token != token,
                 Ended::All => true,
             };
