@@ -114,6 +114,10 @@ impl World {
             }
             let started = Instant::now();
             let outcome = make().unchecked().send().await;
+            let failure = match &outcome {
+                Ok(answer) => answer.to_string(),
+                Err(error) => format!("{error:?}"),
+            };
             match outcome {
                 Ok(answer) if answer.status < 500 => return answer,
                 Ok(answer) if answer.status == 503 => {
@@ -126,7 +130,7 @@ impl World {
                 // Nobody listens, or the connection broke.
                 Err(_) => {}
             }
-            assert!(Instant::now() < deadline, "a request has failed for {LIMIT:?}");
+            assert!(Instant::now() < deadline, "a request has failed for {LIMIT:?}: {failure}");
             tokio::time::sleep(PAUSE).await;
         }
     }
