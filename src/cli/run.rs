@@ -4,13 +4,18 @@ use std::{sync::Arc, time::Duration};
 
 use chatd_base::{Stop, tasks};
 use chatd_config::{Assignment, Config, Roles, SigningKeys, assignment};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::Instant,
+};
 
 use super::{Failure, Source};
 use crate::{logging, wiring};
 
 /// How long threads that are still busy after an orderly end are waited for.
 const LEFTOVERS: Duration = Duration::from_secs(1);
+/// Signals that come within this time of each other say the same.
+const ONE_WISH: Duration = Duration::from_millis(500);
 
 /// Starts this instance and returns when it has stopped.
 pub fn execute(source: &Source) -> Result<(), Failure> {
@@ -48,23 +53,31 @@ async fn until_stopped(config: Config, mine: Assignment) -> Result<(), Failure> 
     Ok(())
 }
 
-/// The first SIGTERM or SIGINT asks everybody to end; a second one does not wait for them.
+/// The first SIGTERM or SIGINT asks everybody to end; a later one does not wait for them. Some
+/// supervisors send each signal to the process and to its group: that is one wish.
 fn stop_on_signals(stop: &Stop) -> std::io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let stop = stop.clone();
     tasks::spawn("signals", async move {
-        for asked_before in [false, true] {
+        let mut asked = None::<Instant>;
+        loop {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
-            if asked_before {
-                tracing::warn!("asked twice to stop; ending at once");
-                std::process::exit(130);
+            match asked {
+                None => {
+                    tracing::info!("stopping: finishing requests and commits");
+                    stop.trigger();
+                    asked = Some(Instant::now());
+                }
+                Some(first) if first.elapsed() < ONE_WISH => {}
+                Some(_) => {
+                    tracing::warn!("asked twice to stop; ending at once");
+                    std::process::exit(130);
+                }
             }
-            tracing::info!("stopping: finishing requests and commits");
-            stop.trigger();
         }
     });
     Ok(())
