@@ -2,6 +2,7 @@
 
 mod cli;
 mod embedded;
+mod homes;
 mod logging;
 mod wiring;
 

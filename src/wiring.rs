@@ -6,9 +6,9 @@ use anyhow::{Context, Result, anyhow, bail};
 use chatd_api_client::App;
 use chatd_base::{Clock, Stop, tasks};
 use chatd_config::{
-    Assignment, Config, Database, DatabaseTls, PostgresDatabase, SigningKeys, TaskName,
+    Assignment, Config, Database, DatabaseTls, PostgresDatabase, SigningKeys, StreamName, TaskName,
 };
-use chatd_http::{Limits, Metrics, Router, Server};
+use chatd_http::{Fleet, Limits, Metrics, Server, Serving};
 use chatd_rooms::{Rooms, Signer, profile::finish_closed_accounts};
 use chatd_storage::{ConnectSettings, Host, Interner, Pool};
 use chatd_streams::{
@@ -19,7 +19,10 @@ use chatd_streams::{
 use chatd_sync::Sync;
 use chatd_users::{Deps, Users, cleanup};
 
-use crate::embedded::{self, Cluster};
+use crate::{
+    embedded::{self, Cluster},
+    homes::Homes,
+};
 
 /// How long a PostgreSQL that does not answer at the start is waited for.
 const WAIT_FOR_DATABASE: Duration = Duration::from_secs(60);
@@ -76,7 +79,8 @@ async fn serve(
     let clock = Clock::system();
     let limits = Limits::new(config.rates.clone(), config.chatd.rate_limit_cache, clock.clone());
     let streams = Streams::open(&pool, bus(&config, mine, services)?, &mine.instance).await?;
-    let owners = Owners::open(&pool, &mine.instance, std::slice::from_ref(&mine.instance)).await?;
+    let candidates = mine.writers_of(StreamName::Events);
+    let owners = Arc::new(Owners::open(&pool, &mine.instance, candidates).await?);
     tasks::spawn("seat", seat::watch(pool.clone(), streams.writer, services.clone()));
     let deps = Deps {
         interner: Arc::new(Interner::new(&pool, config.chatd.id_cache)),
@@ -90,7 +94,7 @@ async fn serve(
     let users = Arc::new(Users::new(deps));
     // Before anything is written, so that its memory is complete from the start.
     let sync = Arc::new(Sync::new(&users));
-    let rooms = Arc::new(Rooms::new(&users, Arc::new(owners), signer(&config)?));
+    let rooms = Arc::new(Rooms::new(&users, owners.clone(), signer(&config)?));
     start_tasks(&users, &rooms, mine);
     let reader = rooms.reader.clone();
     users.deps.streams.follow(&users.deps.pool, services);
@@ -98,13 +102,21 @@ async fn serve(
     let app = Arc::new(App { config, clock, limits: Arc::new(limits), users, rooms, sync, reader });
 
     let limits = app.limits.clone();
-    let routers = routers(&app, &Arc::new(admin), mine);
+    let homes = Homes::new(mine, &owners, &app.reader);
+    let fleet = fleet(&app.config, mine, homes, stop)?;
+    let mut routers = chatd_api_client::routers(&app);
+    routers.extend(chatd_api_admin::routers(&Arc::new(admin)));
+    let serving = Serving {
+        routers,
+        mounted: mine.routers.clone(),
+        fleet,
+        users: app.users.tokens.clone(),
+        limits,
+        metrics,
+    };
     tracing::info!("{} is ready as {}", app.config.server_name, mine.instance);
     say_how_to_make_an_account(&app.config);
-    server
-        .serve(routers, app.users.tokens.clone(), limits, metrics, stop.clone())
-        .await
-        .map_err(|error| anyhow!(error))
+    server.serve(serving, stop.clone()).await.map_err(|error| anyhow!(error))
 }
 
 /// Whoever has just started a server for the first time can do nothing without an account.
@@ -144,12 +156,16 @@ fn start_tasks(users: &Users, rooms: &Arc<Rooms>, mine: &Assignment) {
     }
 }
 
-/// The groups of endpoints that this instance mounts.
-fn routers(app: &Arc<App>, admin: &Arc<chatd_api_admin::App>, mine: &Assignment) -> Vec<Router> {
-    let mut routers = chatd_api_client::routers(app);
-    routers.extend(chatd_api_admin::routers(admin));
-    routers.retain(|router| mine.has_router(router.name()));
-    routers
+/// The other instances, if the configuration says how to reach any.
+fn fleet(config: &Config, mine: &Assignment, homes: Homes, stop: &Stop) -> Result<Option<Fleet>> {
+    let workers = &config.workers;
+    if workers.instance_map.keys().all(|name| *name == mine.instance) {
+        return Ok(None);
+    }
+    let secret = workers.replication_secret.clone();
+    Fleet::new(Arc::new(homes), &workers.instance_map, secret, stop.clone())
+        .map(Some)
+        .map_err(|error| anyhow!(error))
 }
 
 /// Where the database is; starts it if it is ours.

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use chatd_base::{Error, Refusal, Requester, Result};
-use chatd_config::RouterName;
-use chatd_http::{Auth, Reply, Request, Router, v3};
+use chatd_config::{RouterName, StreamName};
+use chatd_http::{Auth, Home, Reply, Request, Router, v3};
 use ruma_common::{OwnedRoomId, OwnedUserId};
 use serde_json::{Map, Value, json, value::to_raw_value};
 
@@ -17,11 +17,15 @@ pub fn router(app: &Arc<App>) -> Router {
     Router::of(RouterName::ClientAccountData, app)
         .get(v3(GLOBAL), Auth::Guest, get_global)
         .put(v3(GLOBAL), Auth::Guest, put_global)
+        .home(Home::Stream(StreamName::AccountData))
         .get(v3(ROOM), Auth::Guest, get_room)
         .put(v3(ROOM), Auth::Guest, put_room)
+        .home(Home::Stream(StreamName::AccountData))
         .get(v3("/user/{userId}/rooms/{roomId}/tags"), Auth::Guest, get_tags)
         .put(v3(TAG), Auth::Guest, put_tag)
+        .home(Home::Stream(StreamName::AccountData))
         .delete(v3(TAG), Auth::Guest, delete_tag)
+        .home(Home::Stream(StreamName::AccountData))
         .done()
 }
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use chatd_base::Result;
-use chatd_config::RouterName;
-use chatd_http::{Auth, Reply, Request, Router, v3};
+use chatd_config::{RouterName, StreamName};
+use chatd_http::{Auth, Home, Reply, Request, Router, v3};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -18,8 +18,11 @@ pub fn router(app: &Arc<App>) -> Router {
         .get(v3("/devices"), Auth::Guest, list)
         .get(v3("/devices/{deviceId}"), Auth::Guest, get)
         .put(v3("/devices/{deviceId}"), Auth::Guest, update)
+        .home(Home::Stream(StreamName::DeviceLists))
         .delete(v3("/devices/{deviceId}"), Auth::Token, delete)
+        .home(Home::Stream(StreamName::DeviceLists))
         .post(v3("/delete_devices"), Auth::Token, delete_many)
+        .home(Home::Stream(StreamName::DeviceLists))
         .done()
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use chatd_base::{Refusal, Result};
 use chatd_config::RouterName;
-use chatd_http::{Auth, Reply, Request, Router, unstable, v3};
+use chatd_http::{Auth, Home, Reply, Request, Router, unstable, v3};
 use ruma_common::{OwnedRoomAliasId, OwnedRoomId};
 use serde::Deserialize;
 use serde_json::json;
@@ -17,10 +17,13 @@ pub fn router(app: &Arc<App>) -> Router {
     Router::of(RouterName::ClientDirectory, app)
         .get(v3("/directory/room/{roomAlias}"), Auth::None, get_alias)
         .put(v3("/directory/room/{roomAlias}"), Auth::Token, put_alias)
+        .home(Home::RoomInBody("room_id"))
         .delete(v3("/directory/room/{roomAlias}"), Auth::Token, delete_alias)
+        .home(Home::Room("roomAlias"))
         .get(aliases, Auth::Guest, list_aliases)
         .get(v3("/directory/list/room/{roomId}"), Auth::None, get_visibility)
         .put(v3("/directory/list/room/{roomId}"), Auth::Token, put_visibility)
+        .home(Home::Room("roomId"))
         .done()
 }
 

@@ -4,8 +4,8 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use chatd_base::{Refusal, Result};
-use chatd_config::RouterName;
-use chatd_http::{Auth, Reply, Request, Router, v3};
+use chatd_config::{RouterName, StreamName};
+use chatd_http::{Auth, Home, Reply, Request, Router, v3};
 use chatd_sync::token::SyncToken;
 use chatd_users::{
     cross_signing::{NewKeys, NewSignatures},
@@ -24,12 +24,16 @@ use crate::{
 pub fn router(app: &Arc<App>) -> Router {
     Router::of(RouterName::ClientKeys, app)
         .post(v3("/keys/upload"), Auth::Guest, upload)
+        .home(Home::Stream(StreamName::DeviceLists))
         .post(v3("/keys/upload/{deviceId}"), Auth::Guest, upload)
+        .home(Home::Stream(StreamName::DeviceLists))
         .post(v3("/keys/query"), Auth::Guest, query)
         .post(v3("/keys/claim"), Auth::Guest, claim)
         .get(v3("/keys/changes"), Auth::Guest, changes)
         .post(v3("/keys/device_signing/upload"), Auth::Token, device_signing)
+        .home(Home::Stream(StreamName::DeviceLists))
         .post(v3("/keys/signatures/upload"), Auth::Token, signatures)
+        .home(Home::Stream(StreamName::DeviceLists))
         .done()
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use chatd_base::{Refusal, Requester, Result};
 use chatd_config::RouterName;
-use chatd_http::{Auth, LimitClass, Reply, Request, Router, v3};
+use chatd_http::{Auth, Home, LimitClass, Reply, Request, Router, v3};
 use chatd_rooms::{create::CreateRoom, membership::Extra};
 use ruma_common::{OwnedRoomId, OwnedRoomOrAliasId, OwnedUserId, RoomId, UserId};
 use serde::Deserialize;
@@ -15,21 +15,30 @@ use crate::App;
 pub fn router(app: &Arc<App>) -> Router {
     Router::of(RouterName::ClientRooms, app)
         .post(v3("/createRoom"), Auth::Token, create)
+        .home(Home::AnyRoomOwner)
         .limit(LimitClass::RoomCreation)
         .post(v3("/join/{roomIdOrAlias}"), Auth::Token, join)
+        .home(Home::Room("roomIdOrAlias"))
         .limit(LimitClass::JoinsLocal)
         .post(v3("/rooms/{roomId}/join"), Auth::Token, join_by_id)
+        .home(Home::Room("roomId"))
         .limit(LimitClass::JoinsLocal)
         .post(v3("/knock/{roomIdOrAlias}"), Auth::Token, knock)
+        .home(Home::Room("roomIdOrAlias"))
         .limit(LimitClass::JoinsLocal)
         .post(v3("/rooms/{roomId}/leave"), Auth::Token, leave)
+        .home(Home::Room("roomId"))
         .post(v3("/rooms/{roomId}/forget"), Auth::Token, forget)
         .post(v3("/rooms/{roomId}/invite"), Auth::Token, invite)
+        .home(Home::Room("roomId"))
         .post(v3("/rooms/{roomId}/kick"), Auth::Token, kick)
+        .home(Home::Room("roomId"))
         .limit(LimitClass::Message)
         .post(v3("/rooms/{roomId}/ban"), Auth::Token, ban)
+        .home(Home::Room("roomId"))
         .limit(LimitClass::Message)
         .post(v3("/rooms/{roomId}/unban"), Auth::Token, unban)
+        .home(Home::Room("roomId"))
         .limit(LimitClass::Message)
         .done()
 }

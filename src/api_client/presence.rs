@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use chatd_base::Result;
-use chatd_config::RouterName;
-use chatd_http::{Auth, LimitClass, Reply, Request, Router, v3};
+use chatd_config::{RouterName, StreamName};
+use chatd_http::{Auth, Home, LimitClass, Reply, Request, Router, v3};
 use chatd_users::presence::parse_state;
 use ruma_common::OwnedUserId;
 use serde::Deserialize;
@@ -16,6 +16,7 @@ pub fn router(app: &Arc<App>) -> Router {
     Router::of(RouterName::ClientPresence, app)
         .get(v3(STATUS), Auth::Guest, get_status)
         .put(v3(STATUS), Auth::Guest, set_status)
+        .home(Home::Stream(StreamName::Presence))
         .limit(LimitClass::PresencePerUser)
         .done()
 }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use chatd_base::{Refusal, Result};
-use chatd_config::RouterName;
-use chatd_http::{Auth, Reply, Request, Router, v3};
+use chatd_config::{RouterName, StreamName};
+use chatd_http::{Auth, Home, Reply, Request, Router, v3};
 use chatd_users::push_rules::{NewRule, Place, to_json};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -25,11 +25,15 @@ pub fn router(app: &Arc<App>) -> Router {
         )
         .get(v3(RULE), Auth::Token, get_rule)
         .put(v3(RULE), Auth::Token, put_rule)
+        .home(Home::Stream(StreamName::PushRules))
         .delete(v3(RULE), Auth::Token, delete_rule)
+        .home(Home::Stream(StreamName::PushRules))
         .get(v3(ENABLED), Auth::Token, get_enabled)
         .put(v3(ENABLED), Auth::Token, set_enabled)
+        .home(Home::Stream(StreamName::PushRules))
         .get(v3(ACTIONS), Auth::Token, get_actions)
         .put(v3(ACTIONS), Auth::Token, set_actions)
+        .home(Home::Stream(StreamName::PushRules))
         .done()
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use chatd_base::Result;
 use chatd_config::RouterName;
-use chatd_http::{Auth, LimitClass, Reply, Request, Router, v3};
+use chatd_http::{Auth, Home, LimitClass, Reply, Request, Router, v3};
 use chatd_rooms::Draft;
 use ruma_common::OwnedRoomId;
 use serde::Deserialize;
@@ -15,10 +15,13 @@ use crate::App;
 pub fn router(app: &Arc<App>) -> Router {
     Router::of(RouterName::ClientRooms, app)
         .put(v3("/rooms/{roomId}/send/{eventType}/{txnId}"), Auth::Token, send)
+        .home(Home::Room("roomId"))
         .limit(LimitClass::Message)
         .put(v3("/rooms/{roomId}/state/{eventType}/{stateKey?}"), Auth::Token, put_state)
+        .home(Home::Room("roomId"))
         .limit(LimitClass::Message)
         .put(v3("/rooms/{roomId}/redact/{eventId}/{txnId}"), Auth::Token, redact)
+        .home(Home::Room("roomId"))
         .done()
 }
 

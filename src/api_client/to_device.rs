@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use chatd_base::Result;
-use chatd_config::RouterName;
-use chatd_http::{Auth, Reply, Request, Router, v3};
+use chatd_config::{RouterName, StreamName};
+use chatd_http::{Auth, Home, Reply, Request, Router, v3};
 use chatd_users::to_device::Messages;
 use serde::Deserialize;
 
@@ -17,6 +17,7 @@ const BODY_LIMIT: usize = 8 * 1024 * 1024;
 pub fn router(app: &Arc<App>) -> Router {
     Router::of(RouterName::ClientToDevice, app)
         .put(v3("/sendToDevice/{eventType}/{txnId}"), Auth::Guest, send)
+        .home(Home::Stream(StreamName::ToDevice))
         .body_limit(BODY_LIMIT)
         .done()
 }

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use chatd_base::Result;
-use chatd_config::RouterName;
-use chatd_http::{Auth, Reply, Request, Router, v3};
+use chatd_config::{RouterName, StreamName};
+use chatd_http::{Auth, Home, Reply, Request, Router, v3};
 use ruma_common::OwnedRoomId;
 use serde::Deserialize;
 
@@ -14,6 +14,7 @@ use crate::{App, account_data::myself};
 pub fn router(app: &Arc<App>) -> Router {
     Router::of(RouterName::ClientTyping, app)
         .put(v3("/rooms/{roomId}/typing/{userId}"), Auth::Guest, typing)
+        .home(Home::Stream(StreamName::Typing))
         .done()
 }
 

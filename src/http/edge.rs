@@ -2,6 +2,7 @@
 //! errors become JSON, panics are caught, and requests are counted.
 
 use std::{
+    collections::BTreeSet,
     convert::Infallible,
     net::IpAddr,
     panic::AssertUnwindSafe,
@@ -13,6 +14,7 @@ use std::{
 };
 
 use chatd_base::{Authenticate, Error, Refusal, Result, cost, cost::Cost, tasks};
+use chatd_config::RouterName;
 use futures::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
 use hyper::body::Incoming;
@@ -20,7 +22,7 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 use crate::{
-    Limits, Reply, Request, auth, body,
+    Fleet, Home, Limits, Reply, Request, auth, body,
     body::Outgoing,
     client,
     router::Endpoint,
@@ -34,6 +36,10 @@ pub(crate) struct Edge {
     pub(crate) max_body: usize,
     pub(crate) read_timeout: Duration,
     pub(crate) expose_cost: bool,
+    /// The other instances; absent where there are none.
+    pub(crate) fleet: Option<Fleet>,
+    /// What this instance answers itself.
+    pub(crate) mounted: BTreeSet<RouterName>,
     /// Connections, and requests that write although their clients are gone.
     pub(crate) under_way: TaskTracker,
     pub(crate) count: AtomicU64,
@@ -42,6 +48,8 @@ pub(crate) struct Edge {
 /// What one listener serves, and how.
 pub(crate) struct Site {
     pub(crate) table: Table,
+    /// What other instances may carry here, on a replication listener.
+    pub(crate) carried: Option<Table>,
     pub(crate) x_forwarded: bool,
     pub(crate) request_id_header: Option<HeaderName>,
     pub(crate) compress: bool,
@@ -102,26 +110,78 @@ async fn handle(
     if request.method() == Method::OPTIONS {
         return (None, Ok(Reply::empty()));
     }
-    let (head, incoming) = request.into_parts();
-    let Match { endpoint, args } = match site.table.find(&head.method, head.uri.path()) {
+    let (mut head, incoming) = request.into_parts();
+    let mut origin = Origin {
+        address: client::address(peer, &head.headers, site.x_forwarded),
+        id,
+        is_carried: false,
+    };
+    let table = match takes_carried(edge, site, &mut head, &mut origin) {
+        Ok(table) => table,
+        Err(error) => return (None, Err(error)),
+    };
+    let Match { endpoint, args } = match table.find(&head.method, head.uri.path()) {
         Ok(found) => found,
         Err(error) => return (None, Err(error)),
     };
+    let is_carried = origin.is_carried;
     let request = Request {
-        address: client::address(peer, &head.headers, site.x_forwarded),
+        address: origin.address,
         method: head.method,
         uri: head.uri,
         headers: head.headers,
         args,
         body: bytes::Bytes::new(),
         requester: None,
-        id,
+        id: origin.id,
     };
-    let outcome = match admit(edge, &endpoint, request, incoming).await {
-        Ok(request) => run(edge, &endpoint, request).await,
+    let outcome = match admit(edge, &endpoint, request, incoming, is_carried).await {
+        Ok(request) if is_carried => run(edge, &endpoint, request).await,
+        Ok(request) => run_at_home(edge, &endpoint, request).await,
         Err(error) => Err(error),
     };
     (Some(endpoint), outcome)
+}
+
+/// Where a request comes from.
+struct Origin {
+    address: Option<IpAddr>,
+    id: Arc<str>,
+    /// Another instance has carried it here.
+    is_carried: bool,
+}
+
+/// The table in which to look for the endpoint. What a carried request says of its client counts
+/// as if the client had come here itself.
+fn takes_carried<'a>(
+    edge: &Edge,
+    site: &'a Site,
+    head: &mut http::request::Parts,
+    origin: &mut Origin,
+) -> Result<&'a Table> {
+    let (Some(fleet), Some(carried)) = (&edge.fleet, &site.carried) else { return Ok(&site.table) };
+    let Some(told) = fleet.unwrap(head)? else { return Ok(&site.table) };
+    origin.address = told.client;
+    origin.is_carried = true;
+    if let Some(id) = told.request {
+        origin.id = id;
+    }
+    Ok(carried)
+}
+
+/// Answers on this instance, or has another one answer whose work it is.
+async fn run_at_home(
+    edge: &Arc<Edge>,
+    endpoint: &Arc<Endpoint>,
+    request: Request,
+) -> Result<Reply> {
+    let is_mounted = edge.mounted.contains(&endpoint.router) || endpoint.is_builtin();
+    match &edge.fleet {
+        Some(fleet) if !is_mounted || endpoint.home != Home::Anywhere => {
+            fleet.answer(endpoint, request, |request| run(edge, endpoint, request)).await
+        }
+        _ => run(edge, endpoint, request).await,
+    }
 }
 
 /// Finds out who calls, applies the rate limit, then reads the body: in this order, so that
@@ -131,12 +191,14 @@ async fn admit(
     endpoint: &Endpoint,
     mut request: Request,
     incoming: Incoming,
+    is_carried: bool,
 ) -> Result<Request> {
     let users = edge.users.as_ref();
     request.requester =
         auth::requester(endpoint.auth, users, &request.headers, &request.uri, request.address)
             .await?;
-    if let Some(class) = endpoint.limit {
+    // Whoever carried it has counted it.
+    if let Some(class) = endpoint.limit.filter(|_| !is_carried) {
         match (&request.requester, request.address) {
             (Some(who), _) => edge.limits.check(class, who.user_id.as_str())?,
             (None, Some(address)) => edge.limits.check(class, &address.to_string())?,

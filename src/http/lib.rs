@@ -9,12 +9,17 @@
 mod auth;
 mod body;
 mod builtin;
+mod carry;
+#[cfg(test)]
+mod carry_tests;
 mod client;
 mod edge;
+mod home;
 mod limit;
 mod listener;
 mod metrics;
 mod paths;
+mod peers;
 mod reply;
 mod request;
 mod router;
@@ -24,6 +29,8 @@ mod table;
 mod tests;
 mod tls;
 
+pub use carry::{Fleet, NOT_OWNER};
+pub use home::{Home, Placement};
 pub use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 pub use limit::{LimitClass, Limits};
 pub use metrics::Metrics;
@@ -31,4 +38,4 @@ pub use paths::{Paths, media_v3, raw, unstable, v1, v3};
 pub use reply::Reply;
 pub use request::Request;
 pub use router::{Auth, Router, Routes};
-pub use server::Server;
+pub use server::{Server, Serving};

@@ -9,7 +9,7 @@ use percent_encoding::percent_decode_str;
 use serde::{de::DeserializeOwned, de::IgnoredAny};
 
 /// A request whose caller is known and whose body has been read.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Request {
     pub(crate) method: Method,
     pub(crate) uri: Uri,

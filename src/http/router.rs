@@ -6,7 +6,7 @@ use chatd_base::Result;
 use chatd_config::RouterName;
 use http::Method;
 
-use crate::{LimitClass, Paths, Reply, Request};
+use crate::{Home, LimitClass, Paths, Reply, Request};
 
 /// Who may call an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub(crate) type Handler = Box<dyn Fn(Request) -> Answer + Send + Sync>;
 
 /// One endpoint under all its paths.
 pub(crate) struct Endpoint {
+    pub(crate) router: RouterName,
+    pub(crate) home: Home,
     pub(crate) method: Method,
     pub(crate) paths: Paths,
     pub(crate) auth: Auth,
@@ -33,6 +35,13 @@ pub(crate) struct Endpoint {
     /// Largest body, where it is not the configured one.
     pub(crate) body_limit: Option<usize>,
     pub(crate) handler: Handler,
+}
+
+impl Endpoint {
+    /// Whether every instance answers it itself.
+    pub(crate) fn is_builtin(&self) -> bool {
+        matches!(self.router, RouterName::Health | RouterName::Metrics)
+    }
 }
 
 /// A named group of endpoints, ready to be mounted on listeners.
@@ -78,6 +87,8 @@ impl<A: Send + Sync + 'static> Routes<A> {
     {
         let app = self.app.clone();
         self.endpoints.push(Endpoint {
+            router: self.name,
+            home: Home::Anywhere,
             method,
             paths,
             auth,
@@ -93,6 +104,15 @@ impl<A: Send + Sync + 'static> Routes<A> {
     pub fn limit(mut self, class: LimitClass) -> Self {
         if let Some(endpoint) = self.endpoints.last_mut() {
             endpoint.limit = Some(class);
+        }
+        self
+    }
+
+    /// The endpoint declared last does its work at `home`.
+    #[must_use]
+    pub fn home(mut self, home: Home) -> Self {
+        if let Some(endpoint) = self.endpoints.last_mut() {
+            endpoint.home = home;
         }
         self
     }

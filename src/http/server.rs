@@ -2,18 +2,19 @@
 //! and serves when everything else is ready.
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
 
 use chatd_base::{Authenticate, Stop, tasks};
-use chatd_config::{Config, Listener, ResourceName};
+use chatd_config::{Config, Listener, ResourceName, RouterName};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    HeaderName, Limits, Metrics, Router, builtin,
+    Fleet, HeaderName, Limits, Metrics, Router, builtin,
     edge::{Edge, Site},
     listener::{self, Bound, Service},
     table::Table,
@@ -29,6 +30,18 @@ pub struct Server {
     read_timeout: Duration,
     shutdown_timeout: Duration,
     expose_cost: bool,
+}
+
+/// What a server serves.
+pub struct Serving {
+    pub routers: Vec<Router>,
+    /// Which of `routers` are answered here. The others are for other instances of `fleet`.
+    pub mounted: BTreeSet<RouterName>,
+    /// The other instances; absent where there are none.
+    pub fleet: Option<Fleet>,
+    pub users: Arc<dyn Authenticate>,
+    pub limits: Arc<Limits>,
+    pub metrics: Metrics,
 }
 
 impl Server {
@@ -63,28 +76,24 @@ impl Server {
         })
     }
 
-    /// Serves `routers` until `stop`; then takes no more connections, lets requests finish
-    /// within `shutdown_timeout`, and returns. The error is a mistake in a declaration.
-    pub async fn serve(
-        self,
-        routers: Vec<Router>,
-        users: Arc<dyn Authenticate>,
-        limits: Arc<Limits>,
-        metrics: Metrics,
-        stop: Stop,
-    ) -> Result<(), String> {
+    /// Serves until `stop`; then takes no more connections, lets requests finish within
+    /// `shutdown_timeout`, and returns. The error is a mistake in a declaration.
+    pub async fn serve(self, serving: Serving, stop: Stop) -> Result<(), String> {
+        let Serving { routers, mounted, fleet, users, limits, metrics } = serving;
         let edge = Arc::new(Edge {
             users,
             limits,
             max_body: self.max_body,
             read_timeout: self.read_timeout,
             expose_cost: self.expose_cost,
+            fleet,
+            mounted,
             under_way: TaskTracker::new(),
             count: AtomicU64::new(1),
         });
         for bound in self.bound {
             let service = Service {
-                site: Arc::new(site(&bound.listener, &routers, &metrics)?),
+                site: Arc::new(site(&bound.listener, &routers, &edge, &metrics)?),
                 edge: edge.clone(),
                 tls: self.tls.clone().filter(|_| bound.listener.tls),
                 connections: Arc::new(Semaphore::new(self.max_connections)),
@@ -106,9 +115,22 @@ impl Server {
 }
 
 /// What `listener` serves of `routers`, and what the edge adds by itself.
-fn site(listener: &Listener, routers: &[Router], metrics: &Metrics) -> Result<Site, String> {
+fn site(
+    listener: &Listener,
+    routers: &[Router],
+    edge: &Edge,
+    metrics: &Metrics,
+) -> Result<Site, String> {
     let builtin = builtin::routers(listener, metrics);
-    let served = routers.iter().filter(|router| listener.serves(router.name().resource()));
+    // What is neither answered here nor elsewhere is not there.
+    let known = |router: &&Router| edge.fleet.is_some() || edge.mounted.contains(&router.name());
+    let served =
+        routers.iter().filter(known).filter(|router| listener.serves(router.name().resource()));
+    let mine = routers.iter().filter(|router| edge.mounted.contains(&router.name()));
+    let carried = match edge.fleet.is_some() && listener.serves(ResourceName::Replication) {
+        true => Some(Table::new(mine)?),
+        false => None,
+    };
     let compress = [ResourceName::Client, ResourceName::Federation, ResourceName::Static]
         .iter()
         .any(|resource| listener.compresses(*resource));
@@ -121,6 +143,7 @@ fn site(listener: &Listener, routers: &[Router], metrics: &Metrics) -> Result<Si
     };
     Ok(Site {
         table: Table::new(served.chain(&builtin))?,
+        carried,
         x_forwarded: listener.x_forwarded,
         request_id_header,
         compress,

@@ -1,6 +1,7 @@
 //! The whole edge over a unix socket: what a client sees when it does things wrong.
 
 use std::{
+    collections::BTreeSet,
     pin::Pin,
     sync::{
         Arc,
@@ -18,9 +19,9 @@ use tokio::{
     sync::Notify,
 };
 
-use crate::{Auth, LimitClass, Limits, Metrics, Reply, Request, Router, Server, raw};
+use crate::{Auth, LimitClass, Limits, Metrics, Reply, Request, Router, Server, Serving, raw};
 
-struct OneUser;
+pub(crate) struct OneUser;
 
 impl Authenticate for OneUser {
     fn authenticate<'a>(
@@ -114,8 +115,15 @@ async fn start() -> Running {
     let server = Server::bind(&config).await.unwrap();
     let ended = stop.clone();
     let serving = tasks::spawn("test_server", async move {
-        let metrics = Metrics::detached();
-        server.serve(vec![router], Arc::new(OneUser), limits, metrics, ended).await.unwrap();
+        let serving = Serving {
+            routers: vec![router],
+            mounted: BTreeSet::from([RouterName::ClientRooms]),
+            fleet: None,
+            users: Arc::new(OneUser),
+            limits,
+            metrics: Metrics::detached(),
+        };
+        server.serve(serving, ended).await.unwrap();
     });
     Running { folder, state, stop, serving }
 }

@@ -1,0 +1,243 @@
+//! Carrying requests between instances: a request whose work belongs elsewhere goes there as it
+//! is, with the client's token and address, and its answer comes back as it is.
+//!
+//! The instance that a client talks to checks the token and the rate limit, and reads the body;
+//! the one where the work belongs checks the token again (R9) and never carries on. A shard may
+//! move meanwhile: whoever does not own the room says so before anything is done, and the request
+//! goes to the new owner.
+
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    future::Future,
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use chatd_base::{Refusal, Result, Stop};
+use chatd_config::{InstanceAddress, Secret};
+use futures::{StreamExt, TryStreamExt};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request::Parts};
+use http_body_util::{BodyExt, Full};
+use serde_json::{Map, Value};
+use subtle::ConstantTimeEq;
+
+use crate::{
+    Home, Placement, Reply, Request,
+    peers::{PeerError, Peers},
+    reply::Body,
+    router::Endpoint,
+};
+
+/// Under it a replication listener takes carried requests.
+const PREFIX: &str = "/_synapse/replication/carry";
+/// What the carrying instance tells of the client.
+const CLIENT: HeaderName = HeaderName::from_static("x-chatd-client");
+const TOKEN: HeaderName = HeaderName::from_static("x-chatd-authorization");
+const REQUEST: HeaderName = HeaderName::from_static("x-chatd-request");
+
+/// How long a home is looked for: shards that move and instances that restart are back by then.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Between attempts; doubles up to the second.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Status and code of the answer of an instance that does not own the room.
+pub const NOT_OWNER: (u16, &str) = (421, "CHATD_NOT_OWNER");
+
+/// The other instances, for requests that belong there.
+pub struct Fleet {
+    placement: Arc<dyn Placement>,
+    peers: Peers,
+    secret: Option<Secret>,
+    stop: Stop,
+}
+
+impl Fleet {
+    /// The error is a sentence for the admin.
+    pub fn new(
+        placement: Arc<dyn Placement>,
+        instances: &BTreeMap<String, InstanceAddress>,
+        secret: Option<Secret>,
+        stop: Stop,
+    ) -> Result<Self, String> {
+        Ok(Self { placement, peers: Peers::new(instances)?, secret, stop })
+    }
+
+    /// Answers `request` where it belongs; `here` answers it on this instance.
+    pub(crate) async fn answer<F>(
+        &self,
+        endpoint: &Endpoint,
+        request: Request,
+        here: impl Fn(Request) -> F,
+    ) -> Result<Reply>
+    where
+        F: Future<Output = Result<Reply>>,
+    {
+        let deadline = Instant::now() + PATIENCE;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let argument = argument_of(endpoint.home, &request);
+            let home = self.placement.place(endpoint.router, endpoint.home, &argument).await?;
+            let attempt = match &home {
+                None => Attempt::of_local(here(request.clone()).await),
+                Some(instance) => self.carry(instance, &request).await,
+            };
+            let why = match attempt {
+                Attempt::Done(outcome) => return outcome,
+                Attempt::Again(why) => why,
+            };
+            metrics::counter!("chatd_carry_retries_total").increment(1);
+            if Instant::now() >= deadline || !self.stop.sleep(pause).await {
+                let instance = home.as_deref().unwrap_or("this instance");
+                tracing::warn!(instance, why, "a request could not be carried");
+                return Err(unreachable(instance).into());
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+            self.placement.doubt(home.as_deref()).await;
+        }
+    }
+
+    async fn carry(&self, instance: &str, request: &Request) -> Attempt {
+        let started = Instant::now();
+        let carried = match self.wrapped(request) {
+            Ok(carried) => carried,
+            Err(refusal) => return Attempt::Done(Err(refusal.into())),
+        };
+        let sent = self.peers.send(instance, carried).await;
+        metrics::histogram!("chatd_carry_seconds", "instance" => instance.to_owned())
+            .record(started.elapsed());
+        match sent {
+            Ok(answer) if answer.status().as_u16() == NOT_OWNER.0 => {
+                Attempt::Again(format!("{instance} does not own it"))
+            }
+            Ok(answer) => Attempt::Done(Ok(reply(answer))),
+            Err(PeerError::Unreached(why)) => Attempt::Again(why),
+            // A repeat has one effect: reads have none, and what PUT and DELETE do is the same
+            // the second time or has a transaction id.
+            Err(PeerError::Broken(why)) if request.method != Method::POST => Attempt::Again(why),
+            Err(PeerError::Broken(why)) => {
+                tracing::warn!(instance, why, "an instance broke off while it answered");
+                Attempt::Done(Err(unreachable(instance).into()))
+            }
+        }
+    }
+
+    /// The request as it goes to another instance.
+    fn wrapped(&self, request: &Request) -> Result<http::Request<Full<Bytes>>, Refusal> {
+        let path = request.uri.path_and_query().map_or("/", |path| path.as_str());
+        let mut carried = http::Request::new(Full::new(request.body.clone()));
+        *carried.method_mut() = request.method.clone();
+        *carried.uri_mut() = format!("{PREFIX}{path}")
+            .parse()
+            .map_err(|_| Refusal::unrecognized("unrecognized request"))?;
+        let headers = carried.headers_mut();
+        for name in [header::CONTENT_TYPE, header::USER_AGENT, header::ACCEPT] {
+            if let Some(value) = request.headers.get(&name) {
+                headers.insert(name, value.clone());
+            }
+        }
+        if let Some(token) = request.headers.get(header::AUTHORIZATION) {
+            headers.insert(TOKEN, sensitive(token.clone()));
+        }
+        if let Some(secret) = &self.secret
+            && let Ok(value) = HeaderValue::from_str(&format!("Bearer {}", secret.expose()))
+        {
+            headers.insert(header::AUTHORIZATION, sensitive(value));
+        }
+        let client = request.address.map(|address| address.to_string()).unwrap_or_default();
+        for (name, value) in [(CLIENT, client.as_str()), (REQUEST, &request.id)] {
+            if let Ok(value) = HeaderValue::from_str(value) {
+                headers.insert(name, value);
+            }
+        }
+        Ok(carried)
+    }
+
+    /// Whether the caller of a replication listener knows the secret.
+    fn admits(&self, headers: &HeaderMap) -> bool {
+        let Some(secret) = &self.secret else { return true };
+        let told = headers.get(header::AUTHORIZATION).map_or(&b""[..], HeaderValue::as_bytes);
+        let told = told.strip_prefix(b"Bearer ").unwrap_or_default();
+        told.ct_eq(secret.expose().as_bytes()).into()
+    }
+
+    /// Takes the wrapping off a carried request, so that it is as the client sent it. Refuses
+    /// those who do not know the secret; `None` if it is no carried request.
+    pub(crate) fn unwrap(&self, head: &mut Parts) -> Result<Option<Carried>> {
+        let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
+        let Some(path) = path.strip_prefix(PREFIX) else { return Ok(None) };
+        if !self.admits(&head.headers) {
+            return Err(Refusal::forbidden("the replication secret is wrong").into());
+        }
+        let uri = path.parse().map_err(|_| Refusal::unrecognized("unrecognized request"))?;
+        head.uri = uri;
+        head.headers.remove(header::AUTHORIZATION);
+        if let Some(token) = head.headers.remove(TOKEN) {
+            head.headers.insert(header::AUTHORIZATION, token);
+        }
+        let told = |name| head.headers.get(&name).and_then(|value| value.to_str().ok());
+        Ok(Some(Carried {
+            client: told(CLIENT).and_then(|address| address.parse().ok()),
+            request: told(REQUEST).map(Into::into),
+        }))
+    }
+}
+
+/// What the request says where `home` looks; empty if nothing.
+fn argument_of(home: Home, request: &Request) -> Cow<'_, str> {
+    match home {
+        Home::Anywhere | Home::Stream(_) | Home::AnyRoomOwner => Cow::Borrowed(""),
+        Home::Room(name) => Cow::Borrowed(request.arg(name)),
+        // A body that is not of this form is refused by whoever answers.
+        Home::RoomInBody(name) => match request.json::<Map<String, Value>>() {
+            Ok(body) => body.get(name).and_then(Value::as_str).unwrap_or("").to_owned().into(),
+            Err(_) => Cow::Borrowed(""),
+        },
+    }
+}
+
+/// What the carrying instance says of a request.
+pub(crate) struct Carried {
+    pub(crate) client: Option<IpAddr>,
+    pub(crate) request: Option<Arc<str>>,
+}
+
+enum Attempt {
+    Done(Result<Reply>),
+    Again(String),
+}
+
+impl Attempt {
+    fn of_local(outcome: Result<Reply>) -> Self {
+        match &outcome {
+            Err(error) if error.errcode() == Some(NOT_OWNER.1) => {
+                Self::Again("the shard has moved away".to_owned())
+            }
+            _ => Self::Done(outcome),
+        }
+    }
+}
+
+fn unreachable(instance: &str) -> Refusal {
+    let message = format!("the instance {instance} does not answer at the moment; try again");
+    Refusal::new(StatusCode::SERVICE_UNAVAILABLE.as_u16(), "M_UNKNOWN", message)
+}
+
+fn sensitive(mut value: HeaderValue) -> HeaderValue {
+    value.set_sensitive(true);
+    value
+}
+
+/// The other instance's answer as our own; its body is passed on as it comes.
+fn reply(answer: http::Response<hyper::body::Incoming>) -> Reply {
+    let (head, body) = answer.into_parts();
+    let mut headers = head.headers;
+    for name in [header::CONNECTION, header::TRANSFER_ENCODING, header::DATE] {
+        headers.remove(name);
+    }
+    let chunks = body.into_data_stream().map_err(chatd_base::Error::internal).boxed();
+    Reply { status: head.status, headers, body: Body::Stream(chunks) }
+}

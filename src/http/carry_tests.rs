@@ -1,0 +1,173 @@
+//! Two instances on unix sockets: what a client of one gets of the other.
+
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+};
+
+use chatd_base::{Clock, Refusal, Result, Stop, tasks};
+use chatd_config::{Config, InstanceAddress, Overrides, RateLimits, RouterName, Secret};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+};
+
+use crate::{
+    Auth, Fleet, Home, Limits, Metrics, NOT_OWNER, Placement, Reply, Request, Router, Server,
+    Serving, raw, tests::OneUser,
+};
+
+/// Everything belongs to `b` until it is asked for a second time, then to `a`.
+struct Moves {
+    to_a: AtomicBool,
+    is_a: bool,
+}
+
+impl Placement for Moves {
+    fn place<'a>(
+        &'a self,
+        _: RouterName,
+        _: Home,
+        _: &'a str,
+    ) -> Pin<Box<dyn Future<Output = Result<Option<String>>> + Send + 'a>> {
+        let there = self.to_a.load(Ordering::SeqCst) != self.is_a;
+        let other = if self.is_a { "b" } else { "a" };
+        Box::pin(async move { Ok(there.then(|| other.to_owned())) })
+    }
+
+    fn doubt<'a>(&'a self, _: Option<&'a str>) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
+        self.to_a.store(true, Ordering::SeqCst);
+        Box::pin(async {})
+    }
+}
+
+/// What one instance's handlers know.
+struct Instance {
+    name: &'static str,
+    owns: bool,
+    asked: AtomicU32,
+}
+
+async fn tells(app: Arc<Instance>, request: Request) -> Result<Reply> {
+    app.asked.fetch_add(1, Ordering::SeqCst);
+    if !app.owns {
+        return Err(Refusal::new(NOT_OWNER.0, NOT_OWNER.1, "not mine").into());
+    }
+    Reply::json(&serde_json::json!({
+        "at": app.name,
+        "user": request.who()?.user_id,
+        "client": request.address(),
+        "query": request.uri().query(),
+        "body": String::from_utf8_lossy(request.body()),
+    }))
+}
+
+async fn start(
+    folder: &Path,
+    name: &'static str,
+    secret: &str,
+    owns: bool,
+) -> (Arc<Instance>, Stop) {
+    let yaml = format!(
+        "server_name: example.org\nlisteners:\n  - path: {0}/{name}.sock\n    type: http\n    \
+         x_forwarded: true\n    resources:\n      - names: [client]\n  - path: {0}/{name}.rpc\n    \
+         type: http\n    resources:\n      - names: [replication]\n",
+        folder.display()
+    );
+    let config = Config::from_texts(&[("test.yaml", &yaml)], &Overrides::default()).unwrap();
+    let instances = ["a", "b"].map(|other| {
+        let path = Some(folder.join(format!("{other}.rpc")));
+        (other.to_owned(), InstanceAddress { path, ..InstanceAddress::default() })
+    });
+    let app = Arc::new(Instance { name, owns, asked: AtomicU32::new(0) });
+    let moves = Moves { to_a: AtomicBool::new(false), is_a: name == "a" };
+    let stop = Stop::new();
+    let fleet =
+        Fleet::new(Arc::new(moves), &instances.into(), Some(Secret::new(secret)), stop.clone());
+    let serving = Serving {
+        routers: vec![
+            Router::of(RouterName::ClientRooms, &app)
+                .put(raw("/_matrix/tell"), Auth::Token, tells)
+                .home(Home::AnyRoomOwner)
+                .done(),
+        ],
+        mounted: BTreeSet::from([RouterName::ClientRooms]),
+        fleet: Some(fleet.unwrap()),
+        users: Arc::new(OneUser),
+        limits: Arc::new(Limits::new(RateLimits::default(), 100, Clock::system())),
+        metrics: Metrics::detached(),
+    };
+    let server = Server::bind(&config).await.unwrap();
+    let ended = stop.clone();
+    tasks::spawn("test_server", async move { server.serve(serving, ended).await.unwrap() });
+    (app, stop)
+}
+
+async fn ask(socket: &Path, head: &str) -> String {
+    let mut stream = UnixStream::connect(socket).await.unwrap();
+    let text = format!("{head}\r\nHost: x\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{{}}");
+    stream.write_all(text.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+const TELL: &str = "PUT /_matrix/tell?x=%2F HTTP/1.1\r\nX-Forwarded-For: 203.0.113.7\r\nAuthorization: Bearer good";
+
+#[tokio::test]
+async fn a_request_is_answered_where_it_belongs() {
+    let folder = tempfile::tempdir().unwrap();
+    let (a, _) = start(folder.path(), "a", "secret", true).await;
+    let (b, _) = start(folder.path(), "b", "secret", true).await;
+    let answer = ask(&folder.path().join("a.sock"), TELL).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    for part in ["\"at\":\"b\"", "@alice", "203.0.113.7", "x=%2F", "\"body\":\"{}\""] {
+        assert!(answer.contains(part), "{part} is not in {answer}");
+    }
+    assert_eq!((a.asked.load(Ordering::SeqCst), b.asked.load(Ordering::SeqCst)), (0, 1));
+}
+
+#[tokio::test]
+async fn a_request_follows_a_shard_that_has_moved() {
+    let folder = tempfile::tempdir().unwrap();
+    let (a, _) = start(folder.path(), "a", "secret", true).await;
+    let (b, _) = start(folder.path(), "b", "secret", false).await;
+    let answer = ask(&folder.path().join("a.sock"), TELL).await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"at\":\"a\""), "{answer}");
+    assert_eq!((a.asked.load(Ordering::SeqCst), b.asked.load(Ordering::SeqCst)), (1, 1));
+}
+
+#[tokio::test]
+async fn an_instance_that_is_away_is_passed_by() {
+    let folder = tempfile::tempdir().unwrap();
+    let (a, _) = start(folder.path(), "a", "secret", true).await;
+    let answer = ask(&folder.path().join("a.sock"), TELL).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert_eq!(a.asked.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn strangers_cannot_carry() {
+    let folder = tempfile::tempdir().unwrap();
+    let (b, _) = start(folder.path(), "b", "secret", true).await;
+    let rpc = folder.path().join("b.rpc");
+    for head in [
+        "PUT /_synapse/replication/carry/_matrix/tell HTTP/1.1",
+        "PUT /_synapse/replication/carry/_matrix/tell HTTP/1.1\r\nAuthorization: Bearer secre",
+        "PUT /_synapse/replication/carry/_matrix/tell HTTP/1.1\r\nAuthorization: Bearer good",
+    ] {
+        let answer = ask(&rpc, head).await;
+        assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
+    }
+    // On a listener for clients there is no such thing.
+    let head =
+        "PUT /_synapse/replication/carry/_matrix/tell HTTP/1.1\r\nAuthorization: Bearer secret";
+    let answer = ask(&folder.path().join("b.sock"), head).await;
+    assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
+    assert_eq!(b.asked.load(Ordering::SeqCst), 0);
+}

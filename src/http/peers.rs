@@ -1,0 +1,215 @@
+//! Connections to the replication listeners of the other instances: HTTP/2, kept alive, many
+//! requests at a time on each.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    path::PathBuf,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use chatd_config::InstanceAddress;
+use futures::future::BoxFuture;
+use http::{Request, Response, Uri};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper_util::{
+    client::legacy::{
+        Client,
+        connect::{Connected, Connection},
+    },
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+};
+use rustls::pki_types::ServerName;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpStream, UnixStream},
+};
+use tokio_rustls::TlsConnector;
+
+/// How long a connection may take to come about.
+const CONNECT: Duration = Duration::from_secs(5);
+/// A peer that is silent for so long is asked whether it is there, and must answer in so long.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+const KEEP_ALIVE_ANSWER: Duration = Duration::from_secs(5);
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub(crate) enum PeerError {
+    /// The request has not been sent.
+    Unreached(String),
+    /// The request may have had its effect.
+    Broken(String),
+}
+
+/// The other instances, by name.
+#[derive(Clone)]
+pub(crate) struct Peers {
+    client: Client<Connector, Full<Bytes>>,
+    places: Arc<BTreeMap<String, Place>>,
+}
+
+/// Where an instance listens.
+enum Place {
+    Tcp { host: String, port: u16 },
+    Tls { host: String, port: u16, connector: TlsConnector },
+    Unix(PathBuf),
+}
+
+impl Peers {
+    /// Knows where the instances of `instance_map` are. The error is a sentence for the admin.
+    pub(crate) fn new(instances: &BTreeMap<String, InstanceAddress>) -> Result<Self, String> {
+        let places = instances
+            .iter()
+            .map(|(name, address)| {
+                let place = place(address).map_err(|e| format!("instance_map.{name}: {e}"))?;
+                Ok((name.clone(), place))
+            })
+            .collect::<Result<BTreeMap<_, _>, String>>()?;
+        let places = Arc::new(places);
+        let client = Client::builder(TokioExecutor::new())
+            .http2_only(true)
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .http2_keep_alive_timeout(KEEP_ALIVE_ANSWER)
+            .http2_keep_alive_while_idle(true)
+            .http2_adaptive_window(true)
+            .build(Connector { places: places.clone() });
+        Ok(Self { client, places })
+    }
+
+    /// Sends a request whose URI is a path, and returns the head of the answer.
+    pub(crate) async fn send(
+        &self,
+        instance: &str,
+        mut request: Request<Full<Bytes>>,
+    ) -> Result<Response<Incoming>, PeerError> {
+        if !self.places.contains_key(instance) {
+            let what = format!("{instance} is not in instance_map");
+            return Err(PeerError::Unreached(what));
+        }
+        let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+        *request.uri_mut() = format!("http://{}{path}", authority(instance))
+            .parse()
+            .map_err(|error: http::uri::InvalidUri| PeerError::Unreached(error.to_string()))?;
+        self.client.request(request).await.map_err(|error| {
+            let text = chain(&error);
+            if error.is_connect() { PeerError::Unreached(text) } else { PeerError::Broken(text) }
+        })
+    }
+}
+
+fn place(address: &InstanceAddress) -> Result<Place, String> {
+    if let Some(path) = &address.path {
+        return Ok(Place::Unix(path.clone()));
+    }
+    let (Some(host), Some(port)) = (&address.host, address.port) else {
+        return Err("needs host and port, or path".to_owned());
+    };
+    let host = host.clone();
+    if !address.tls {
+        return Ok(Place::Tcp { host, port });
+    }
+    let connector = crate::tls::connector()?;
+    Ok(Place::Tls { host, port, connector })
+}
+
+/// Names of instances may have characters that hosts may not.
+fn authority(instance: &str) -> String {
+    instance.bytes().fold("i".to_owned(), |host, byte| format!("{host}{byte:02x}"))
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+/// Opens a connection to the instance that the URI's host stands for.
+#[derive(Clone)]
+struct Connector {
+    places: Arc<BTreeMap<String, Place>>,
+}
+
+impl tower_service::Service<Uri> for Connector {
+    type Response = TokioIo<Link>;
+    type Error = io::Error;
+    type Future = BoxFuture<'static, io::Result<TokioIo<Link>>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let places = self.places.clone();
+        Box::pin(async move {
+            let host = uri.host().unwrap_or_default();
+            let found = places.iter().find(|(name, _)| authority(name) == host);
+            let (_, place) = found.ok_or_else(|| io::Error::other("no such instance"))?;
+            let opened = tokio::time::timeout(CONNECT, open(place));
+            let link = opened.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+            Ok(TokioIo::new(Link(link)))
+        })
+    }
+}
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+async fn open(place: &Place) -> io::Result<Box<dyn Stream>> {
+    match place {
+        Place::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
+        Place::Tcp { host, port } => {
+            let stream = TcpStream::connect((host.as_str(), *port)).await?;
+            stream.set_nodelay(true)?;
+            Ok(Box::new(stream))
+        }
+        Place::Tls { host, port, connector } => {
+            let stream = TcpStream::connect((host.as_str(), *port)).await?;
+            stream.set_nodelay(true)?;
+            let name = ServerName::try_from(host.clone()).map_err(io::Error::other)?;
+            Ok(Box::new(connector.connect(name, stream).await?))
+        }
+    }
+}
+
+/// A connection of whatever kind.
+struct Link(Box<dyn Stream>);
+
+impl Connection for Link {
+    fn connected(&self) -> Connected {
+        Connected::new()
+    }
+}
+
+impl AsyncRead for Link {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0).poll_read(context, into)
+    }
+}
+
+impl AsyncWrite for Link {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.0).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0).poll_shutdown(context)
+    }
+}
