@@ -186,5 +186,8 @@ fn subgraph(split: &Split, material: &Material) -> HashSet<EventNid> {
 }
 
 #[cfg(test)]
+#[path = "auth_tests.rs"]
+mod auth_tests;
+#[cfg(test)]
 #[path = "resolve_tests.rs"]
 mod tests;

@@ -10,24 +10,24 @@ use sha2::{Digest, Sha256};
 
 use super::*;
 
-const VERSIONS: [&str; 6] = ["1", "2", "6", "10", "11", "12"];
-const ALICE: &str = "@alice:a.example";
-const BOB: &str = "@bob:b.example";
-const CAROL: &str = "@carol:c.example";
+pub(super) const VERSIONS: [&str; 6] = ["1", "2", "6", "10", "11", "12"];
+pub(super) const ALICE: &str = "@alice:a.example";
+pub(super) const BOB: &str = "@bob:b.example";
+pub(super) const CAROL: &str = "@carol:c.example";
 
 /// A room of which everything is in memory.
-struct Lab {
-    rules: RoomVersionRules,
+pub(super) struct Lab {
+    pub(super) rules: RoomVersionRules,
     room_id: OwnedRoomId,
-    events: HashMap<EventNid, Arc<Pdu>>,
+    pub(super) events: HashMap<EventNid, Arc<Pdu>>,
     edges: AuthEdges,
-    after: HashMap<EventNid, StateMap>,
+    pub(super) after: HashMap<EventNid, StateMap>,
     keys: HashMap<(String, String), KeyNid>,
 }
 
 impl Lab {
     /// A public room of Alice, in which Bob and Carol are moderators.
-    fn new(version: &str) -> (Self, EventNid) {
+    pub(super) fn new(version: &str) -> (Self, EventNid) {
         let rules = RoomVersionId::try_from(version).unwrap().rules().unwrap();
         let mut lab = Self {
             room_id: RoomId::parse("!room:a.example").unwrap(),
@@ -66,7 +66,7 @@ impl Lab {
     }
 
     /// Adds a state event after `prev`, at a time that follows all others.
-    fn add(
+    pub(super) fn add(
         &mut self,
         prev: &[EventNid],
         sender: &str,
@@ -168,7 +168,7 @@ impl Lab {
     }
 
     /// The event that `state` has for a key.
-    fn get(&self, state: &StateMap, kind: &str, key: &str) -> Option<EventNid> {
+    pub(super) fn get(&self, state: &StateMap, kind: &str, key: &str) -> Option<EventNid> {
         state.get(self.keys.get(&(kind.to_owned(), key.to_owned()))?).copied()
     }
 }

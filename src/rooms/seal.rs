@@ -384,4 +384,70 @@ mod tests {
             }
         }
     }
+
+    /// Any JSON object whose numbers are all integers, and the same with one number that is not
+    /// allowed.
+    fn content() -> impl proptest::strategy::Strategy<Value = Value> {
+        use proptest::prelude::*;
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            (-MAX_INTEGER..=MAX_INTEGER).prop_map(Value::from),
+            any::<String>().prop_map(Value::from),
+        ];
+        let tree = leaf.prop_recursive(4, 40, 6, |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..6).prop_map(Value::from),
+                proptest::collection::btree_map(any::<String>(), inner, 0..6)
+                    .prop_map(|map| Value::Object(map.into_iter().collect())),
+            ]
+        });
+        proptest::collection::btree_map(any::<String>(), tree, 0..6)
+            .prop_map(|map| Value::Object(map.into_iter().collect()))
+    }
+
+    /// Whether keys are in the order of their code points everywhere.
+    fn is_sorted(value: &Value, text: &str) -> bool {
+        let again: Value = serde_json::from_str(text).unwrap();
+        again == *value && serde_json::to_string(&sorted(value)).unwrap() == text
+    }
+
+    fn sorted(value: &Value) -> Value {
+        match value {
+            Value::Object(map) => {
+                let keys: std::collections::BTreeMap<_, _> = map.iter().collect();
+                let pairs = keys.into_iter().map(|(key, value)| (key.clone(), sorted(value)));
+                Value::Object(pairs.collect())
+            }
+            Value::Array(list) => list.iter().map(sorted).collect(),
+            other => other.clone(),
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn canonical_json_says_the_same_in_one_way(value in content()) {
+            let Value::Object(map) = &value else { panic!("not an object") };
+            let text = serde_json::to_string(&canonical(map).unwrap()).unwrap();
+            proptest::prop_assert!(is_sorted(&value, &text), "{}", text);
+            // Another order of the same members gives the same bytes.
+            let reversed: Map<String, Value> =
+                map.iter().rev().map(|(key, value)| (key.clone(), value.clone())).collect();
+            proptest::prop_assert_eq!(serde_json::to_string(&canonical(&reversed).unwrap()).unwrap(), text);
+        }
+
+        #[test]
+        fn numbers_that_are_no_small_integers_are_refused(
+            value in content(),
+            float in proptest::num::f64::NORMAL,
+            above in 1_i64..1_000,
+            is_float in proptest::bool::ANY,
+        ) {
+            let Value::Object(mut map) = value else { panic!("not an object") };
+            let number = if is_float { json!(float) } else { json!(MAX_INTEGER + above) };
+            map.insert("deep".to_owned(), json!([{ "in": number }]));
+            let refused = canonical(&map).unwrap_err();
+            proptest::prop_assert_eq!(refused.errcode, "M_BAD_JSON");
+        }
+    }
 }
