@@ -97,6 +97,57 @@ impl Default for RoomRule {
     }
 }
 
+impl Rooms {
+    /// Whether `alias_creation_rules` let the user give the room the alias.
+    pub fn may_create_alias(&self, user: &str, room: &str, alias: &str) -> bool {
+        allows(self.alias_creation_rules.as_deref(), user, room, &[alias])
+    }
+
+    /// Whether `room_list_publication_rules` let the user publish the room with these aliases.
+    pub fn may_publish(&self, user: &str, room: &str, aliases: &[&str]) -> bool {
+        allows(self.room_list_publication_rules.as_deref(), user, room, aliases)
+    }
+}
+
+/// The first rule that matches decides; if there are rules and none matches, it is refused.
+fn allows(rules: Option<&[RoomRule]>, user: &str, room: &str, aliases: &[&str]) -> bool {
+    let Some(rules) = rules else { return true };
+    let matching = rules.iter().find(|rule| {
+        matches(&rule.user_id, user)
+            && matches(&rule.room_id, room)
+            && (rule.alias == "*" || aliases.iter().any(|alias| matches(&rule.alias, alias)))
+    });
+    matching.is_some_and(|rule| rule.action == RuleAction::Allow)
+}
+
+/// Whether `text` is like `pattern`, in which `*` stands for anything and `?` for one character.
+fn matches(pattern: &str, text: &str) -> bool {
+    let (pattern, text): (Vec<char>, Vec<char>) =
+        (pattern.chars().collect(), text.chars().collect());
+    let (mut at, mut in_text) = (0, 0);
+    // Where the last star is, and how much of the text it has taken.
+    let mut star: Option<(usize, usize)> = None;
+    while in_text < text.len() {
+        match pattern.get(at) {
+            Some('*') => {
+                star = Some((at, in_text));
+                at += 1;
+            }
+            Some(letter) if *letter == '?' || *letter == text[in_text] => {
+                at += 1;
+                in_text += 1;
+            }
+            _ => {
+                let Some((star_at, taken)) = star else { return false };
+                star = Some((star_at, taken + 1));
+                at = star_at + 1;
+                in_text = taken + 1;
+            }
+        }
+    }
+    pattern[at..].iter().all(|letter| *letter == '*')
+}
+
 /// What a rule decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -139,5 +190,45 @@ fn room_version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<RoomVersio
             de::Unexpected::Str(&text),
             &"a stable room version, \"1\" to \"12\"",
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stars_and_question_marks() {
+        for (pattern, text, is_match) in [
+            ("*", "", true),
+            ("*", "@a:b", true),
+            ("@*:b", "@a:b", true),
+            ("@*:b", "@a:c", false),
+            ("#a?c:*", "#abc:x", true),
+            ("#a?c:*", "#ac:x", false),
+            ("a*b*c", "aXbYbZc", true),
+            ("a*b*c", "aXbYb", false),
+            ("", "a", false),
+        ] {
+            assert_eq!(matches(pattern, text), is_match, "{pattern} {text}");
+        }
+    }
+
+    #[test]
+    fn the_first_rule_that_matches_decides() {
+        let rule = |user: &str, alias: &str, action| RoomRule {
+            user_id: user.to_owned(),
+            alias: alias.to_owned(),
+            action,
+            ..RoomRule::default()
+        };
+        let rules =
+            [rule("@evil:*", "*", RuleAction::Deny), rule("*", "#open-*", RuleAction::Allow)];
+        let allowed = |user: &str, aliases: &[&str]| allows(Some(&rules), user, "!r", aliases);
+        assert!(allowed("@a:b", &["#open-x:b"]));
+        assert!(!allowed("@evil:b", &["#open-x:b"]));
+        assert!(!allowed("@a:b", &["#closed:b"]), "no rule matches");
+        assert!(!allowed("@a:b", &[]), "a pattern needs an alias");
+        assert!(allows(None, "@a:b", "!r", &[]), "no rules, no limits");
     }
 }

@@ -31,11 +31,39 @@ impl Rooms {
         if self.config.rooms.require_membership_for_aliases && !who.is_admin && !is_member {
             return Err(Refusal::forbidden("you must be in the room to give it an alias").into());
         }
+        self.check_alias_rules(&who.user_id, room_id, alias)?;
         if !directory::insert_alias(&self.pool, alias.as_str(), room.nid, who.user).await? {
             let message = format!("room alias {alias} already exists");
             return Err(Refusal::new(409, "M_UNKNOWN", message).into());
         }
         Ok(())
+    }
+
+    /// Refuses aliases that the config does not let the user give.
+    pub(crate) fn check_alias_rules(
+        &self,
+        user: &UserId,
+        room_id: &RoomId,
+        alias: &RoomAliasId,
+    ) -> Result<(), Refusal> {
+        let rules = &self.config.rooms;
+        if rules.may_create_alias(user.as_str(), room_id.as_str(), alias.as_str()) {
+            return Ok(());
+        }
+        Err(Refusal::forbidden("this server does not let you create that alias"))
+    }
+
+    /// Refuses rooms that the config does not let the user publish.
+    pub(crate) fn check_publication_rules(
+        &self,
+        user: &UserId,
+        room_id: &RoomId,
+        aliases: &[&str],
+    ) -> Result<(), Refusal> {
+        if self.config.rooms.may_publish(user.as_str(), room_id.as_str(), aliases) {
+            return Ok(());
+        }
+        Err(Refusal::forbidden("this server does not let you publish that room"))
     }
 
     /// Removes a local alias; for those who made it, admins, and who may change the room's
@@ -91,6 +119,11 @@ impl Rooms {
         if !may {
             let message = "you may not change what the directory says of this room";
             return Err(Refusal::forbidden(message).into());
+        }
+        if is_public {
+            let aliases = directory::list_aliases(&self.pool, room.nid).await?;
+            let aliases: Vec<&str> = aliases.iter().map(String::as_str).collect();
+            self.check_publication_rules(&who.user_id, room_id, &aliases)?;
         }
         directory::set_published(&self.pool, room_id.as_str(), is_public).await?;
         self.reader.directory_changed();
