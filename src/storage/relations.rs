@@ -38,6 +38,13 @@ macro_rules! related {
 }
 
 statements! {
+    IS_PARENT = "SELECT 1 FROM event_relations WHERE room = $1 AND parent = $2 LIMIT 1";
+    LIST_OWN_ANNOTATIONS = "
+        SELECT j.content FROM event_relations x
+        JOIN events c ON c.nid = x.child AND c.sender = $3 AND c.flags & 15 = 0
+        JOIN event_types t ON t.nid = c.type AND t.type = $4
+        JOIN event_json j ON j.nid = c.nid
+        WHERE x.room = $1 AND x.parent = $2 AND x.rel_type = 'm.annotation' LIMIT 1000";
     /// One row for each thing that is bundled with one of the events `$1`: its latest edit ('e'),
     /// its thread ('t', with the latest event; and 'e' for that event too), references to it
     /// ('r'), its redaction ('d'); and, if `$3` is a position, once for each sender the member
@@ -219,4 +226,21 @@ pub async fn list_threads(
     rows.iter()
         .map(|row| Ok((Position(row.get(0)), Arc::new(StoredEvent::from_row_at(row, 1)?))))
         .collect()
+}
+
+/// Whether an event of the room relates to the one with this id, known or not.
+pub async fn is_parent(pool: &Pool, room: RoomNid, event_id: &str) -> Result<bool> {
+    Ok(pool.query_opt(&IS_PARENT, &[&room.0, &event_id]).await?.is_some())
+}
+
+/// Contents of the annotations of one type that a user has made of an event.
+pub async fn list_own_annotations(
+    pool: &Pool,
+    room: RoomNid,
+    event_id: &str,
+    sender: UserNid,
+    kind: &str,
+) -> Result<Vec<String>> {
+    let rows = pool.query(&LIST_OWN_ANNOTATIONS, &[&room.0, &event_id, &sender.0, &kind]).await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
 }
