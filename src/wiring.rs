@@ -9,7 +9,7 @@ use chatd_config::{
     Assignment, Config, Database, DatabaseTls, PostgresDatabase, SigningKeys, StreamName, TaskName,
 };
 use chatd_http::{Fleet, Limits, Metrics, Server, Serving};
-use chatd_rooms::{Rooms, Signer, profile::finish_closed_accounts};
+use chatd_rooms::{Rooms, Signer, profile::finish_what_was_begun};
 use chatd_storage::{ConnectSettings, Host, Interner, Pool};
 use chatd_streams::{
     Owners, Streams,
@@ -151,7 +151,7 @@ fn signer(config: &Config) -> Result<Signer> {
 fn start_tasks(users: &Users, rooms: &Arc<Rooms>, mine: &Assignment) {
     let Deps { pool, clock, stop, .. } = users.deps.clone();
     if mine.runs(TaskName::Cleanup) {
-        tasks::spawn("closed_accounts", finish_closed_accounts(rooms.clone(), stop.clone()));
+        tasks::spawn("unfinished_rooms", finish_what_was_begun(rooms.clone(), stop.clone()));
         tasks::spawn("cleanup", cleanup::run(pool, clock, stop));
     }
 }

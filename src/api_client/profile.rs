@@ -56,7 +56,7 @@ async fn set(app: &App, request: &Request, value: Value) -> Result<Reply> {
     let user = user.ok_or_else(unknown_user)?;
     app.users.profiles.set(user, name, value).await?;
     if profiles::is_basic(name) {
-        app.rooms.propagate_profile(user, &user_id).await?;
+        app.rooms.propagate_profile(user).await?;
     }
     Ok(Reply::empty())
 }

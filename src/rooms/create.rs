@@ -65,6 +65,8 @@ pub struct InitialState {
     pub content: Map<String, Value>,
 }
 
+/// A room that begins with more events does not delay what others wait for.
+const LARGE: usize = 50;
 /// Users that one request may invite (R8).
 const MOST_INVITES: usize = 100;
 
@@ -77,7 +79,10 @@ impl Rooms {
         let alias = self.new_alias(&request).await?;
         let plan =
             Plan { rooms: self, creator, request: &request, version: &version, rules: &rules };
-        let drafts = plan.drafts(alias.as_deref()).await?;
+        let mut drafts = plan.drafts(alias.as_deref()).await?;
+        if let Some(first) = drafts.first_mut() {
+            first.origin_ts = Some(self.owner.creation_ms());
+        }
 
         let owner = &self.owner;
         let room = owner.next_room().await?;
@@ -92,7 +97,26 @@ impl Rooms {
                 Composed::Unchanged(_) => {}
             }
         }
+        self.check_rules(creator, &live.room_id, &request, alias.as_deref())?;
         self.commit(live, room, events, &request, &version, alias).await
+    }
+
+    /// Refuses what the config does not let the user do with the directory.
+    fn check_rules(
+        &self,
+        creator: &UserId,
+        room_id: &RoomId,
+        request: &CreateRoom,
+        alias: Option<&str>,
+    ) -> Result<(), Refusal> {
+        if let Some(alias) = alias.and_then(|alias| <&RoomAliasId>::try_from(alias).ok()) {
+            self.check_alias_rules(creator, room_id, alias)?;
+        }
+        if request.visibility == Some(Access::Public) {
+            let aliases: Vec<&str> = alias.into_iter().collect();
+            self.check_publication_rules(creator, room_id, &aliases)?;
+        }
+        Ok(())
     }
 
     async fn commit(
@@ -123,6 +147,7 @@ impl Rooms {
             alias: alias.clone(),
         };
         let slot = Arc::new(Slot::with(live));
+        let is_bulk = events.len() > LARGE;
         let job = |outcome| Job {
             slot: slot.clone(),
             room,
@@ -131,8 +156,10 @@ impl Rooms {
             new_room: Some(new_room),
             events,
             outcome,
+            place: None,
+            hold: None,
         };
-        match self.owner.commit_new(slot.clone(), job).await {
+        match self.owner.commit_new(slot.clone(), is_bulk, job).await {
             // The alias may have been taken while the events were made.
             Err(error) if alias.is_some() && error.errcode().is_none() => {
                 self.new_alias(request).await?;

@@ -1,18 +1,23 @@
 //! The queue of a room owner that turns many waiting events into one commit.
 //!
 //! There is one committer and two queues. Interactive jobs go first; a commit takes at most one
-//! bulk job more, so that bulk delays a message by one commit at most. No timer: when a commit
+//! bulk job more, so that bulk delays a message by one commit at most. Only what an interactive
+//! job was sealed on goes before it, whichever queue that is in. No timer: when a commit
 //! returns, the next batch is what has arrived meanwhile. A batch that the database refuses is
 //! split in halves until the bad job stands alone; jobs of its room that were sealed on top of
 //! it are sent back to be sealed again.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet, VecDeque},
+    sync::Arc,
+};
 
 use chatd_base::{Clock, Position, RoomNid, ShardId, Stop, tasks};
+use chatd_config::Chatd;
 use chatd_storage::{
     Error, Pool,
     lane::{self, LaneCommit, NewEvent, NewHeads, NewRoom},
-    positions::Seat,
+    positions::{POSITION_BLOCK, Seat},
     rooms,
 };
 use chatd_streams::{
@@ -20,9 +25,9 @@ use chatd_streams::{
     events::{EventRow, Events},
 };
 use ruma_common::OwnedEventId;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
-use crate::owner::Slot;
+use crate::owner::{Hold, Slot};
 
 /// What became of a job.
 #[derive(Clone, Debug)]
@@ -54,19 +59,64 @@ pub struct Job {
     pub new_room: Option<NewRoom>,
     pub events: Vec<SealedEvent>,
     pub outcome: watch::Sender<Outcome>,
+    /// Its place in the bulk queue, given back when the job ends.
+    pub place: Option<OwnedSemaphorePermit>,
+    /// The gate of the room, also if nobody waits for the outcome any more.
+    #[expect(dead_code, reason = "it is held, not read")]
+    pub hold: Option<Hold>,
 }
 
-/// Jobs that may wait (R8).
-const QUEUE: usize = 2048;
-/// Jobs that one commit may hold, and the size of their JSON.
-const MOST_JOBS: usize = 256;
-const MOST_BYTES: usize = 4 << 20;
+/// How much may wait, and how much goes into one commit (R8).
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// `chatd.lane_queue`: jobs in each queue.
+    pub queue: usize,
+    /// `chatd.lane_batch_events`.
+    pub events: usize,
+    /// `chatd.lane_batch_bytes`: JSON of the events.
+    pub bytes: u64,
+}
+
+impl Limits {
+    pub fn of(config: &Chatd) -> Self {
+        // One commit has at most so many positions.
+        let most = usize::try_from(POSITION_BLOCK).unwrap_or(usize::MAX);
+        Self {
+            queue: config.lane_queue.max(1),
+            events: config.lane_batch_events.clamp(1, most),
+            bytes: config.lane_batch_bytes,
+        }
+    }
+}
 
 /// Handle to the committer.
 #[derive(Clone)]
 pub struct Lane {
     interactive: mpsc::Sender<Job>,
     bulk: mpsc::Sender<Job>,
+    /// Places in the bulk queue, part of which the committer holds.
+    bulk_places: Arc<Semaphore>,
+}
+
+/// A place in a queue.
+pub enum Permit<'a> {
+    Interactive(mpsc::Permit<'a, Job>),
+    Bulk(&'a mpsc::Sender<Job>, OwnedSemaphorePermit),
+}
+
+impl Permit<'_> {
+    /// Puts the job in line. Has to happen while the room is locked, so that the jobs of a room
+    /// are in line in the order in which they were sealed.
+    pub fn send(self, mut job: Job) {
+        match self {
+            Self::Interactive(permit) => permit.send(job),
+            Self::Bulk(queue, place) => {
+                job.place = Some(place);
+                // There is a place; without a committer the caller is told that the server stops.
+                let _ = queue.try_send(job);
+            }
+        }
+    }
 }
 
 impl Lane {
@@ -77,19 +127,23 @@ impl Lane {
         seat: Seat,
         clock: &Clock,
         stop: &Stop,
+        limits: Limits,
     ) -> Self {
-        let (interactive, jobs) = mpsc::channel(QUEUE);
-        let (bulk, bulk_jobs) = mpsc::channel(QUEUE);
+        let (interactive, jobs) = mpsc::channel(limits.queue);
+        let (bulk, bulk_jobs) = mpsc::channel(limits.queue);
         let line = Line::new(pool, feed, seat, stop);
-        let committer = Committer { pool: pool.clone(), line, clock: clock.clone() };
+        let committer = Committer { pool: pool.clone(), line, clock: clock.clone(), limits };
         tasks::spawn_vital("room_lane", stop, committer.run(jobs, bulk_jobs));
-        Self { interactive, bulk }
+        Self { interactive, bulk, bulk_places: Arc::new(Semaphore::new(limits.queue)) }
     }
 
     /// A place in the queue; waits while it is full. `None` when the server is stopping.
-    pub async fn reserve(&self, is_bulk: bool) -> Option<mpsc::Permit<'_, Job>> {
-        let queue = if is_bulk { &self.bulk } else { &self.interactive };
-        queue.reserve().await.ok()
+    pub async fn reserve(&self, is_bulk: bool) -> Option<Permit<'_>> {
+        if !is_bulk {
+            return self.interactive.reserve().await.ok().map(Permit::Interactive);
+        }
+        let place = self.bulk_places.clone().acquire_owned().await.ok()?;
+        (!self.bulk.is_closed()).then_some(Permit::Bulk(&self.bulk, place))
     }
 }
 
@@ -97,22 +151,36 @@ struct Committer {
     pool: Pool,
     line: Line<Events>,
     clock: Clock,
+    limits: Limits,
 }
 
 impl Committer {
     async fn run(self, mut jobs: mpsc::Receiver<Job>, mut bulk: mpsc::Receiver<Job>) {
-        let mut waiting = Vec::with_capacity(MOST_JOBS);
+        let most = self.limits.events;
+        let mut interactive = Vec::with_capacity(most);
+        let mut waiting: VecDeque<Job> = VecDeque::new();
         loop {
-            tokio::select! {
-                biased;
-                count = jobs.recv_many(&mut waiting, MOST_JOBS) => if count == 0 { return },
-                Some(job) = bulk.recv() => waiting.push(job),
-                () = self.line.stop.triggered() => return,
+            if waiting.is_empty() {
+                tokio::select! {
+                    biased;
+                    count = jobs.recv_many(&mut interactive, most) => if count == 0 { return },
+                    Some(job) = bulk.recv() => waiting.push_back(job),
+                    () = self.line.stop.triggered() => return,
+                }
+            } else if self.line.stop.is_triggered() {
+                return;
             }
-            if let Ok(job) = bulk.try_recv() {
-                waiting.push(job);
+            while interactive.len() < most
+                && let Ok(job) = jobs.try_recv()
+            {
+                interactive.push(job);
             }
-            self.commit_all(std::mem::take(&mut waiting)).await;
+            // After the interactive ones, so that what those were sealed on is seen.
+            while let Ok(job) = bulk.try_recv() {
+                waiting.push_back(job);
+            }
+            let batch = batch_of(std::mem::take(&mut interactive), &mut waiting, |job| job.room);
+            self.commit_all(batch).await;
         }
     }
 
@@ -125,7 +193,7 @@ impl Committer {
             if jobs.is_empty() {
                 continue;
             }
-            if let Some(rest) = split_by_size(&mut jobs) {
+            if let Some(rest) = split_by_size(&mut jobs, self.limits) {
                 stack.push(rest);
             }
             match self.commit(&jobs).await {
@@ -231,21 +299,74 @@ impl Job {
         self.end(outcome);
     }
 
-    fn bytes(&self) -> usize {
-        self.events.iter().map(|event| event.new.content.len() + event.new.rest.len()).sum()
+    fn bytes(&self) -> u64 {
+        let bytes = self.events.iter().map(|event| event.new.content.len() + event.new.rest.len());
+        bytes.sum::<usize>() as u64
     }
 }
 
+/// The jobs of the next commit: the interactive ones, behind those bulk jobs of the same rooms on
+/// which they were sealed, and one bulk job more.
+fn batch_of<J>(
+    interactive: Vec<J>,
+    waiting: &mut VecDeque<J>,
+    room: impl Fn(&J) -> RoomNid,
+) -> Vec<J> {
+    let mut batch = Vec::with_capacity(interactive.len() + 1);
+    if !waiting.is_empty() {
+        let rooms: HashSet<RoomNid> = interactive.iter().map(&room).collect();
+        let (due, rest): (Vec<J>, Vec<J>) =
+            waiting.drain(..).partition(|job| rooms.contains(&room(job)));
+        batch.extend(due);
+        *waiting = rest.into();
+        batch.extend(waiting.pop_front());
+    }
+    batch.extend(interactive);
+    batch
+}
+
 /// Cuts off what would make the commit too large.
-fn split_by_size(jobs: &mut Vec<Job>) -> Option<Vec<Job>> {
-    let mut bytes = 0;
+fn split_by_size(jobs: &mut Vec<Job>, limits: Limits) -> Option<Vec<Job>> {
+    let (mut bytes, mut events) = (0, 0);
     let fits = jobs
         .iter()
         .take_while(|job| {
             bytes += job.bytes();
-            bytes <= MOST_BYTES
+            events += job.events.len();
+            bytes <= limits.bytes && events <= limits.events
         })
         .count()
         .max(1);
     (fits < jobs.len()).then(|| jobs.split_off(fits))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// (room, number in the order of sealing)
+    type Job = (i32, u32);
+
+    fn batch(interactive: &[Job], waiting: &mut VecDeque<Job>) -> Vec<Job> {
+        batch_of(interactive.to_vec(), waiting, |job| RoomNid(job.0))
+    }
+
+    #[test]
+    fn bulk_delays_others_by_one_job_at_a_time() {
+        let mut waiting = VecDeque::from([(1, 1), (2, 2), (3, 3)]);
+        assert_eq!(batch(&[(9, 4), (8, 5)], &mut waiting), [(1, 1), (9, 4), (8, 5)]);
+        assert_eq!(batch(&[], &mut waiting), [(2, 2)]);
+        assert_eq!(batch(&[], &mut waiting), [(3, 3)]);
+        assert_eq!(batch(&[(9, 6)], &mut waiting), [(9, 6)]);
+    }
+
+    #[test]
+    fn the_jobs_of_a_room_keep_their_order() {
+        let mut waiting = VecDeque::from([(1, 1), (2, 2), (1, 3), (2, 5)]);
+        assert_eq!(
+            batch(&[(2, 6), (1, 7)], &mut waiting),
+            [(1, 1), (2, 2), (1, 3), (2, 5), (2, 6), (1, 7)]
+        );
+        assert!(waiting.is_empty());
+    }
 }

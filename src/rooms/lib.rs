@@ -26,6 +26,7 @@ mod power;
 pub mod profile;
 mod push;
 mod receive;
+mod relation;
 mod resolve;
 mod resolve_v1;
 mod seal;
@@ -45,7 +46,7 @@ pub use owner::{RoomOwner, Sent};
 pub use receive::{Received, Verdict};
 pub use seal::{Draft, Signer};
 
-use crate::lane::Lane;
+use crate::lane::{Lane, Limits};
 
 /// All that is done with rooms.
 pub struct Rooms {
@@ -68,6 +69,7 @@ impl Rooms {
             deps.streams.writer,
             &deps.clock,
             &deps.stop,
+            Limits::of(&deps.config.chatd),
         );
         let most_rooms = deps.config.chatd.room_cache;
         Self {

@@ -14,6 +14,8 @@ use crate::{Rooms, live::Live, owner::lock, seal::Draft};
 pub struct Extra {
     pub reason: Option<String>,
     pub is_direct: bool,
+    /// One of many, which must not delay what people wait for.
+    pub is_bulk: bool,
 }
 
 impl Rooms {
@@ -165,7 +167,8 @@ impl Rooms {
         if extra.is_direct {
             content.insert("is_direct".to_owned(), true.into());
         }
-        let draft = Draft::state(sender.to_owned(), "m.room.member", user.as_str(), content);
+        let mut draft = Draft::state(sender.to_owned(), "m.room.member", user.as_str(), content);
+        draft.is_bulk = extra.is_bulk;
         self.send(room_id, &draft).await.map(|_| ())
     }
 

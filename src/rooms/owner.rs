@@ -5,7 +5,7 @@ use std::{
     collections::{HashMap, HashSet},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -19,12 +19,12 @@ use ruma_common::{OwnedEventId, OwnedRoomId, RoomId, UserId};
 use ruma_events::TimelineEventType;
 use ruma_state_res::auth_types_for_event;
 use sha2::{Digest, Sha256};
-use tokio::sync::{OnceCell, RwLock, mpsc, watch};
+use tokio::sync::{OnceCell, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock, watch};
 use uuid::Uuid;
 
 use crate::{
     compose::{Composed, Prepared, compose},
-    lane::{Job, Lane, Outcome, SealedEvent},
+    lane::{Job, Lane, Outcome, Permit, SealedEvent},
     live::{Live, Member},
     push::Rules,
     seal::{Draft, Signer},
@@ -37,8 +37,15 @@ pub struct Slot {
     /// Jobs on the lane; a room that has some is not dropped from memory.
     pending: AtomicUsize,
     used: AtomicU64,
-    /// Held by everybody whose event is on its way, and alone by an event that came from elsewhere.
-    pub gate: RwLock<()>,
+    /// Held by every event that is on its way, and alone by one that came from elsewhere.
+    pub gate: Arc<RwLock<()>>,
+}
+
+/// A room's gate, for as long as an event is on its way.
+#[expect(dead_code, reason = "guards are held, not read")]
+pub enum Hold {
+    Shared(OwnedRwLockReadGuard<()>),
+    Alone(OwnedRwLockWriteGuard<()>),
 }
 
 impl Slot {
@@ -48,7 +55,7 @@ impl Slot {
             dead: AtomicBool::new(false),
             pending: AtomicUsize::new(0),
             used: AtomicU64::new(0),
-            gate: RwLock::new(()),
+            gate: Arc::default(),
         }
     }
 
@@ -80,9 +87,10 @@ impl Slot {
     /// Puts an event of this room, which the room's memory has in it already, on the lane.
     pub fn enqueue(
         self: &Arc<Self>,
-        permit: mpsc::Permit<'_, Job>,
+        permit: Permit<'_>,
         live: &Live,
         event: SealedEvent,
+        hold: Hold,
     ) -> watch::Receiver<Outcome> {
         let (outcome, waits) = watch::channel(Outcome::Waiting);
         self.queued();
@@ -94,6 +102,8 @@ impl Slot {
             new_room: None,
             events: vec![event],
             outcome,
+            place: None,
+            hold: Some(hold),
         });
         waits
     }
@@ -128,6 +138,8 @@ pub struct RoomOwner {
     snapshot_ids: Mutex<Block>,
     /// Hot rooms that may be in memory (R8).
     most_rooms: usize,
+    /// When the newest room was made.
+    newest_room_ms: AtomicI64,
 }
 
 /// How long a request waits for its commit. What it asked for may still happen; a repeat with the
@@ -157,17 +169,32 @@ impl RoomOwner {
             event_nids: Mutex::default(),
             snapshot_ids: Mutex::default(),
             most_rooms,
+            newest_room_ms: AtomicI64::new(0),
         }
     }
 
     /// Appends a draft to a room that this instance owns. On return the event is durable (R1).
     pub async fn append(&self, room_id: &RoomId, draft: &Draft) -> Result<Sent> {
         let txn = draft.txn.as_ref().map(|(device, id)| digest(room_id, &draft.sender, device, id));
+        let appended = self.append_new(room_id, draft, txn).await;
+        // What was allowed the first time may not be any more; a repeat is told what it was told.
+        if let (Err(chatd_base::Error::Refused(_)), Some(txn)) = (&appended, txn)
+            && let Some(event_id) = rooms::get_txn_event(&self.pool, txn).await?
+        {
+            let event_id = OwnedEventId::try_from(event_id).map_err(chatd_base::Error::internal)?;
+            return Ok(Sent { event_id, position: Position(0) });
+        }
+        appended
+    }
+
+    async fn append_new(&self, room_id: &RoomId, draft: &Draft, txn: Option<Uuid>) -> Result<Sent> {
         for _ in 0..ATTEMPTS {
             let slot = self.slot(room_id).await?;
-            let _here = slot.gate.read().await;
+            let here = Hold::Shared(slot.gate.clone().read_owned().await);
+            let room = lock(&slot).lock().room;
+            self.check_relation(room, draft).await?;
             let prepared = self.prepare(&slot, draft, txn).await?;
-            let permit = self.reserve().await?;
+            let permit = self.reserve(draft.is_bulk).await?;
             let step = {
                 let mut live = lock(&slot).lock();
                 if slot.is_dead() {
@@ -181,7 +208,7 @@ impl RoomOwner {
                             return Ok(Sent { event_id, position: Position(0) });
                         }
                         Composed::Event(event) => {
-                            let waits = slot.enqueue(permit, &live, *event);
+                            let waits = slot.enqueue(permit, &live, *event, here);
                             if let Some(txn) = txn {
                                 live.remember_txn(txn, waits.clone());
                             }
@@ -206,9 +233,10 @@ impl RoomOwner {
     pub(crate) async fn commit_new(
         &self,
         slot: Arc<Slot>,
+        is_bulk: bool,
         job: impl FnOnce(watch::Sender<Outcome>) -> Job,
     ) -> Result<()> {
-        let permit = self.reserve().await?;
+        let permit = self.reserve(is_bulk).await?;
         let (outcome, waits) = watch::channel(Outcome::Waiting);
         slot.queued();
         permit.send(job(outcome));
@@ -222,8 +250,8 @@ impl RoomOwner {
         }
     }
 
-    pub(crate) async fn reserve(&self) -> Result<mpsc::Permit<'_, Job>> {
-        let permit = tokio::time::timeout(PATIENCE, self.lane.reserve(false));
+    pub(crate) async fn reserve(&self, is_bulk: bool) -> Result<Permit<'_>> {
+        let permit = tokio::time::timeout(PATIENCE, self.lane.reserve(is_bulk));
         Ok(permit.await.map_err(|_| away())?.ok_or_else(away)?)
     }
 
@@ -339,6 +367,16 @@ impl RoomOwner {
     /// Milliseconds since the epoch, as events have them.
     pub(crate) fn now_ms(&self) -> i64 {
         i64::try_from(self.clock.now_ms()).unwrap_or(i64::MAX)
+    }
+
+    /// The time of a new room, which no other room has: the id of a room of version 12 is the hash
+    /// of its first event, so two of one user must not begin in the same millisecond.
+    pub(crate) fn creation_ms(&self) -> i64 {
+        let now = self.now_ms();
+        let later = |newest: i64| Some(now.max(newest + 1));
+        match self.newest_room_ms.fetch_update(Ordering::AcqRel, Ordering::Acquire, later) {
+            Ok(newest) | Err(newest) => now.max(newest + 1),
+        }
     }
 
     pub(crate) async fn next_room(&self) -> Result<RoomNid> {

@@ -1,9 +1,15 @@
 //! What a change of a user means for all their rooms: a new profile, or the end of the account.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use chatd_base::{Error, Result, Stop, UserNid};
-use chatd_storage::{accounts, room_state};
+use chatd_storage::{accounts, profiles, room_state};
 use futures::{StreamExt, stream};
 use ruma_common::{OwnedRoomId, RoomId, UserId};
 
@@ -11,31 +17,53 @@ use crate::{Draft, Rooms, membership::Extra};
 
 /// Rooms that are worked on at the same time (R8).
 const AT_ONCE: usize = 16;
-/// How often closed accounts are looked for, and how many are worked on each time (R8).
+/// How often unfinished work is looked for, and how many users are worked on each time (R8).
 const LOOK_EVERY: Duration = Duration::from_secs(3600);
-const CLOSED_AT_ONCE: i64 = 100;
+const USERS_AT_ONCE: i64 = 100;
 
 impl Rooms {
-    /// Sends the user's profile of now to all rooms that they are in. A room that refuses it is
-    /// left as it is.
-    pub async fn propagate_profile(&self, user: UserNid, user_id: &UserId) -> Result<()> {
-        let rooms = room_state::list_joined_rooms(&self.pool, user).await?;
-        let mut content = self.member_content(user_id).await?;
+    /// Sends the user's profile of now to all rooms that they are in, if it has changed since. A
+    /// room that refuses it is left as it is.
+    pub async fn propagate_profile(&self, user: UserNid) -> Result<()> {
+        for change in profiles::list_changes(&self.pool, Some(user), 1).await? {
+            self.propagate(&change).await?;
+        }
+        Ok(())
+    }
+
+    /// What a server that ended meanwhile has left to do stays noted until it is done.
+    async fn propagate(&self, change: &profiles::Change) -> Result<()> {
+        let user_id = UserId::parse(&change.user_id).map_err(Error::internal)?;
+        let rooms = room_state::list_joined_rooms(&self.pool, change.user).await?;
+        let mut content = self.member_content(&user_id).await?;
         content.insert("membership".to_owned(), "join".into());
+        let failed = AtomicBool::new(false);
         stream::iter(rooms.into_iter().filter_map(|(_, id)| RoomId::parse(&id).ok()))
             .for_each_concurrent(AT_ONCE, |room| {
                 let draft = Draft::state(
-                    user_id.to_owned(),
+                    user_id.clone(),
                     "m.room.member",
                     user_id.as_str(),
                     content.clone(),
                 );
+                let failed = &failed;
                 async move {
-                    let sent = self.send(&room, &draft).await;
+                    let sent = self.send(&room, &draft.bulk()).await;
+                    let is_ours = match &sent {
+                        Err(Error::Refused(refusal)) => refusal.status >= 500,
+                        Err(Error::Internal(_)) => true,
+                        Ok(_) => false,
+                    };
+                    if is_ours {
+                        failed.store(true, Ordering::Relaxed);
+                    }
                     note("profile not updated in a room", &room, sent.map(|_| ()));
                 }
             })
             .await;
+        if !failed.load(Ordering::Relaxed) {
+            profiles::delete_change(&self.pool, change).await?;
+        }
         Ok(())
     }
 
@@ -44,7 +72,8 @@ impl Rooms {
         let rooms = room_state::list_rooms_to_leave(&self.pool, user).await?;
         stream::iter(rooms.into_iter().filter_map(|id| RoomId::parse(&id).ok()))
             .for_each_concurrent(AT_ONCE, |room| async move {
-                let left = self.leave(user_id, &room, Extra::default()).await;
+                let extra = Extra { is_bulk: true, ..Extra::default() };
+                let left = self.leave(user_id, &room, extra).await;
                 note("a room was not left", &room, left);
             })
             .await;
@@ -53,11 +82,12 @@ impl Rooms {
 }
 
 /// Until `stop`: takes closed accounts out of rooms that they are still in, since the server ended
-/// before it was done, or since somebody has invited them meanwhile.
-pub async fn finish_closed_accounts(rooms: Arc<Rooms>, stop: Stop) {
+/// before it was done, or since somebody has invited them meanwhile; and sends profiles to rooms
+/// that have not heard of them.
+pub async fn finish_what_was_begun(rooms: Arc<Rooms>, stop: Stop) {
     loop {
         if let Err(error) = finish_some(&rooms).await {
-            tracing::warn!(%error, "could not take closed accounts out of their rooms");
+            tracing::warn!(%error, "could not finish what was begun in the rooms of a user");
         }
         if !stop.sleep(LOOK_EVERY).await {
             return;
@@ -66,7 +96,10 @@ pub async fn finish_closed_accounts(rooms: Arc<Rooms>, stop: Stop) {
 }
 
 async fn finish_some(rooms: &Rooms) -> Result<()> {
-    for (user, user_id) in accounts::list_closed_in_rooms(&rooms.pool, CLOSED_AT_ONCE).await? {
+    for change in profiles::list_changes(&rooms.pool, None, USERS_AT_ONCE).await? {
+        rooms.propagate(&change).await?;
+    }
+    for (user, user_id) in accounts::list_closed_in_rooms(&rooms.pool, USERS_AT_ONCE).await? {
         let user_id = UserId::parse(&user_id).map_err(Error::internal)?;
         rooms.leave_all(user, &user_id).await?;
     }

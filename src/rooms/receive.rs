@@ -28,7 +28,7 @@ use crate::{
     compose::{Prepared, authorise},
     effect::{self, Change, Effect},
     live::{Head, Live},
-    owner::{RoomOwner, Slot, lock},
+    owner::{Hold, RoomOwner, Slot, lock},
     pdu::Pdu,
     place::{After, Scene, StateAt, difference},
     seal::{self, Draft, SealedJson},
@@ -64,11 +64,11 @@ impl RoomOwner {
     pub async fn receive(&self, room_id: &RoomId, event: CanonicalJsonObject) -> Result<Received> {
         loop {
             let slot = self.slot(room_id).await?;
-            let _alone = slot.gate.write().await;
+            let alone = Hold::Alone(slot.gate.clone().write_owned().await);
             if slot.is_dead() {
                 continue;
             }
-            if let Some(received) = self.receive_in(&slot, room_id, event.clone()).await? {
+            if let Some(received) = self.receive_in(&slot, alone, room_id, event.clone()).await? {
                 return Ok(received);
             }
         }
@@ -78,6 +78,7 @@ impl RoomOwner {
     async fn receive_in(
         &self,
         slot: &Arc<Slot>,
+        alone: Hold,
         room_id: &RoomId,
         event: CanonicalJsonObject,
     ) -> Result<Option<Received>> {
@@ -121,11 +122,11 @@ impl RoomOwner {
         effect.auth_ids = auth_ids;
         let pdu = self.redaction(slot, &with, &draft, &verdict, pdu, &mut effect).await?;
 
-        let permit = self.reserve().await?;
+        let permit = self.reserve(true).await?;
         let waits = {
             let mut live = lock(slot).lock();
             let event = effect::apply(&mut live, &self.signer, &draft, &with, pdu, sealed, effect)?;
-            slot.enqueue(permit, &live, event)
+            slot.enqueue(permit, &live, event, alone)
         };
         match crate::owner::settle(waits).await? {
             Some(sent) => done(verdict, sent.position),
@@ -409,6 +410,7 @@ fn draft_of(event: &CanonicalJsonObject, rules: &RoomVersionRules) -> Result<Dra
         origin_ts: integer(event, "origin_server_ts"),
         content,
         txn: None,
+        is_bulk: true,
     })
 }
 

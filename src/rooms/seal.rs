@@ -62,6 +62,8 @@ pub struct Draft {
     pub origin_ts: Option<i64>,
     /// Device and transaction id of the request, which make a repeat have one effect.
     pub txn: Option<(String, String)>,
+    /// Part of something large, which must not delay what people wait for.
+    pub is_bulk: bool,
 }
 
 impl Draft {
@@ -79,6 +81,7 @@ impl Draft {
             redacts: None,
             origin_ts: None,
             txn: None,
+            is_bulk: false,
         }
     }
 
@@ -90,6 +93,13 @@ impl Draft {
         content: Map<String, Value>,
     ) -> Self {
         Self { state_key: Some(state_key.into()), ..Self::message(sender, kind, content) }
+    }
+
+    /// The same draft as part of something large.
+    #[must_use]
+    pub fn bulk(mut self) -> Self {
+        self.is_bulk = true;
+        self
     }
 
     /// The same draft as part of a request with a transaction id.

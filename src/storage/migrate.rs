@@ -21,7 +21,8 @@ migrations![
     "0007_state_past",
     "0008_event_txns",
     "0009_seats",
-    "0010_forks"
+    "0010_forks",
+    "0011_profile_changes"
 ];
 
 /// Key of the advisory lock that makes instances migrate one after the other.

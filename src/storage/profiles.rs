@@ -11,6 +11,14 @@ statements! {
                             VALUES ($1, $2, $3)
                             ON CONFLICT (user_nid, name) DO UPDATE SET value = excluded.value";
     DELETE_PROFILE_FIELD = "DELETE FROM profile_fields WHERE user_nid = $1 AND name = $2";
+    UPSERT_PROFILE_CHANGE = "INSERT INTO profile_changes (user_nid) VALUES ($1)
+                             ON CONFLICT (user_nid)
+                             DO UPDATE SET version = profile_changes.version + 1";
+    LIST_PROFILE_CHANGES = "SELECT c.user_nid, u.user_id, c.version FROM profile_changes c
+                            JOIN users_nid u ON u.nid = c.user_nid
+                            WHERE ($1::int4 IS NULL OR c.user_nid = $1)
+                            ORDER BY c.user_nid LIMIT $2";
+    DELETE_PROFILE_CHANGE = "DELETE FROM profile_changes WHERE user_nid = $1 AND version = $2";
     DELETE_PROFILE = "DELETE FROM profile_fields WHERE user_nid = $1";
 }
 
@@ -45,4 +53,35 @@ pub fn delete(batch: &mut Batch, user: UserNid, name: &str) {
 /// Removes all fields of a user.
 pub fn delete_all(batch: &mut Batch, user: UserNid) {
     batch.add(&DELETE_PROFILE, params![user.0]);
+}
+
+/// Notes, with the change itself, that the user's rooms are to hear of it.
+pub fn note_change(batch: &mut Batch, user: UserNid) {
+    batch.add(&UPSERT_PROFILE_CHANGE, params![user.0]);
+}
+
+/// A profile that may not have reached all rooms of its user.
+#[derive(Clone, Debug)]
+pub struct Change {
+    pub user: UserNid,
+    pub user_id: String,
+    pub version: i64,
+}
+
+/// Up to `limit` profiles that rooms are to hear of: all, or that of one user.
+pub async fn list_changes(pool: &Pool, user: Option<UserNid>, limit: i64) -> Result<Vec<Change>> {
+    let user = user.map(|user| user.0);
+    let rows = pool.query(&LIST_PROFILE_CHANGES, &[&user, &limit]).await?;
+    let change = |row: &tokio_postgres::Row| Change {
+        user: UserNid(row.get(0)),
+        user_id: row.get(1),
+        version: row.get(2),
+    };
+    Ok(rows.iter().map(change).collect())
+}
+
+/// Forgets a change that has reached all rooms, unless a later one has followed.
+pub async fn delete_change(pool: &Pool, change: &Change) -> Result<()> {
+    pool.execute(&DELETE_PROFILE_CHANGE, &[&change.user.0, &change.version]).await?;
+    Ok(())
 }

@@ -135,6 +135,9 @@ impl Profiles {
             }
             None => profiles::delete(&mut batch, user, name),
         }
+        if is_basic(name) {
+            profiles::note_change(&mut batch, user);
+        }
         let outcome = self.pool.commit(batch).await;
         self.forget(user);
         outcome?;

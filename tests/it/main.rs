@@ -13,6 +13,7 @@ mod listeners;
 mod live;
 mod push;
 mod registration;
+mod room_rules;
 mod rooms;
 mod routes;
 mod sessions;
