@@ -8,7 +8,7 @@ use chatd_http::{Auth, LimitClass, Reply, Request, Router, v1, v3};
 use chatd_users::{
     logins::LoginRequest,
     registration::{NewAccount, Registered},
-    uia::Operation,
+    uia::{Operation, Stage},
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -105,6 +105,11 @@ async fn register_user(
     let registration = &app.users.registration;
     if let Some(localpart) = body.localpart() {
         registration.check_localpart_early(&localpart).await?;
+    }
+    // Trying registration tokens here is asking about them.
+    let stage = members.get("auth").and_then(|auth| auth.get("type")).and_then(Value::as_str);
+    if let Some(address) = address.filter(|_| stage == Some(Stage::RegistrationToken.name())) {
+        app.limits.check(LimitClass::RegistrationTokenValidity, address)?;
     }
     let path = request.uri().path();
     let operation = Operation { method: request.method().as_str(), path, who: None };

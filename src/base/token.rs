@@ -52,6 +52,8 @@ fn base62(mut number: u32) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -66,5 +68,34 @@ mod tests {
         assert_eq!((parts[0], parts[1], parts[2].len(), parts[3].len()), ("syt", "YWxpY2U", 20, 6));
         assert!(has_valid_checksum(&token));
         assert!(!has_valid_checksum(&format!("{token}x")));
+    }
+
+    proptest! {
+        /// Proxies find the local part in the second of four parts, whatever is in it.
+        #[test]
+        fn every_access_token_has_its_form(localpart in "\\PC{0,60}") {
+            let token = access_token(&localpart);
+            let parts: Vec<_> = token.split('_').collect();
+            prop_assert_eq!((parts.len(), parts[0]), (4, "syt"));
+            let decoded = STANDARD_NO_PAD.decode(parts[1]).unwrap();
+            prop_assert_eq!(decoded, localpart.as_bytes());
+            prop_assert!(parts[2].len() == 20 && parts[2].bytes().all(|b| b.is_ascii_alphabetic()));
+            prop_assert!(parts[3].len() == 6 && parts[3].bytes().all(|b| b.is_ascii_alphanumeric()));
+            prop_assert!(has_valid_checksum(&token));
+        }
+
+        /// A slip in any place is found without a look into the database.
+        #[test]
+        fn a_changed_token_is_known_as_such(at in 0_usize..35, other in "[A-Za-z0-9]") {
+            let token = access_token("alice");
+            let mut changed = token.clone();
+            changed.replace_range(at..=at, &other);
+            prop_assert_eq!(has_valid_checksum(&changed), changed == token);
+        }
+
+        #[test]
+        fn no_text_is_a_token_by_chance(text in "\\PC{0,80}") {
+            prop_assert!(!has_valid_checksum(&text));
+        }
     }
 }
