@@ -75,10 +75,10 @@ async fn changes(app: Arc<App>, request: Request) -> Result<Reply> {
         to: String,
     }
     let query: Query = request.query()?;
-    let from = SyncToken::from_client(&query.from)?.device_lists.min;
-    let to = SyncToken::from_client(&query.to)?.device_lists.max();
-    let changed = app.users.keys.changed_between(request.who()?, from, to).await?;
-    Reply::json(&json!({ "changed": changed, "left": [] }))
+    let from = SyncToken::from_client(&query.from)?;
+    let to = SyncToken::from_client(&query.to)?;
+    let (changed, left) = app.sync.device_changes(request.who()?.user, &from, &to).await?;
+    Reply::json(&json!({ "changed": changed, "left": left }))
 }
 
 async fn device_signing(app: Arc<App>, request: Request) -> Result<Reply> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use chatd_base::{Position, UserNid};
+use chatd_base::UserNid;
 
 use crate::{Batch, Pool, Result, Row, params, statement::statements};
 
@@ -11,10 +11,6 @@ statements! {
                       SELECT u, d, currval('stream_device_lists') + o
                       FROM unnest($1::int4[], $2::text[], $3::int8[]) AS rows(u, d, o)
                       ON CONFLICT (user_nid, device_id) DO UPDATE SET pos = excluded.pos";
-    LIST_CHANGED = "SELECT DISTINCT user_nid FROM device_list_changes
-                    WHERE pos > $1 AND pos <= $2";
-    LIST_CHANGED_OF = "SELECT DISTINCT user_nid FROM device_list_changes
-                       WHERE user_nid = ANY($1::int4[]) AND pos > $2 AND pos <= $3";
     LIST_DEVICES = "SELECT device_id, display_name, last_seen_ts, last_seen_ip, last_seen_user_agent
                     FROM devices WHERE user_nid = $1 ORDER BY device_id";
     GET_DEVICE = "SELECT device_id, display_name, last_seen_ts, last_seen_ip, last_seen_user_agent
@@ -127,22 +123,4 @@ pub fn upsert_changes(batch: &mut Batch, rows: ChangeColumns) {
     let offsets: Vec<i64> = rows.0.values().copied().collect();
     let (users, devices): (Vec<i32>, Vec<String>) = rows.0.into_keys().unzip();
     batch.add(&UPSERT_CHANGES, params![users, devices, offsets]);
-}
-
-/// Users whose devices or keys have their last change in `(after, upto]`.
-pub async fn list_changed(pool: &Pool, after: Position, upto: Position) -> Result<Vec<UserNid>> {
-    let rows = pool.query(&LIST_CHANGED, &[&after.0, &upto.0]).await?;
-    Ok(rows.iter().map(|row| UserNid(row.get(0))).collect())
-}
-
-/// Those of `users` whose devices or keys have their last change in `(after, upto]`.
-pub async fn list_changed_of(
-    pool: &Pool,
-    users: &[UserNid],
-    after: Position,
-    upto: Position,
-) -> Result<Vec<UserNid>> {
-    let users: Vec<i32> = users.iter().map(|user| user.0).collect();
-    let rows = pool.query(&LIST_CHANGED_OF, &[&users, &after.0, &upto.0]).await?;
-    Ok(rows.iter().map(|row| UserNid(row.get(0))).collect())
 }

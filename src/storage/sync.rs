@@ -133,15 +133,20 @@ statements! {
                                          OR c.user_nid IN (SELECT m.user_nid FROM memberships m
                                                            WHERE m.room = ANY($2::int4[])
                                                                  AND m.membership = 'j'))";
-    /// Users who were joined at some time after `$2` and are not now.
+    /// Users whose last change in ($2, $3] was to go, and who were joined before.
     LIST_PARTED_USERS = "SELECT DISTINCT m.user_nid, u.user_id
                          FROM memberships m JOIN users_nid u ON u.nid = m.user_nid
                          WHERE m.room = ANY($1::int4[]) AND m.membership IN ('l', 'b')
                                AND m.pos > $2 AND m.pos <= $3";
+    /// Users whose last change in ($2, $3] made or left them joined, and who were not at $2.
     LIST_ARRIVED_USERS = "SELECT DISTINCT m.user_nid, u.user_id
                           FROM memberships m JOIN users_nid u ON u.nid = m.user_nid
                           WHERE m.room = ANY($1::int4[]) AND m.membership = 'j'
-                                AND m.pos > $2 AND m.pos <= $3";
+                                AND m.pos > $2 AND m.pos <= $3
+                                AND 'j' IS DISTINCT FROM
+                                    (SELECT h.membership FROM membership_history h
+                                     WHERE h.user_nid = m.user_nid AND h.room = m.room
+                                           AND h.pos <= $2 ORDER BY h.pos DESC LIMIT 1)";
     GET_DELIVERED = "SELECT pos FROM to_device_delivered WHERE user_nid = $1 AND device_id = $2";
     SET_DELIVERED = "INSERT INTO to_device_delivered (user_nid, device_id, pos) VALUES ($1, $2, $3)
                      ON CONFLICT (user_nid, device_id)
@@ -427,8 +432,7 @@ pub async fn list_parted_users(
     Ok(users(&pool.query(&LIST_PARTED_USERS, &[&rooms, &after.0, &upto.0]).await?))
 }
 
-/// Who is joined to one of `rooms` by an event in `(after, upto]`: all who came, and those who
-/// changed their profile.
+/// Who came into one of `rooms` in `(after, upto]` and is still there.
 pub async fn list_arrived_users(
     pool: &Pool,
     rooms: &[RoomNid],

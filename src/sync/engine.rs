@@ -2,7 +2,12 @@
 //! planned from memory, completed from the tables where memory does not reach, and written. A
 //! sync with nothing to tell waits for the asker's view to be woken.
 
-use std::{borrow::Cow, collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use chatd_base::{Position, Result, RoomNid, Stop, UserNid, tasks};
 use chatd_rooms::{
@@ -188,6 +193,24 @@ impl Sync {
             state.complete_view(user, rooms.collect(), ignored);
         }
         Ok(())
+    }
+
+    /// Users whose devices `user` must look at again, and whose it may forget, because of what
+    /// happened between two tokens.
+    pub async fn device_changes(
+        &self,
+        user: UserNid,
+        from: &SyncToken,
+        to: &SyncToken,
+    ) -> Result<(BTreeSet<String>, BTreeSet<String>)> {
+        self.load_view(user).await?;
+        let joined = match self.index.lock().view(user) {
+            Some(view) => view.joined(),
+            None => Vec::new(),
+        };
+        let mut steps = self.read_steps(user, from).await?;
+        steps.retain(|step| to.room.covers(step.writer, step.at));
+        people::changes_between(self.pool(), user, &joined, &steps, (from, to)).await
     }
 
     /// Waits until some writer of events has been folded up to `position`.

@@ -15,7 +15,7 @@ use chatd_storage::{events::StoredEvent, sync::SummaryRow};
 use chatd_streams::{
     Raw, StreamToken, Streams,
     account_data::AccountDataRow,
-    events::{EventRow, Membership},
+    events::{EventRow, Membership, MembershipChange},
     presence::PresenceRow,
     receipts::ReceiptRow,
     typing::TypingRow,
@@ -38,6 +38,14 @@ pub struct Live {
     pub row: Arc<EventRow>,
     /// Redacted, edited or answered since: clients must get it as the tables have it now.
     pub altered: bool,
+}
+
+impl Live {
+    /// The memberships that changed with it: its own, and those that state resolution changed.
+    pub fn memberships(&self) -> impl Iterator<Item = &MembershipChange> {
+        let resolved = self.row.resolved_members.iter().map(|(_, change)| change);
+        self.row.membership.iter().chain(resolved)
+    }
 }
 
 /// A room that a user is joined or invited to, or knocks at.
@@ -144,6 +152,15 @@ impl View {
 
     pub fn is_joined(&self, room: RoomNid) -> bool {
         self.rooms.get(&room).is_some_and(|member| member.membership == Membership::Join)
+    }
+
+    /// The rooms that the user is joined to.
+    pub fn joined(&self) -> Vec<RoomNid> {
+        self.rooms
+            .iter()
+            .filter(|(_, member)| member.membership == Membership::Join)
+            .map(|(room, _)| *room)
+            .collect()
     }
 
     /// Whether the two are joined to the same room.

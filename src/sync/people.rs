@@ -6,11 +6,13 @@ use chatd_base::{Position, Result, RoomNid, UserNid};
 use chatd_config::PresenceMode;
 use chatd_storage::{Pool, memberships, presence, sync};
 use chatd_streams::{StreamToken, presence::PresenceState};
-use ruma_common::UserId;
+use ruma_common::{OwnedUserId, UserId};
 
 use crate::{
+    index::Step,
     json::Object,
-    plan::{Asker, Changed, Plan, Rows},
+    plan::{Asker, Changed, Plan, Rows, ways},
+    token::SyncToken,
 };
 
 /// Presence changes in one answer.
@@ -46,26 +48,18 @@ pub struct Rules {
 /// Reads what `plan` asks for. No query if memory knows everything.
 pub async fn read(pool: &Pool, rules: Rules, asker: &Asker, plan: &Plan) -> Result<People> {
     let mut people = People::default();
-    let mut came: BTreeMap<UserNid, String> = BTreeMap::new();
-    let mut gone: BTreeMap<UserNid, String> = BTreeMap::new();
+    let mut travellers = Travellers::default();
     if let Some(since) = &plan.since {
-        travellers(pool, plan, &since.room, &mut came, &mut gone).await?;
-        came.remove(&asker.user);
-        gone.remove(&asker.user);
+        travellers = travellers_of(pool, asker, plan, &since.room).await?;
         people.changed = device_lists(pool, asker, plan, &since.device_lists).await?;
-        people.changed.extend(came.values().cloned());
-        if !gone.is_empty() {
-            let candidates: Vec<UserNid> = gone.keys().copied().collect();
-            let still = memberships::list_sharing(pool, asker.user, &candidates).await?;
-            gone.retain(|user, _| !still.contains(user));
-            people.left = gone.into_values().collect();
-        }
+        people.changed.extend(travellers.came.values().cloned());
+        people.left = travellers.gone.values().cloned().collect();
     }
     let wants_presence = rules.mode != PresenceMode::Disabled
         && asker.filter.presence.allows_type("m.presence")
         && asker.filter.presence.limit != Some(0);
     if wants_presence {
-        people.presence = presence_of(pool, rules, asker, plan, &came).await?;
+        people.presence = presence_of(pool, rules, asker, plan, &travellers.came).await?;
         people.presence.retain(|presence| {
             <&UserId>::try_from(presence.user_id.as_str())
                 .is_ok_and(|user| asker.filter.presence.allows_sender(user))
@@ -74,35 +68,105 @@ pub async fn read(pool: &Pool, rules: Rules, asker: &Asker, plan: &Plan) -> Resu
     Ok(people)
 }
 
-/// Users whom the asker has newly met, or may have stopped to meet.
-async fn travellers(
+/// Users whose devices changed between two tokens, and those who share no room any more, as a
+/// sync would tell it; from the tables. `joined`: the rooms that the user is in.
+pub async fn changes_between(
     pool: &Pool,
+    user: UserNid,
+    joined: &[RoomNid],
+    steps: &[Step],
+    (from, to): (&SyncToken, &SyncToken),
+) -> Result<(BTreeSet<String>, BTreeSet<String>)> {
+    let (low, high) = (from.device_lists.min, to.device_lists.max());
+    let changed = sync::list_device_changes_in(pool, user, joined, low, high).await?;
+    let mut changed: BTreeSet<String> = changed.into_iter().map(|(_, user)| user).collect();
+    let (arrived, parted) = ways(steps);
+    let span = (from.room.min, to.room.max());
+    let mut travellers = Travellers::default();
+    travellers.add_from_tables(pool, joined, &parted, span).await?;
+    travellers.add_rooms(pool, &arrived, &parted).await?;
+    travellers.settle(pool, user).await?;
+    changed.extend(travellers.came.into_values());
+    Ok((changed, travellers.gone.into_values().collect()))
+}
+
+/// Users whom the asker has newly met, and whom it has stopped to meet.
+#[derive(Debug, Default)]
+struct Travellers {
+    came: BTreeMap<UserNid, String>,
+    gone: BTreeMap<UserNid, String>,
+}
+
+impl Travellers {
+    /// Adds who came into and left rooms of the user while it was in them, in a span of positions.
+    async fn add_from_tables(
+        &mut self,
+        pool: &Pool,
+        joined: &[RoomNid],
+        parted: &[RoomNid],
+        (low, high): (Position, Position),
+    ) -> Result<()> {
+        self.came.extend(sync::list_arrived_users(pool, joined, low, high).await?);
+        // Others may have gone before the user did.
+        let rooms: Vec<RoomNid> = joined.iter().chain(parted).copied().collect();
+        self.gone.extend(sync::list_parted_users(pool, &rooms, low, high).await?);
+        Ok(())
+    }
+
+    /// Adds everybody in rooms that the user has come into or left.
+    async fn add_rooms(
+        &mut self,
+        pool: &Pool,
+        arrived: &[RoomNid],
+        parted: &[RoomNid],
+    ) -> Result<()> {
+        if !arrived.is_empty() {
+            self.came.extend(sync::list_joined_users(pool, arrived).await?);
+        }
+        if !parted.is_empty() {
+            self.gone.extend(sync::list_joined_users(pool, parted).await?);
+        }
+        Ok(())
+    }
+
+    /// Leaves only those in `gone` who share no room with `user` now.
+    async fn settle(&mut self, pool: &Pool, user: UserNid) -> Result<()> {
+        self.came.remove(&user);
+        self.gone.remove(&user);
+        if !self.gone.is_empty() {
+            let candidates: Vec<UserNid> = self.gone.keys().copied().collect();
+            let still = memberships::list_sharing(pool, user, &candidates).await?;
+            self.gone.retain(|user, _| !still.contains(user));
+            self.came.retain(|user, _| !self.gone.contains_key(user));
+        }
+        Ok(())
+    }
+}
+
+async fn travellers_of(
+    pool: &Pool,
+    asker: &Asker,
     plan: &Plan,
     since: &StreamToken,
-    came: &mut BTreeMap<UserNid, String>,
-    gone: &mut BTreeMap<UserNid, String>,
-) -> Result<()> {
-    let (low, high) = (since.min, plan.now.room.max());
+) -> Result<Travellers> {
+    let mut travellers = Travellers::default();
+    let span = (since.min, plan.now.room.max());
     match &plan.arrivals {
         Rows::Memory(users) => {
-            came.extend(users.iter().map(|(user, id)| (*user, id.to_string())));
-            gone.extend(plan.departures.iter().map(|(user, id)| (*user, id.to_string())));
+            let person = |(user, id): &(UserNid, OwnedUserId)| (*user, id.to_string());
+            travellers.came.extend(users.iter().map(person));
+            travellers.gone.extend(plan.departures.iter().map(person));
+            if !plan.parted_from.is_empty() {
+                travellers.add_from_tables(pool, &[], &plan.parted_from, span).await?;
+            }
         }
         Rows::Tables => {
-            let joined = plan.joined();
-            came.extend(sync::list_arrived_users(pool, &joined, low, high).await?);
-            gone.extend(sync::list_parted_users(pool, &joined, low, high).await?);
+            travellers.add_from_tables(pool, &plan.joined(), &plan.parted_from, span).await?;
         }
     }
-    let users_of = async |rooms: &[RoomNid]| {
-        if rooms.is_empty() {
-            return Ok(Vec::new());
-        }
-        sync::list_joined_users(pool, rooms).await
-    };
-    came.extend(users_of(&plan.arrived_in).await?);
-    gone.extend(users_of(&plan.parted_from).await?);
-    Ok(())
+    travellers.add_rooms(pool, &plan.arrived_in, &plan.parted_from).await?;
+    travellers.settle(pool, asker.user).await?;
+    Ok(travellers)
 }
 
 async fn device_lists(

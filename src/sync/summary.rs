@@ -39,7 +39,9 @@ pub async fn read(
                 || asker.full_state
                 || match &room.source {
                     Source::Nothing => false,
-                    Source::Memory(live) => live.iter().any(|live| live.row.membership.is_some()),
+                    Source::Memory(live) => {
+                        live.iter().any(|live| live.memberships().next().is_some())
+                    }
                     Source::Tables => from_tables(),
                 }
         })

@@ -5,9 +5,9 @@ use std::{
     sync::Arc,
 };
 
-use chatd_base::{Error, Position, Refusal, Requester, Result, UserNid};
+use chatd_base::{Error, Refusal, Requester, Result, UserNid};
 use chatd_storage::{
-    Batch, devices,
+    Batch,
     keys::{self, Key},
 };
 use chatd_streams::{
@@ -26,8 +26,6 @@ const CACHED_COUNTS: usize = 100_000;
 /// Most one-time keys in one upload, and most keys that one request may claim (R8).
 const MAX_UPLOADED: usize = 1_000;
 const MAX_CLAIMED: usize = 10_000;
-/// Most users whose changes are told at once (R8).
-const MAX_CHANGED: usize = 100_000;
 
 /// Keys that a device has left, as `/sync` and `/keys/upload` tell it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -187,25 +185,6 @@ impl Keys {
             keys.insert(format!("{}:{}", key.algorithm, key.key_id), value);
         }
         Ok(claimed)
-    }
-
-    /// Users who share a room with the requester, and the requester, whose keys changed between
-    /// two positions of the stream.
-    pub async fn changed_between(
-        &self,
-        who: &Requester,
-        from: Position,
-        to: Position,
-    ) -> Result<Vec<String>> {
-        let pool = &self.deps.pool;
-        let mut all = devices::list_changed(pool, from, to).await?;
-        all.truncate(MAX_CHANGED);
-        let mut shown = chatd_storage::memberships::list_sharing(pool, who.user, &all).await?;
-        if all.contains(&who.user) && !shown.contains(&who.user) {
-            shown.push(who.user);
-        }
-        let names = self.deps.interner.user_names(&shown).await?;
-        Ok(names.into_iter().flatten().map(|name| name.to_string()).collect())
     }
 
     /// Numbers of those of `users` who belong to this server and exist.

@@ -24,6 +24,7 @@ use crate::{
     unread::Counts,
 };
 
+pub use path::ways;
 pub use planner::make;
 
 /// A user by number and id.

@@ -1,6 +1,8 @@
 //! What a user's steps in one room amount to.
 
-use chatd_base::Position;
+use std::collections::BTreeMap;
+
+use chatd_base::{Position, RoomNid};
 use chatd_streams::events::Membership;
 
 use crate::index::Step;
@@ -18,6 +20,23 @@ pub(super) enum Path {
     Previewed,
     /// Never in: an invite or a knock that is over, or a ban.
     Dismissed,
+}
+
+/// The rooms that the user of `steps` has come into, and those that it has left.
+pub fn ways(steps: &[Step]) -> (Vec<RoomNid>, Vec<RoomNid>) {
+    let mut by_room: BTreeMap<RoomNid, Vec<Step>> = BTreeMap::new();
+    for step in steps {
+        by_room.entry(step.room).or_default().push(step.clone());
+    }
+    let (mut arrived, mut parted) = (Vec::new(), Vec::new());
+    for (room, steps) in by_room {
+        match Path::of(&steps) {
+            Path::Arrived { .. } => arrived.push(room),
+            Path::Parted { .. } => parted.push(room),
+            Path::Stayed | Path::Previewed | Path::Dismissed => {}
+        }
+    }
+    (arrived, parted)
 }
 
 impl Path {
@@ -41,7 +60,7 @@ impl Path {
 
 #[cfg(test)]
 mod tests {
-    use chatd_base::{EventNid, RoomNid, WriterId};
+    use chatd_base::{EventNid, WriterId};
 
     use super::*;
 

@@ -303,27 +303,25 @@ impl Planner<'_> {
         Rows::Memory(global)
     }
 
-    /// Other users who came into or left rooms that the asker was in all the time.
+    /// Other users who came into or left rooms that the asker was in all the time, whether the
+    /// filter wants these rooms or not.
     fn travellers(
         &self,
         since: Option<&SyncToken>,
         arrived: &[RoomNid],
     ) -> (Rows<Person>, Vec<Person>) {
-        if since.is_none() {
-            return (Rows::Memory(Vec::new()), Vec::new());
-        }
         let (mut came, mut left) = (Vec::new(), Vec::new());
-        let stayed = self
-            .rooms
-            .values()
-            .filter(|plan| plan.section == Section::Join && !arrived.contains(&plan.room));
-        for plan in stayed {
-            let live = match &plan.source {
-                Source::Nothing => continue,
-                Source::Tables => return (Rows::Tables, Vec::new()),
-                Source::Memory(live) => live,
+        let Some(since) = since else { return (Rows::Memory(came), left) };
+        let Some(changed) = self.state.events.changed_since(&since.room) else {
+            return (Rows::Tables, left);
+        };
+        let stayed =
+            changed.iter().filter(|room| self.view.is_joined(**room) && !arrived.contains(room));
+        for room in stayed {
+            let Some(rows) = self.state.events.since(room, &since.room) else {
+                return (Rows::Tables, Vec::new());
             };
-            for change in live.iter().filter_map(|live| live.row.membership.as_ref()) {
+            for change in rows.flat_map(|row| row.value.memberships()) {
                 let joined = |membership| membership == Some(Membership::Join);
                 match (joined(change.before), joined(Some(change.now))) {
                     (false, true) => came.push((change.user, change.user_id.clone())),
