@@ -39,6 +39,13 @@ pub struct Chatd {
     pub id_cache: usize,
     /// Rooms whose state a room owner keeps in memory. Default 5 000.
     pub room_cache: usize,
+    /// Events that one commit of a room owner may hold. Default 256.
+    pub lane_batch_events: usize,
+    /// Bytes of JSON that one such commit may hold. Default 4 MiB.
+    #[serde(deserialize_with = "units::size")]
+    pub lane_batch_bytes: u64,
+    /// Events that may wait for one lane before senders wait too. Default 10 000.
+    pub lane_queue: usize,
     /// Rooms whose recent events a sync instance keeps in memory. Default 5 000.
     pub sync_room_cache: usize,
     /// Recent events kept for each such room. Default 50.
@@ -69,6 +76,9 @@ impl Default for Chatd {
             token_cache: 50_000,
             id_cache: 100_000,
             room_cache: 5_000,
+            lane_batch_events: 256,
+            lane_batch_bytes: 4 << 20,
+            lane_queue: 10_000,
             sync_room_cache: 5_000,
             sync_room_events: 50,
             change_index: 200_000,
