@@ -65,11 +65,11 @@ fn relates_to(content: &str) -> Option<Box<serde_json::value::RawValue>> {
 }
 
 fn relation_type(content: &str) -> Option<String> {
-    content_str(&*relates_to(content)?, "rel_type")
+    content_str(&relates_to(content)?, "rel_type")
 }
 
 fn annotation_key(content: &str) -> Option<String> {
-    content_str(&*relates_to(content)?, "key")
+    content_str(&relates_to(content)?, "key")
 }
 
 #[cfg(test)]

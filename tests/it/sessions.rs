@@ -314,13 +314,13 @@ scenario! {
     }
 
     async fn an_expired_token_logs_out_softly(server: Server) with (Settings::new()
-        .with("refreshable_access_token_lifetime", "2s")
-        .with("nonrefreshable_access_token_lifetime", "1ms"))
+        .with("refreshable_access_token_lifetime", "1m")
+        .with("nonrefreshable_access_token_lifetime", "200ms"))
     {
         server.user("alice").await;
         let mut body = login_body("alice", &password_of("alice"));
         let made = server.request("POST", "/login").json(&body).await;
-        assert_eq!(made.ok()["expires_in_ms"], 1);
+        assert!(made.ok()["expires_in_ms"].as_u64().is_some_and(|ms| ms <= 200));
         let whoami = |token: String| server.request("GET", "/account/whoami").token(&token);
         let old = made.string("access_token");
         while whoami(old.clone()).await.status == 200 {}
@@ -329,7 +329,7 @@ scenario! {
 
         body["refresh_token"] = json!(true);
         let made = server.request("POST", "/login").json(&body).await;
-        assert!(made.ok()["expires_in_ms"].as_u64().is_some_and(|ms| ms <= 2_000));
+        assert!(made.ok()["expires_in_ms"].as_u64().is_some_and(|ms| ms <= 60_000));
         let refresh = json!({"refresh_token": made.string("refresh_token")});
         // Until what it was exchanged for is used, it can be exchanged again.
         server.request("POST", "/refresh").json(&refresh).await.ok();
