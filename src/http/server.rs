@@ -91,6 +91,7 @@ impl Server {
             under_way: TaskTracker::new(),
             count: AtomicU64::new(1),
         });
+        let mut listening = Vec::new();
         for bound in self.bound {
             let service = Service {
                 site: Arc::new(site(&bound.listener, &routers, &edge, &metrics)?),
@@ -101,11 +102,13 @@ impl Server {
             for socket in bound.sockets {
                 tracing::info!("listening on {}", socket.address());
                 let serving = socket.serve(service.clone(), stop.clone());
-                tasks::spawn("http_listener", serving);
+                listening.push(tasks::spawn("http_listener", serving));
             }
         }
         tasks::spawn("metrics", metrics.fold_samples(stop.clone()));
         stop.triggered().await;
+        // Sockets of files go with their listeners.
+        futures::future::join_all(listening).await;
         edge.under_way.close();
         if tokio::time::timeout(self.shutdown_timeout, edge.under_way.wait()).await.is_err() {
             tracing::warn!("some requests did not finish in time and were broken off");
