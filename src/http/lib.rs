@@ -10,8 +10,6 @@ mod auth;
 mod body;
 mod builtin;
 mod carry;
-#[cfg(test)]
-mod carry_tests;
 mod client;
 mod edge;
 mod home;

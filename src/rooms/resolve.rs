@@ -186,8 +186,8 @@ fn subgraph(split: &Split, material: &Material) -> HashSet<EventNid> {
 }
 
 #[cfg(test)]
-#[path = "auth_tests.rs"]
+#[path = "tests/auth.rs"]
 mod auth_tests;
 #[cfg(test)]
-#[path = "resolve_tests.rs"]
+#[path = "tests/resolve.rs"]
 mod tests;

@@ -77,8 +77,13 @@ async fn clients_are_told_while_postgresql_is_away_and_all_is_well_when_it_is_ba
     assert!(ending.elapsed() < WRITE_LIMIT, "{:?}", ending.elapsed());
     drop(sending);
     // And one that is started too early waits.
+    let log = server.process().folder().join("chatd.log");
+    let has_waited =
+        || std::fs::read_to_string(&log).is_ok_and(|text| text.contains("waiting for PostgreSQL"));
     let (started, restarted) = tokio::join!(server.process().restart(), async {
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        while !has_waited() {
+            tokio::task::yield_now().await;
+        }
         cluster.restart()
     });
     started.and(restarted).unwrap();

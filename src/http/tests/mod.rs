@@ -1,5 +1,7 @@
 //! The whole edge over a unix socket: what a client sees when it does things wrong.
 
+mod carry;
+
 use std::{
     collections::BTreeSet,
     pin::Pin,
@@ -21,7 +23,7 @@ use tokio::{
 
 use crate::{Auth, LimitClass, Limits, Metrics, Reply, Request, Router, Server, Serving, raw};
 
-pub(crate) struct OneUser;
+struct OneUser;
 
 impl Authenticate for OneUser {
     fn authenticate<'a>(

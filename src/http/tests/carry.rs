@@ -17,9 +17,10 @@ use tokio::{
     net::UnixStream,
 };
 
+use super::OneUser;
 use crate::{
     Auth, Fleet, Home, Limits, Metrics, NOT_OWNER, Placement, Reply, Request, Router, Server,
-    Serving, raw, tests::OneUser,
+    Serving, raw,
 };
 
 /// Everything belongs to `b` until it is asked for a second time, then to `a`.
