@@ -23,3 +23,4 @@ mod sync_view;
 mod syncing;
 mod timeline;
 mod visibility;
+mod voip;
