@@ -27,6 +27,8 @@ run: build
 build: packages
 	cargo build --release --locked
 
+# The generated proxy configurations are tried with the proxies themselves.
+test: programs = nginx haproxy
 test: packages clients
 	@if cargo nextest --version >/dev/null 2>&1; then \
 		cargo nextest run --workspace --locked; \
@@ -49,6 +51,9 @@ packages:
 	command -v cc >/dev/null || missing+=(build-essential); \
 	compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || command -v initdb >/dev/null \
 		|| missing+=(postgresql); \
+	for program in $(programs); do \
+		PATH="$$PATH:/usr/sbin" command -v $$program >/dev/null || missing+=($$program); \
+	done; \
 	if [ $${#missing[@]} != 0 ]; then \
 		echo "installing Debian packages: $${missing[*]}"; \
 		as_root() { if [ "$$(id -u)" = 0 ]; then "$$@"; else sudo "$$@"; fi; }; \

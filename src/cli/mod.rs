@@ -7,6 +7,7 @@ mod failure;
 mod generate_config;
 mod hash_password;
 mod password;
+mod proxy_config;
 mod register_user;
 mod roles;
 mod run;
@@ -41,6 +42,8 @@ enum Command {
     CheckConfig,
     /// Say what this instance would do: role, endpoints, streams, tasks, listeners
     Explain(explain::Arguments),
+    /// Write a configuration for a reverse proxy in front of a fleet or a single server
+    ProxyConfig(proxy_config::Arguments),
     /// List the roles that `worker_app` can name
     Roles,
     /// Make an account on a running server, by the shared secret
@@ -81,6 +84,7 @@ impl Cli {
             Some(Command::GenerateConfig(arguments)) => generate_config::execute(source, arguments),
             Some(Command::CheckConfig) => check_config::execute(source),
             Some(Command::Explain(arguments)) => explain::execute(source, &arguments),
+            Some(Command::ProxyConfig(arguments)) => proxy_config::execute(source, arguments),
             Some(Command::Roles) => roles::execute(),
             Some(Command::RegisterUser(arguments)) => register_user::execute(source, arguments),
             Some(Command::HashPassword(arguments)) => hash_password::execute(source, &arguments),

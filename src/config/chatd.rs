@@ -19,6 +19,8 @@ pub struct Chatd {
     pub expose_request_cost: bool,
     /// Let listeners beyond private networks serve replication without a secret. Default: no.
     pub allow_open_replication: bool,
+    /// Which workers `chatd proxy-config` puts where.
+    pub proxy_pools: ProxyPools,
     /// Largest request body of the client API. Default 1 MiB.
     #[serde(deserialize_with = "units::size")]
     pub max_request_body: u64,
@@ -61,6 +63,39 @@ pub struct Chatd {
     pub hash_threads: usize,
 }
 
+/// `proxy_pools`: workers by what a reverse proxy sends to them.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+#[expect(missing_docs, reason = "each field is the pool of its name")]
+pub struct ProxyPools {
+    #[serde(deserialize_with = "units::one_or_many")]
+    pub sync: Vec<String>,
+    #[serde(deserialize_with = "units::one_or_many")]
+    pub initial_sync: Vec<String>,
+    #[serde(deserialize_with = "units::one_or_many")]
+    pub rooms: Vec<String>,
+    #[serde(deserialize_with = "units::one_or_many")]
+    pub federation: Vec<String>,
+    #[serde(deserialize_with = "units::one_or_many")]
+    pub media: Vec<String>,
+    #[serde(deserialize_with = "units::one_or_many")]
+    pub clients: Vec<String>,
+}
+
+impl ProxyPools {
+    /// The pool of that name.
+    pub(crate) fn of(&self, pool: &str) -> &[String] {
+        match pool {
+            "sync" => &self.sync,
+            "initial_sync" => &self.initial_sync,
+            "rooms" => &self.rooms,
+            "federation" => &self.federation,
+            "media" => &self.media,
+            _ => &self.clients,
+        }
+    }
+}
+
 impl Default for Chatd {
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -68,6 +103,7 @@ impl Default for Chatd {
             data_dir: None,
             expose_request_cost: false,
             allow_open_replication: false,
+            proxy_pools: ProxyPools::default(),
             max_request_body: 1 << 20,
             max_connections: 20_000,
             request_read_timeout: Duration::from_secs(30),

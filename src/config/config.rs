@@ -39,6 +39,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// `signing_key_path`, or its default.
     pub signing_key_path: PathBuf,
+    /// `max_upload_size`, for the configurations of reverse proxies. Default 50 MiB.
+    pub max_upload_size: u64,
     /// `report_stats`: accepted; nothing is ever sent.
     pub report_stats: bool,
     /// `worker_log_config` or `log_config`: a Python logging configuration.
@@ -149,11 +151,26 @@ struct Plain {
     extra_well_known_client_content: Map<String, Value>,
     signing_key_path: Option<PathBuf>,
     report_stats: bool,
+    max_upload_size: MaxUploadSize,
     log_config: Option<PathBuf>,
     worker_log_config: Option<PathBuf>,
     tls_certificate_path: Option<PathBuf>,
     tls_private_key_path: Option<PathBuf>,
     use_presence: Option<bool>,
+}
+
+/// A size with Synapse's default.
+#[derive(Debug, Deserialize)]
+#[serde(transparent)]
+struct MaxUploadSize {
+    #[serde(deserialize_with = "crate::units::size")]
+    bytes: u64,
+}
+
+impl Default for MaxUploadSize {
+    fn default() -> Self {
+        Self { bytes: 50 << 20 }
+    }
 }
 
 /// Takes the sections out of the merged tree, one after the other.
@@ -200,6 +217,7 @@ impl Reader<'_> {
             extra_well_known_client_content: plain.extra_well_known_client_content,
             signing_key_path,
             report_stats: plain.report_stats,
+            max_upload_size: plain.max_upload_size.bytes,
             log_config,
             listeners,
             tls: tls(plain.tls_certificate_path, plain.tls_private_key_path)?,

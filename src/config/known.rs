@@ -220,6 +220,17 @@ const SUPPORTED: &[(&str, Shape)] = &[
             ("data_dir", Any),
             ("expose_request_cost", Any),
             ("allow_open_replication", Any),
+            (
+                "proxy_pools",
+                Keys(&[
+                    ("sync", Any),
+                    ("initial_sync", Any),
+                    ("rooms", Any),
+                    ("federation", Any),
+                    ("media", Any),
+                    ("clients", Any),
+                ]),
+            ),
             ("max_request_body", Any),
             ("max_connections", Any),
             ("request_read_timeout", Any),

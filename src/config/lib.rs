@@ -19,6 +19,7 @@ mod load;
 mod logging;
 mod names;
 mod presence;
+mod proxy;
 mod rates;
 mod roles;
 mod rooms;
@@ -37,7 +38,7 @@ pub use accounts::{
     Sessions, UiAuth,
 };
 pub use assignment::{Assignment, assignment};
-pub use chatd::Chatd;
+pub use chatd::{Chatd, ProxyPools};
 pub use config::{Config, Overrides, Tls};
 pub use database::{Database, DatabaseTls, PoolSize, PostgresDatabase};
 pub use error::ConfigError;
@@ -47,6 +48,7 @@ pub use listeners::{Bind, Listener, ListenerKind, ResourceName, Resources};
 pub use logging::{LogConfig, LogFormat, LogLevel, LogOutput, LogSink, Rotation};
 pub use names::{RouterName, StreamName, TaskName};
 pub use presence::{Presence, PresenceMode, Profiles};
+pub use proxy::{ProxyKind, ProxyOptions, proxy_config};
 pub use rates::{InviteRates, JoinRates, LoginRates, PresenceRates, Rate, RateLimits};
 pub use roles::{Role, Roles};
 pub use rooms::{

@@ -2,7 +2,9 @@
 
 use std::{fs, path::Path};
 
-use crate::{Config, Overrides, Roles, assignment};
+use crate::{
+    Config, Fleet, FleetFile, Overrides, ProxyKind, ProxyOptions, Roles, assignment, proxy_config,
+};
 
 #[test]
 fn every_example_is_good() {
@@ -25,4 +27,31 @@ fn every_example_is_good() {
         seen += 1;
     }
     assert!(seen > 0);
+}
+
+/// Folders of `config-examples/` that hold a fleet: a `homeserver.yaml` and `workers/`.
+#[test]
+fn every_fleet_is_good() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../config-examples");
+    let mut seen = 0;
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if !path.join("workers").is_dir() {
+            continue;
+        }
+        let files = ["homeserver.yaml", "workers"];
+        let files = files.map(|file| FleetFile { name: None, path: path.join(file) });
+        let over = Overrides {
+            // A secret that only the container has.
+            env: vec![("CHATD_DATABASE__ARGS__PASSWORD_PATH".to_owned(), "/dev/null".to_owned())],
+            ..Overrides::default()
+        };
+        let fleet = Fleet::load(&files, &over).unwrap();
+        assert!(!fleet.has_errors(), "{}: {:#?}", path.display(), fleet.findings);
+        assert!(fleet.members.len() > 3, "{}", path.display());
+        let options = ProxyOptions::with_default_certificate(&fleet);
+        proxy_config(&fleet, ProxyKind::Nginx, &options).unwrap();
+        seen += 1;
+    }
+    assert_eq!(seen, 2);
 }

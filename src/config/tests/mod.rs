@@ -3,6 +3,7 @@
 mod assignments;
 mod examples;
 mod fleets;
+mod proxies;
 mod values;
 
 use crate::{Assignment, Config, ConfigError, Overrides, Roles, assignment};

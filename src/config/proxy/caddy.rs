@@ -1,0 +1,112 @@
+//! Caddy: a whole `Caddyfile`, for release 2.6 and later.
+
+use super::{
+    ProxyOptions, introduction,
+    plan::{Plan, Pool, Upstream},
+    routes::{ADMIN, Balance, PRIVATE, Target},
+};
+
+pub(super) fn render(plan: &Plan, options: &ProxyOptions) -> String {
+    let mut text = introduction(plan, "Caddy (2.6 or later)");
+    text += &format!("{} {{\n", sites(plan, options).join(", "));
+    if options.tls.is_some() {
+        text += "    # Caddy gets the certificates by itself.\n";
+    }
+    text += &format!(
+        "    # As large as the largest upload (max_upload_size).\n    \
+         request_body {{\n        max_size {}\n    }}\n\n    \
+         # The user: the local part, in base64, in an access token; other tokens stand for\n    \
+         # themselves. The header is for balancing only and ends here.\n    \
+         @chatd_token header_regexp token Authorization \"^Bearer +syt_([^_]+)_\"\n    \
+         @chatd_other_token {{\n        header Authorization *\n        \
+         not header_regexp Authorization \"^Bearer +syt_\"\n    }}\n    \
+         @chatd_query_token query access_token=*\n    \
+         request_header @chatd_query_token X-Chatd-Key {{query.access_token}}\n    \
+         request_header @chatd_other_token X-Chatd-Key {{header.Authorization}}\n    \
+         request_header @chatd_token X-Chatd-Key {{re.token.1}}\n    \
+         # The room in a path.\n    \
+         @chatd_room path_regexp room \"/rooms/([^/]+)\"\n    \
+         request_header @chatd_room X-Chatd-Room {{re.room.1}}\n\n    \
+         # Never for the outside. The path is looked at as it came, because that is how it is\n    \
+         # passed on.\n    \
+         @chatd_private expression `{{http.request.orig_uri.path}}.matches(\"{PRIVATE}\"){}`\n    \
+         handle @chatd_private {{\n        respond 404\n    }}\n\n",
+        plan.upload_bytes,
+        if options.admin {
+            String::new()
+        } else {
+            format!(" || {{http.request.orig_uri.path}}.matches(\"{ADMIN}\")")
+        }
+    );
+    text += &families(plan);
+    if options.admin {
+        text += &handle(plan, "admin", ADMIN, "", Target::Clients);
+    }
+    text + "    # Nothing else is for the outside.\n    handle {\n        respond 404\n    }\n}\n"
+}
+
+fn sites(plan: &Plan, options: &ProxyOptions) -> Vec<String> {
+    let mut sites = Vec::new();
+    for port in options.ports(plan) {
+        for host in &plan.hosts {
+            sites.push(match options.tls {
+                Some(_) => format!("https://{host}:{port}"),
+                None => format!("http://{host}:{port}"),
+            });
+        }
+    }
+    sites
+}
+
+fn families(plan: &Plan) -> String {
+    let mut text = String::new();
+    for (index, (family, target)) in plan.families.iter().enumerate() {
+        text += &format!("    # {}\n", family.what);
+        let regex = family.regex();
+        if family.may_be_initial {
+            text += "    # (without `since` it is the first of a device, and costs far more)\n";
+            let first = format!("{index}_first");
+            text += &handle(plan, &first, &regex, "not query since=*", plan.initial_sync());
+        }
+        text += &handle(plan, &index.to_string(), &regex, "", *target);
+    }
+    text
+}
+
+fn handle(plan: &Plan, name: &str, regex: &str, more: &str, target: Target) -> String {
+    let mut text = format!("    @chatd_{name} {{\n        path_regexp \"{regex}\"\n");
+    if !more.is_empty() {
+        text += &format!("        {more}\n");
+    }
+    text += &format!("    }}\n    handle @chatd_{name} {{\n");
+    if let Some(pool) = plan.pools.iter().find(|pool| pool.target == target) {
+        text += &reverse_proxy(plan, pool);
+    }
+    text + "    }\n"
+}
+
+fn reverse_proxy(plan: &Plan, pool: &Pool) -> String {
+    let members: Vec<_> = pool
+        .members
+        .iter()
+        .map(|(_, place)| match place {
+            Upstream::Tcp(host, port) => format!("{host}:{port}"),
+            Upstream::Unix(path) => format!("unix/{}", path.display()),
+        })
+        .collect();
+    let policy = match pool.target.balance() {
+        Balance::Least => "least_conn",
+        Balance::User => "header X-Chatd-Key",
+        Balance::Room => "header X-Chatd-Room",
+        Balance::Source => "ip_hash",
+    };
+    format!(
+        "        reverse_proxy {} {{\n            lb_policy {policy}\n            \
+         header_up -X-Chatd-Key\n            header_up -X-Chatd-Room\n            \
+         header_up X-Forwarded-For {{remote_host}}\n            \
+         transport http {{\n                dial_timeout 5s\n                \
+         response_header_timeout {}s\n            }}\n        }}\n",
+        members.join(" "),
+        plan.patience.as_secs()
+    )
+}

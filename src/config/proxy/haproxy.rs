@@ -1,0 +1,106 @@
+//! HAProxy: a whole `haproxy.cfg`, for release 2.6 and later (`balance hash`).
+
+use super::{
+    ProxyOptions, introduction,
+    plan::{Plan, Pool, Upstream},
+    routes::{ADMIN, Balance, PRIVATE},
+};
+
+pub(super) fn render(plan: &Plan, options: &ProxyOptions) -> String {
+    let mut text = introduction(plan, "HAProxy (2.6 or later)");
+    let patience = plan.patience.as_secs();
+    text += &format!(
+        "defaults\n    mode http\n    timeout connect 5s\n    timeout http-request 30s\n    timeout http-keep-alive 75s\n    \
+         # Longer than the longest sync.\n    \
+         timeout client {patience}s\n    timeout server {patience}s\n    \
+         option redispatch\n    retries 2\n    retry-on conn-failure\n\n"
+    );
+    text += &frontend(plan, options);
+    for pool in &plan.pools {
+        text += &backend(pool);
+    }
+    text
+}
+
+fn frontend(plan: &Plan, options: &ProxyOptions) -> String {
+    let mut text = "frontend chatd\n".to_owned();
+    for port in options.ports(plan) {
+        match &options.tls {
+            Some(tls) => {
+                text += &format!(
+                    "    # The key belongs into the same file, or beside it as FILE.key.\n    bind :::{port} v4v6 ssl crt {} alpn h2,http/1.1\n",
+                    tls.certificate_path.display()
+                );
+            }
+            None => text += &format!("    bind :::{port} v4v6\n"),
+        }
+    }
+    let proto = if options.tls.is_some() { "https" } else { "http" };
+    text += &format!(
+        "    # Set, not added to: the instances take the first address for the client's.\n    \
+         http-request set-header X-Forwarded-For %[src]\n    \
+         http-request set-header X-Forwarded-Proto {proto}\n    \
+         # As large as the largest upload (max_upload_size).\n    \
+         http-request deny deny_status 413 if {{ req.hdr_val(content-length) gt {} }}\n    \
+         # Never for the outside.\n    \
+         http-request deny deny_status 404 if {{ path_reg '{PRIVATE}' }}\n",
+        plan.upload_bytes
+    );
+    if !options.admin {
+        text += &format!("    http-request deny deny_status 404 if {{ path_reg '{ADMIN}' }}\n");
+    }
+    text += "    # The user: the local part, in base64, in an access token; other tokens stand for\n    \
+             # themselves.\n    \
+             http-request set-var(txn.token) urlp(access_token)\n    \
+             http-request set-var(txn.token) req.hdr(authorization),word(2,' ') if { req.hdr(authorization) -m found }\n    \
+             http-request set-var(txn.user) var(txn.token)\n    \
+             http-request set-var(txn.user) var(txn.token),field(2,_) if { var(txn.token) -m beg syt_ }\n    \
+             # The room in a path.\n    \
+             http-request set-var(txn.room) path\n    \
+             http-request set-var(txn.room) 'path,regsub(^.*/rooms/,),field(1,/)' if { path_sub /rooms/ }\n\n";
+    for (family, target) in &plan.families {
+        text += &format!("    # {}\n", family.what);
+        if family.may_be_initial {
+            text += &format!(
+                "    # (without `since` it is the first of a device, and costs far more)\n    \
+                 use_backend chatd_{} if {{ path_reg '{}' }} !{{ urlp(since) -m found }}\n",
+                plan.initial_sync().name(),
+                family.regex()
+            );
+        }
+        text += &format!(
+            "    use_backend chatd_{} if {{ path_reg '{}' }}\n",
+            target.name(),
+            family.regex()
+        );
+    }
+    if options.admin {
+        text += &format!(
+            "    # the admin API\n    use_backend chatd_clients if {{ path_reg '{ADMIN}' }}\n"
+        );
+    }
+    text + "    # Nothing else is for the outside.\n    \
+            default_backend chatd_nobody\n\n\
+            backend chatd_nobody\n    http-request deny deny_status 404\n\n"
+}
+
+fn backend(pool: &Pool) -> String {
+    let balance = match pool.target.balance() {
+        Balance::Least => "balance leastconn",
+        Balance::User => "balance hash var(txn.user)\n    hash-type consistent",
+        Balance::Room => "balance hash var(txn.room)\n    hash-type consistent",
+        Balance::Source => "balance source\n    hash-type consistent",
+    };
+    let mut text = format!(
+        "backend chatd_{}\n    {balance}\n    option httpchk GET /health\n",
+        pool.target.name()
+    );
+    for (name, place) in &pool.members {
+        let place = match place {
+            Upstream::Tcp(host, port) => format!("{host}:{port}"),
+            Upstream::Unix(path) => format!("unix@{}", path.display()),
+        };
+        text += &format!("    server {name} {place} check\n");
+    }
+    text + "\n"
+}
