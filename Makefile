@@ -28,7 +28,7 @@ build: packages
 	cargo build --release --locked
 
 # The generated proxy configurations are tried with the proxies themselves.
-test: programs = nginx haproxy
+test: programs = nginx haproxy caddy
 test: packages clients
 	@if cargo nextest --version >/dev/null 2>&1; then \
 		cargo nextest run --workspace --locked; \

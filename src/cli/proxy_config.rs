@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use chatd_config::{ProxyKind, ProxyOptions, Severity, Tls, proxy_config};
+use chatd_config::{
+    Certificate, ProxyKind, ProxyListen, ProxyOptions, Severity, Tls, proxy_config,
+};
 use clap::{Args, ValueEnum};
 
 use super::{Failure, Source, note, say};
@@ -25,9 +27,13 @@ pub struct Arguments {
     /// Without TLS, for a proxy behind another one
     #[arg(long, conflicts_with = "certificate")]
     no_tls: bool,
-    /// Port to listen at [default: 443, and 8448 without serve_server_wellknown; 80 without TLS]
+    /// Where to listen: PORT or ADDRESS:PORT, may be repeated [default: 443 at every address, and
+    /// 8448 without serve_server_wellknown; 80 without TLS]
+    #[arg(long, value_name = "PLACE")]
+    listen: Vec<ProxyListen>,
+    /// nginx: only what belongs into its http section, for /etc/nginx/conf.d/chatd.conf
     #[arg(long)]
-    port: Option<u16>,
+    site: bool,
     /// Let the admin API be reached from outside
     #[arg(long)]
     admin: bool,
@@ -35,7 +41,7 @@ pub struct Arguments {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Proxy {
-    /// A file for the http section: /etc/nginx/conf.d/chatd.conf
+    /// A whole nginx.conf
     Nginx,
     /// A whole haproxy.cfg
     Haproxy,
@@ -64,17 +70,19 @@ pub fn execute(source: &Source, arguments: Arguments) -> Result<(), Failure> {
             "the configuration of this fleet has errors; `chatd explain --fleet` tells more",
         ));
     }
-    let mut options = ProxyOptions::with_default_certificate(&fleet);
-    if let (Some(certificate_path), Some(private_key_path)) =
-        (arguments.certificate, arguments.certificate_key)
-    {
-        options.tls = Some(Tls { certificate_path, private_key_path });
-    }
-    if arguments.no_tls {
-        options.tls = None;
-    }
-    options.port = arguments.port;
-    options.admin = arguments.admin;
+    let certificate = match (arguments.certificate, arguments.certificate_key) {
+        _ if arguments.no_tls => Certificate::None,
+        (Some(certificate_path), Some(private_key_path)) => {
+            Certificate::Given(Tls { certificate_path, private_key_path })
+        }
+        _ => Certificate::Usual,
+    };
+    let options = ProxyOptions {
+        certificate,
+        listen: arguments.listen,
+        admin: arguments.admin,
+        site_only: arguments.site,
+    };
     say(proxy_config(&fleet, arguments.proxy.into(), &options)?.trim_end());
     Ok(())
 }

@@ -1,7 +1,9 @@
 //! Caddy: a whole `Caddyfile`, for release 2.6 and later.
 
+use std::collections::BTreeSet;
+
 use super::{
-    ProxyOptions, introduction,
+    Certificate, ProxyListen, ProxyOptions, introduction,
     plan::{Plan, Pool, Upstream},
     routes::{ADMIN, Balance, PRIVATE, Target},
 };
@@ -9,9 +11,7 @@ use super::{
 pub(super) fn render(plan: &Plan, options: &ProxyOptions) -> String {
     let mut text = introduction(plan, "Caddy (2.6 or later)");
     text += &format!("{} {{\n", sites(plan, options).join(", "));
-    if options.tls.is_some() {
-        text += "    # Caddy gets the certificates by itself.\n";
-    }
+    text += &listening(plan, options);
     text += &format!(
         "    # As large as the largest upload (max_upload_size).\n    \
          request_body {{\n        max_size {}\n    }}\n\n    \
@@ -21,7 +21,9 @@ pub(super) fn render(plan: &Plan, options: &ProxyOptions) -> String {
          @chatd_other_token {{\n        header Authorization *\n        \
          not header_regexp Authorization \"^Bearer +syt_\"\n    }}\n    \
          @chatd_query_token query access_token=*\n    \
-         request_header @chatd_query_token X-Chatd-Key {{query.access_token}}\n    \
+         map {{query.access_token}} {{chatd_query_user}} {{\n        \
+         \"~^syt_([^_]+)_\" \"${{1}}\"\n        default {{query.access_token}}\n    }}\n    \
+         request_header @chatd_query_token X-Chatd-Key {{chatd_query_user}}\n    \
          request_header @chatd_other_token X-Chatd-Key {{header.Authorization}}\n    \
          request_header @chatd_token X-Chatd-Key {{re.token.1}}\n    \
          # The room in a path.\n    \
@@ -45,17 +47,40 @@ pub(super) fn render(plan: &Plan, options: &ProxyOptions) -> String {
     text + "    # Nothing else is for the outside.\n    handle {\n        respond 404\n    }\n}\n"
 }
 
+/// Hosts and ports; without TLS any host, since what stands before Caddy knows who is meant.
 fn sites(plan: &Plan, options: &ProxyOptions) -> Vec<String> {
     let mut sites = Vec::new();
-    for port in options.ports(plan) {
-        for host in &plan.hosts {
-            sites.push(match options.tls {
-                Some(_) => format!("https://{host}:{port}"),
-                None => format!("http://{host}:{port}"),
-            });
+    for ProxyListen { port, .. } in options.listens(plan) {
+        if options.has_tls() {
+            sites.extend(plan.hosts.iter().map(|host| format!("https://{host}:{port}")));
+        } else {
+            sites.push(format!("http://:{port}"));
         }
     }
+    sites.sort();
+    sites.dedup();
     sites
+}
+
+fn listening(plan: &Plan, options: &ProxyOptions) -> String {
+    let addresses: BTreeSet<_> = options.listen.iter().filter_map(|one| one.address).collect();
+    let mut text = String::new();
+    for address in addresses {
+        text += &format!("    bind {address}\n");
+    }
+    let configured = match &options.certificate {
+        Certificate::None => return text,
+        Certificate::Given(tls) => Some(tls),
+        Certificate::Usual => plan.tls.as_ref(),
+    };
+    text + &match configured {
+        None => "    # Caddy gets the certificates by itself.\n".to_owned(),
+        Some(tls) => format!(
+            "    tls {} {}\n",
+            tls.certificate_path.display(),
+            tls.private_key_path.display()
+        ),
+    }
 }
 
 fn families(plan: &Plan) -> String {
@@ -89,12 +114,15 @@ fn reverse_proxy(plan: &Plan, pool: &Pool) -> String {
     let members: Vec<_> = pool
         .members
         .iter()
+        .chain(&pool.backups)
         .map(|(_, place)| match place {
             Upstream::Tcp(host, port) => format!("{host}:{port}"),
             Upstream::Unix(path) => format!("unix/{}", path.display()),
         })
         .collect();
     let policy = match pool.target.balance() {
+        // In the order of the list, as long as they can be reached.
+        _ if !pool.backups.is_empty() => "first",
         Balance::Least => "least_conn",
         Balance::User => "header X-Chatd-Key",
         Balance::Room => "header X-Chatd-Room",
@@ -102,6 +130,7 @@ fn reverse_proxy(plan: &Plan, pool: &Pool) -> String {
     };
     format!(
         "        reverse_proxy {} {{\n            lb_policy {policy}\n            \
+         lb_try_duration 5s\n            fail_duration 2s\n            \
          header_up -X-Chatd-Key\n            header_up -X-Chatd-Room\n            \
          header_up X-Forwarded-For {{remote_host}}\n            \
          transport http {{\n                dial_timeout 5s\n                \

@@ -1,7 +1,9 @@
 //! HAProxy: a whole `haproxy.cfg`, for release 2.6 and later (`balance hash`).
 
+use std::net::SocketAddr;
+
 use super::{
-    ProxyOptions, introduction,
+    ProxyListen, ProxyOptions, introduction,
     plan::{Plan, Pool, Upstream},
     routes::{ADMIN, Balance, PRIVATE},
 };
@@ -24,18 +26,17 @@ pub(super) fn render(plan: &Plan, options: &ProxyOptions) -> String {
 
 fn frontend(plan: &Plan, options: &ProxyOptions) -> String {
     let mut text = "frontend chatd\n".to_owned();
-    for port in options.ports(plan) {
-        match &options.tls {
-            Some(tls) => {
-                text += &format!(
-                    "    # The key belongs into the same file, or beside it as FILE.key.\n    bind :::{port} v4v6 ssl crt {} alpn h2,http/1.1\n",
-                    tls.certificate_path.display()
-                );
-            }
-            None => text += &format!("    bind :::{port} v4v6\n"),
-        }
+    let tls = options.tls(plan).map_or_else(String::new, |tls| {
+        text += "    # The key belongs into the same file, or beside it as FILE.key.\n";
+        format!(" ssl crt {} alpn h2,http/1.1", tls.certificate_path.display())
+    });
+    for ProxyListen { address, port } in options.listens(plan) {
+        text += &match address {
+            Some(address) => format!("    bind {}{tls}\n", SocketAddr::new(address, port)),
+            None => format!("    bind :::{port} v4v6{tls}\n"),
+        };
     }
-    let proto = if options.tls.is_some() { "https" } else { "http" };
+    let proto = if options.has_tls() { "https" } else { "http" };
     text += &format!(
         "    # Set, not added to: the instances take the first address for the client's.\n    \
          http-request set-header X-Forwarded-For %[src]\n    \
@@ -96,11 +97,20 @@ fn backend(pool: &Pool) -> String {
         pool.target.name()
     );
     for (name, place) in &pool.members {
-        let place = match place {
-            Upstream::Tcp(host, port) => format!("{host}:{port}"),
-            Upstream::Unix(path) => format!("unix@{}", path.display()),
-        };
-        text += &format!("    server {name} {place} check\n");
+        text += &format!("    server {name} {} check\n", server(place));
+    }
+    if !pool.backups.is_empty() {
+        text += "    option allbackups\n";
+    }
+    for (name, place) in &pool.backups {
+        text += &format!("    server {name} {} check backup\n", server(place));
     }
     text + "\n"
+}
+
+fn server(place: &Upstream) -> String {
+    match place {
+        Upstream::Tcp(host, port) => format!("{host}:{port}"),
+        Upstream::Unix(path) => format!("unix@{}", path.display()),
+    }
 }

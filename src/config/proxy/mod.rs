@@ -9,7 +9,11 @@ mod nginx;
 mod plan;
 mod routes;
 
-use std::path::PathBuf;
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    str::FromStr,
+};
 
 use crate::{ConfigError, Fleet, Tls};
 use plan::Plan;
@@ -17,7 +21,7 @@ use plan::Plan;
 /// Which proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProxyKind {
-    /// A file for nginx's `http` section.
+    /// A whole `nginx.conf`, or a file for its `http` section.
     Nginx,
     /// A whole `haproxy.cfg`.
     Haproxy,
@@ -26,37 +30,83 @@ pub enum ProxyKind {
 }
 
 /// What the files of the fleet cannot tell.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct ProxyOptions {
-    /// Certificate and key, or none where something else does TLS.
-    pub tls: Option<Tls>,
-    /// Port to listen at, instead of 443 (80 without TLS) and 8448.
-    pub port: Option<u16>,
+    /// Where its certificate is.
+    pub certificate: Certificate,
+    /// Where it listens; if empty, at every address, port 443 (80 without TLS) and, where other
+    /// servers need it, 8448.
+    pub listen: Vec<ProxyListen>,
     /// Whether the admin API is reachable from outside.
     pub admin: bool,
+    /// For nginx: only what belongs into its `http` section, for a folder of sites.
+    pub site_only: bool,
+}
+
+/// The certificate of the proxy.
+#[derive(Clone, Debug, Default)]
+pub enum Certificate {
+    /// `tls_certificate_path` and its key if the configuration has them, else where certbot puts
+    /// them; Caddy gets its own.
+    #[default]
+    Usual,
+    /// These files.
+    Given(Tls),
+    /// None: something else does TLS.
+    None,
+}
+
+/// Where a proxy listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProxyListen {
+    /// One address, or all of them.
+    pub address: Option<IpAddr>,
+    /// The port.
+    pub port: u16,
+}
+
+impl FromStr for ProxyListen {
+    type Err = String;
+
+    /// Reads `PORT`, `ADDRESS:PORT` or `[ADDRESS]:PORT`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(port) = text.parse() {
+            return Ok(Self { address: None, port });
+        }
+        text.parse::<SocketAddr>()
+            .map(|full| Self { address: Some(full.ip()), port: full.port() })
+            .map_err(|_| "a port, or address:port with an IP address".to_owned())
+    }
 }
 
 impl ProxyOptions {
-    /// With the certificate of the configuration, or where certbot puts it.
-    pub fn with_default_certificate(fleet: &Fleet) -> Self {
-        let configured = fleet.main().and_then(|main| main.config.tls.clone());
-        let host =
-            fleet.main().map_or_else(String::new, |main| main.config.server_name.host().to_owned());
-        let folder = PathBuf::from("/etc/letsencrypt/live").join(host);
-        let usual = Tls {
-            certificate_path: folder.join("fullchain.pem"),
-            private_key_path: folder.join("privkey.pem"),
-        };
-        Self { tls: Some(configured.unwrap_or(usual)), port: None, admin: false }
+    /// Certificate and key; none without TLS.
+    fn tls(&self, plan: &Plan) -> Option<Tls> {
+        match &self.certificate {
+            Certificate::None => None,
+            Certificate::Given(tls) => Some(tls.clone()),
+            Certificate::Usual => Some(plan.tls.clone().unwrap_or_else(|| {
+                let folder = PathBuf::from("/etc/letsencrypt/live").join(&plan.hosts[0]);
+                Tls {
+                    certificate_path: folder.join("fullchain.pem"),
+                    private_key_path: folder.join("privkey.pem"),
+                }
+            })),
+        }
     }
 
-    fn ports(&self, plan: &Plan) -> Vec<u16> {
-        match self.port {
-            Some(port) => vec![port],
-            None if self.tls.is_none() => vec![80],
-            None if plan.federation_port => vec![443, 8448],
-            None => vec![443],
-        }
+    fn has_tls(&self) -> bool {
+        !matches!(self.certificate, Certificate::None)
+    }
+
+    fn listens(&self, plan: &Plan) -> Vec<ProxyListen> {
+        let ports: &[u16] = match &self.listen[..] {
+            [] if !self.has_tls() => &[80],
+            [] if plan.federation_port => &[443, 8448],
+            [] => &[443],
+            given => return given.to_vec(),
+        };
+        ports.iter().map(|port| ProxyListen { address: None, port: *port }).collect()
     }
 }
 
@@ -77,9 +127,10 @@ pub fn proxy_config(
 /// What every generated file begins with.
 fn introduction(plan: &Plan, proxy: &str) -> String {
     let mut text = format!(
-        "# {proxy} in front of {}, made by `chatd proxy-config` from the files of the fleet.\n\
-         # Make it again when they change. Any instance takes any request; what goes where here\n\
-         # only saves the way from one instance to another.\n",
+        "# {proxy} in front of {}.\n\
+         # Made by `chatd proxy-config` from the files of the fleet: make it again when they change.\n\
+         # Any instance takes any request; what goes where here only saves the way from one\n\
+         # instance to another.\n",
         plan.hosts.join(" and ")
     );
     if !plan.notes.is_empty() {

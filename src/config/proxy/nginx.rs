@@ -1,19 +1,42 @@
-//! nginx: a file for its `http` section (`/etc/nginx/conf.d/chatd.conf`).
+//! nginx: a whole `nginx.conf`, or what belongs into its `http` section
+//! (`/etc/nginx/conf.d/chatd.conf`).
+
+use std::net::SocketAddr;
 
 use super::{
-    ProxyOptions, introduction,
+    ProxyListen, ProxyOptions, introduction,
     plan::{Plan, Pool, Upstream},
     routes::{ADMIN, Balance, Family, PRIVATE, Target},
 };
 
 pub(super) fn render(plan: &Plan, options: &ProxyOptions) -> String {
-    let mut text = introduction(plan, "nginx");
-    text += &maps(plan, options);
+    let mut site = maps(plan, options);
     for pool in &plan.pools {
-        text += &upstream(pool);
+        site += &upstream(pool);
     }
-    text += &server(plan, options);
-    text
+    site += &server(plan, options);
+    introduction(plan, "nginx") + &if options.site_only { site } else { whole(&site) }
+}
+
+/// The site in an `nginx.conf` that holds nothing else.
+fn whole(site: &str) -> String {
+    let mut text = "worker_processes auto;\n\
+        # Each waiting sync holds a connection of a client and one to an instance.\n\
+        worker_rlimit_nofile 65536;\n\
+        events {\n    worker_connections 16384;\n}\n\n\
+        http {\n    \
+        # Access tokens may be in the query: a log of requests must leave it out, as this does:\n    \
+        # log_format chatd '$remote_addr [$time_local] \"$request_method $uri\" $status '\n    \
+        #                  '$body_bytes_sent $request_time $upstream_addr';\n    \
+        # access_log /var/log/nginx/chatd.log chatd;\n    \
+        access_log off;\n    \
+        server_tokens off;\n\n"
+        .to_owned();
+    for line in site.lines() {
+        let indent = if line.is_empty() { "" } else { "    " };
+        text += &format!("{indent}{line}\n");
+    }
+    text + "}\n"
 }
 
 /// Keys to balance on, and what is private.
@@ -54,25 +77,36 @@ fn upstream(pool: &Pool) -> String {
         Balance::Room => "    hash $chatd_room consistent;\n",
         Balance::Source => "    hash $binary_remote_addr consistent;\n",
     };
+    // One instance needs no balance, and nginx has no backups beside a hash.
+    let balance = if pool.backups.is_empty() { balance } else { "" };
     let mut text = format!("upstream chatd_{} {{\n{balance}", pool.target.name());
     for (name, place) in &pool.members {
-        let place = match place {
-            Upstream::Tcp(host, port) => format!("{host}:{port}"),
-            Upstream::Unix(path) => format!("unix:{}", path.display()),
-        };
-        text += &format!("    server {place}; # {name}\n");
+        text += &format!("    server {} fail_timeout=2s; # {name}\n", address(place));
+    }
+    for (name, place) in &pool.backups {
+        text += &format!("    server {} fail_timeout=2s backup; # {name}\n", address(place));
     }
     text + "    keepalive 32;\n}\n\n"
 }
 
+fn address(place: &Upstream) -> String {
+    match place {
+        Upstream::Tcp(host, port) => format!("{host}:{port}"),
+        Upstream::Unix(path) => format!("unix:{}", path.display()),
+    }
+}
+
 fn server(plan: &Plan, options: &ProxyOptions) -> String {
     let mut text = "server {\n".to_owned();
-    let ssl = if options.tls.is_some() { " ssl" } else { "" };
-    for port in options.ports(plan) {
-        text += &format!("    listen {port}{ssl};\n    listen [::]:{port}{ssl};\n");
+    let ssl = if options.has_tls() { " ssl http2" } else { "" };
+    for ProxyListen { address, port } in options.listens(plan) {
+        text += &match address {
+            Some(address) => format!("    listen {}{ssl};\n", SocketAddr::new(address, port)),
+            None => format!("    listen {port}{ssl};\n    listen [::]:{port}{ssl};\n"),
+        };
     }
     text += &format!("    server_name {};\n", plan.hosts.join(" "));
-    if let Some(tls) = &options.tls {
+    if let Some(tls) = options.tls(plan) {
         text += &format!(
             "    ssl_certificate {};\n    ssl_certificate_key {};\n",
             tls.certificate_path.display(),

@@ -4,7 +4,9 @@
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
 
 use super::routes::{FAMILIES, Family, Target};
-use crate::{Bind, ConfigError, Fleet, ListenerKind, Member, ResourceName, RouterName, StreamName};
+use crate::{
+    Bind, ConfigError, Fleet, ListenerKind, Member, ResourceName, RouterName, StreamName, Tls,
+};
 
 /// What a pool of `chatd.proxy_pools` can be.
 pub(crate) const POOLS: [(&str, Target); 6] = [
@@ -29,6 +31,8 @@ pub(crate) struct Pool {
     pub target: Target,
     /// Name of the instance and where it is.
     pub members: Vec<(String, Upstream)>,
+    /// Who takes over while the only member is away.
+    pub backups: Vec<(String, Upstream)>,
 }
 
 /// Everything that a generated file says.
@@ -42,6 +46,8 @@ pub(crate) struct Plan {
     pub upload_bytes: u64,
     /// Longest time for an answer.
     pub patience: Duration,
+    /// Certificate of the configuration.
+    pub tls: Option<Tls>,
     /// Whether other servers come to port 8448.
     pub federation_port: bool,
     /// What an admin should know, for comments.
@@ -82,8 +88,12 @@ impl Plan {
         Ok(Self {
             hosts,
             families,
-            pools: pools.into_iter().map(|(target, members)| Pool { target, members }).collect(),
+            pools: pools
+                .into_iter()
+                .map(|(target, members)| chooser.pool(target, members))
+                .collect(),
             upload_bytes: main.config.max_upload_size.max(main.config.chatd.max_request_body),
+            tls: main.config.tls.clone(),
             patience: main.config.chatd.max_sync_timeout + MARGIN,
             federation_port: !main.config.serve_server_wellknown,
             notes: chooser.notes,
@@ -212,6 +222,16 @@ impl<'a> Chooser<'a> {
         chosen.into_iter().filter_map(place).collect()
     }
 
+    fn pool(&self, target: Target, members: Vec<(String, Upstream)>) -> Pool {
+        let mut backups = Vec::new();
+        if members.len() == 1 {
+            let wide = if target == Target::Media { Target::Media } else { Target::Clients };
+            backups = self.members(wide);
+            backups.retain(|backup| !members.contains(backup));
+        }
+        Pool { target, members, backups }
+    }
+
     fn with_purpose(&self, target: Target) -> Vec<&'a Member> {
         let target = if target == Target::FederationSend { Target::Federation } else { target };
         let has = |member: &&Member| {
@@ -254,6 +274,7 @@ fn by_name(member: &Member) -> (Vec<Target>, &'static str) {
         ("room", Target::Rooms),
         ("media", Target::Media),
         ("client", Target::Clients),
+        ("generic", Target::Clients),
     ];
     if let Some((_, target)) = words.iter().find(|(word, _)| name.contains(word)) {
         return (vec![*target], "by its name");
@@ -262,11 +283,7 @@ fn by_name(member: &Member) -> (Vec<Target>, &'static str) {
     if writes {
         return (Vec::new(), "because it writes streams");
     }
-    if !member.assignment.tasks.is_empty() {
-        return (Vec::new(), "because it has tasks");
-    }
-    let all = vec![Target::Sync, Target::Rooms, Target::Federation, Target::Clients];
-    (all, "because nothing else is said of it")
+    (vec![Target::Clients], "because nothing else is said of it")
 }
 
 /// Where a proxy reaches the endpoints of `router` of an instance: a plain HTTP listener; one that
