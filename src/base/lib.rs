@@ -1,17 +1,21 @@
 //! What every other member uses and nothing of Matrix's rules: ids, refusals, time, tasks,
 //! limits and the counters that make a request's database work visible. No I/O.
 
+pub mod cache;
 pub mod clock;
 pub mod cost;
 pub mod error;
 pub mod ids;
 pub mod json;
 pub mod requester;
+pub mod sheet;
 pub mod tasks;
 pub mod token;
 
+pub use cache::Cache;
 pub use clock::Clock;
 pub use error::{Error, Refusal, Result};
 pub use ids::*;
 pub use requester::{Authenticate, Requester};
+pub use sheet::{Figure, Sheet};
 pub use tasks::Stop;

@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use chatd_base::{Clock, Refusal, Result};
+use chatd_base::{Cache, Clock, Refusal, Result};
 use chatd_config::{Rate, RateLimits};
 use parking_lot::Mutex;
-use quick_cache::sync::Cache;
 
 macro_rules! classes {
     ($($(#[$doc:meta])* $name:ident = $($path:ident).+ ;)*) => {
@@ -85,7 +84,7 @@ impl Limits {
     /// Limits as configured. At most `max_buckets` callers are remembered (R8); who has not
     /// called for longest is forgotten first.
     pub fn new(rates: RateLimits, max_buckets: usize, clock: Clock) -> Self {
-        Self { rates, buckets: Cache::new(max_buckets), clock }
+        Self { rates, buckets: Cache::new("rate_limits", max_buckets), clock }
     }
 
     /// Counts one action of `key`; refuses with 429 and the time to wait if that is too many.

@@ -6,11 +6,10 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use chatd_base::{Result, UserNid};
+use chatd_base::{Cache, Result, UserNid};
 use chatd_storage::Pool;
 use chatd_streams::events::EventRow;
 use parking_lot::Mutex;
-use quick_cache::sync::Cache;
 use ruma_common::{OwnedRoomId, RoomId};
 
 use crate::visibility::Lens;
@@ -58,7 +57,7 @@ pub struct Lenses {
 impl Lenses {
     /// No lenses yet. [`Lenses::see`] must be told of every live event from now on.
     pub fn new() -> Self {
-        Self { rooms: Cache::new(MOST_ROOMS) }
+        Self { rooms: Cache::new("lenses", MOST_ROOMS) }
     }
 
     /// The lens of `user` on a room; refuses as [`Lens::of`] does. No query once warm.

@@ -5,8 +5,7 @@
 
 use std::{collections::HashMap, hash::Hash, sync::Arc};
 
-use chatd_base::{KeyNid, TypeNid, UserNid};
-use quick_cache::sync::Cache;
+use chatd_base::{Cache, KeyNid, TypeNid, UserNid};
 
 use crate::{Pool, Result, Row, Statement, statement::statements};
 
@@ -59,9 +58,13 @@ struct Table<N, S> {
     by_nid: Cache<N, S>,
 }
 
-impl<N: Copy + Eq + Hash, S: Clone + Eq + Hash> Table<N, S> {
-    fn new(capacity: usize) -> Self {
-        Self { by_name: Cache::new(capacity), by_nid: Cache::new(capacity) }
+impl<N, S> Table<N, S>
+where
+    N: Copy + Eq + Hash + Send + Sync + 'static,
+    S: Clone + Eq + Hash + Send + Sync + 'static,
+{
+    fn new((by_name, by_nid): (&'static str, &'static str), capacity: usize) -> Self {
+        Self { by_name: Cache::new(by_name, capacity), by_nid: Cache::new(by_nid, capacity) }
     }
 
     /// Numbers that are known, and the names whose number is not.
@@ -134,9 +137,12 @@ impl Interner {
     pub fn new(pool: &Pool, capacity: usize) -> Self {
         Self {
             pool: pool.clone(),
-            users: Table::new(capacity),
-            keys: Table::new(capacity),
-            types: Table::new(capacity.min(10_000)),
+            users: Table::new(("users_by_id", "users_by_number"), capacity),
+            keys: Table::new(("state_keys_by_name", "state_keys_by_number"), capacity),
+            types: Table::new(
+                ("event_types_by_name", "event_types_by_number"),
+                capacity.min(10_000),
+            ),
         }
     }
 

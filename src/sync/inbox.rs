@@ -7,11 +7,10 @@
 
 use std::sync::Arc;
 
-use chatd_base::{Position, Result, UserNid};
+use chatd_base::{Cache, Position, Result, UserNid};
 use chatd_storage::{Pool, sync, to_device};
 use chatd_streams::{Raw, StreamToken};
 use parking_lot::Mutex;
-use quick_cache::sync::Cache;
 use ruma_common::OwnedDeviceId;
 use serde_json::value::RawValue;
 
@@ -69,7 +68,7 @@ pub struct Delivery {
 impl Inboxes {
     /// `devices`: inboxes that are remembered.
     pub fn new(devices: usize) -> Self {
-        Self { marks: Cache::new(devices) }
+        Self { marks: Cache::new("to_device_marks", devices) }
     }
 
     async fn marks(&self, pool: &Pool, user: UserNid, device: &str) -> Result<Arc<Mutex<Marks>>> {

@@ -5,9 +5,8 @@ use std::{
     sync::Arc,
 };
 
-use chatd_base::{Position, RoomNid, UserNid};
+use chatd_base::{Cache, Position, RoomNid, UserNid};
 use parking_lot::Mutex;
-use quick_cache::sync::Cache;
 use ruma_common::OwnedUserId;
 
 type Key = (UserNid, String, RoomNid);
@@ -24,7 +23,7 @@ const MOST_MEMBERS: usize = 500;
 impl GivenMembers {
     /// `rooms`: pairs of device and room that are remembered.
     pub fn new(rooms: usize) -> Self {
-        Self { rooms: Cache::new(rooms) }
+        Self { rooms: Cache::new("lazy_members", rooms) }
     }
 
     /// The users whose member events the device has: only those of answers that it has confirmed

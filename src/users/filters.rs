@@ -1,9 +1,8 @@
 //! Filters that clients store once and name in each sync.
 
-use chatd_base::{Refusal, Result, UserNid};
+use chatd_base::{Cache, Refusal, Result, UserNid};
 use chatd_storage::filters;
 use chatd_streams::Raw;
-use quick_cache::sync::Cache;
 use serde_json::value::RawValue;
 
 use crate::{Deps, digest};
@@ -21,7 +20,7 @@ pub struct Filters {
 
 impl Filters {
     pub(crate) fn new(deps: &Deps) -> Self {
-        Self { deps: deps.clone(), cache: Cache::new(CACHED_FILTERS) }
+        Self { deps: deps.clone(), cache: Cache::new("filters", CACHED_FILTERS) }
     }
 
     /// Stores a filter and returns its id; the same text has the same id.

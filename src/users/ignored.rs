@@ -6,10 +6,9 @@ use std::{
     sync::Arc,
 };
 
-use chatd_base::{Result, UserNid};
+use chatd_base::{Cache, Result, UserNid};
 use chatd_storage::{Pool, account_data};
 use parking_lot::Mutex;
-use quick_cache::sync::Cache;
 use ruma_common::{OwnedUserId, UserId};
 use serde::Deserialize;
 
@@ -38,7 +37,8 @@ pub struct Ignored {
 
 impl Ignored {
     pub(crate) fn new(deps: &Deps) -> Self {
-        let loaded = Loaded { lists: Cache::new(CACHED_USERS), changes: Mutex::default() };
+        let loaded =
+            Loaded { lists: Cache::new("ignored_users", CACHED_USERS), changes: Mutex::default() };
         let loaded = Arc::new(loaded);
         let view = loaded.clone();
         deps.streams.account_data.on_rows(move |frame| {

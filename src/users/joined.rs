@@ -5,10 +5,9 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use chatd_base::{Result, RoomNid, UserNid};
+use chatd_base::{Cache, Result, RoomNid, UserNid};
 use chatd_storage::{Pool, memberships};
 use chatd_streams::events::{EventRow, Membership};
-use quick_cache::sync::Cache;
 
 use crate::Deps;
 
@@ -28,7 +27,7 @@ impl Joined {
     pub(crate) fn new(deps: &Deps) -> Arc<Self> {
         let joined = Arc::new(Self {
             pool: deps.pool.clone(),
-            cache: Cache::new(CACHED),
+            cache: Cache::new("joined", CACHED),
             changes: AtomicU64::new(0),
         });
         let view = joined.clone();

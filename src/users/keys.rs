@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use chatd_base::{Error, Refusal, Requester, Result, UserNid};
+use chatd_base::{Cache, Error, Refusal, Requester, Result, UserNid};
 use chatd_storage::{
     Batch,
     keys::{self, Key},
@@ -14,7 +14,6 @@ use chatd_streams::{
     Writer,
     device_lists::{DeviceListRow, DeviceLists, KeyChange},
 };
-use quick_cache::sync::Cache;
 use ruma_common::{OwnedUserId, UserId};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -59,7 +58,11 @@ pub struct Keys {
 
 impl Keys {
     pub(crate) fn new(deps: &Deps, writer: &Writer<DeviceLists>) -> Self {
-        Self { deps: deps.clone(), writer: writer.clone(), counts: Cache::new(CACHED_COUNTS) }
+        Self {
+            deps: deps.clone(),
+            writer: writer.clone(),
+            counts: Cache::new("key_counts", CACHED_COUNTS),
+        }
     }
 
     /// Stores what a device uploads and returns what it has then. On return it is durable.

@@ -8,9 +8,8 @@ use std::{
     },
 };
 
-use chatd_base::{Error, Refusal, Result, UserNid};
+use chatd_base::{Cache, Error, Refusal, Result, UserNid};
 use chatd_storage::{Batch, Pool, accounts, memberships, profiles};
-use quick_cache::sync::Cache;
 use serde_json::Value;
 
 use crate::Deps;
@@ -55,7 +54,11 @@ pub struct Profiles {
 
 impl Profiles {
     pub(crate) fn new(deps: &Deps) -> Self {
-        Self { pool: deps.pool.clone(), cache: Cache::new(CACHED), generation: AtomicU64::new(0) }
+        Self {
+            pool: deps.pool.clone(),
+            cache: Cache::new("profiles", CACHED),
+            generation: AtomicU64::new(0),
+        }
     }
 
     /// The profile of one user. No query if it is known.

@@ -6,14 +6,13 @@
 
 use std::sync::Arc;
 
-use chatd_base::{Error, Refusal, Requester, Result, UserNid};
+use chatd_base::{Cache, Error, Refusal, Requester, Result, UserNid};
 use chatd_storage::push_rules;
 use chatd_streams::{
     Raw, Writer,
     push_rules::{PushRules as PushRulesStream, PushRulesRow},
 };
 use parking_lot::Mutex;
-use quick_cache::sync::Cache;
 use ruma_common::{
     OwnedRoomId, OwnedUserId, UserId,
     push::{
@@ -62,8 +61,10 @@ impl PushRules {
     pub(crate) fn new(deps: &Deps) -> Self {
         let streams = &deps.streams;
         let writer = Writer::start(&deps.pool, &streams.push_rules, streams.writer, &deps.stop);
-        let loaded =
-            Arc::new(Loaded { rules: Cache::new(CACHED_USERS), changes: Mutex::default() });
+        let loaded = Arc::new(Loaded {
+            rules: Cache::new("push_rules", CACHED_USERS),
+            changes: Mutex::default(),
+        });
         let view = loaded.clone();
         streams.push_rules.on_rows(move |frame| {
             let mut changes = view.changes.lock();

@@ -1,8 +1,7 @@
 //! Numbers of rooms by their ids. They never change, so the cache needs no invalidation.
 
-use chatd_base::{Refusal, Result, RoomNid};
+use chatd_base::{Cache, Refusal, Result, RoomNid};
 use chatd_storage::memberships;
-use quick_cache::sync::Cache;
 use ruma_common::{OwnedRoomId, RoomId};
 
 use crate::Deps;
@@ -18,7 +17,7 @@ pub struct RoomNids {
 
 impl RoomNids {
     pub(crate) fn new(deps: &Deps) -> Self {
-        Self { deps: deps.clone(), cache: Cache::new(CACHED_ROOMS) }
+        Self { deps: deps.clone(), cache: Cache::new("rooms_by_id", CACHED_ROOMS) }
     }
 
     /// The number of a room, if this server knows it.

@@ -12,7 +12,8 @@ use std::{
 };
 
 use chatd_base::{
-    Authenticate, Clock, Error, Refusal, Requester, Result, UserNid, token::has_valid_checksum,
+    Authenticate, Cache, Clock, Error, Refusal, Requester, Result, UserNid,
+    token::has_valid_checksum,
 };
 use chatd_storage::{
     Pool,
@@ -20,7 +21,6 @@ use chatd_storage::{
 };
 use chatd_streams::{Feed, device_lists::DeviceLists};
 use parking_lot::Mutex;
-use quick_cache::sync::Cache;
 use ruma_common::{OwnedDeviceId, OwnedUserId};
 use sha2::{Digest as _, Sha256};
 
@@ -71,7 +71,7 @@ impl Tokens {
         Self {
             pool: pool.clone(),
             clock: clock.clone(),
-            cache: Cache::new(capacity),
+            cache: Cache::new("access_tokens", capacity),
             generation: AtomicU64::new(0),
             seen,
         }
