@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use chatd_base::Clock;
 use chatd_config::Config;
-use chatd_http::Router;
+use chatd_http::{Router, Routes};
 use chatd_users::Users;
 
 use nonces::Nonces;
@@ -26,7 +26,12 @@ impl App {
     }
 }
 
-/// Every group of admin endpoints.
+/// Every group of admin endpoints, as they are declared.
+pub fn routes() -> Vec<Routes<App>> {
+    vec![register::routes()]
+}
+
+/// The same with their handlers bound to `app`.
 pub fn routers(app: &Arc<App>) -> Vec<Router> {
-    vec![register::router(app)]
+    routes().into_iter().map(|routes| routes.bind(app)).collect()
 }

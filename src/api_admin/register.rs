@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use chatd_base::{Error, Refusal, Result};
 use chatd_config::RouterName;
-use chatd_http::{Auth, Reply, Request, Router, raw};
+use chatd_http::{Auth, Reply, Request, Routes, raw};
 use chatd_users::{logins::LoginRequest, registration::NewAccount};
 use serde::Deserialize;
 use serde_json::json;
@@ -19,12 +19,13 @@ use crate::{
 const MAX_BYTES: usize = 512;
 const USER_TYPES: [&str; 2] = ["support", "bot"];
 
-pub fn router(app: &Arc<App>) -> Router {
+pub fn routes() -> Routes<App> {
     let path = || raw("/_synapse/admin/v1/register");
-    Router::of(RouterName::Admin, app)
-        .get(path(), Auth::None, give_nonce)
-        .post(path(), Auth::None, register)
-        .done()
+    Routes::of(RouterName::Admin).get(path(), Auth::None, give_nonce).post(
+        path(),
+        Auth::None,
+        register,
+    )
 }
 
 async fn give_nonce(app: Arc<App>, _: Request) -> Result<Reply> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use chatd_base::{Refusal, Result};
 use chatd_config::RouterName;
-use chatd_http::{Auth, Reply, Request, Router, v3};
+use chatd_http::{Auth, Reply, Request, Routes, v3};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -13,12 +13,11 @@ use crate::{
     ui_auth::{self, Lately},
 };
 
-pub fn router(app: &Arc<App>) -> Router {
-    Router::of(RouterName::ClientAccount, app)
+pub fn routes() -> Routes<App> {
+    Routes::of(RouterName::ClientAccount)
         .get(v3("/account/whoami"), Auth::Guest, whoami)
         .post(v3("/account/password"), Auth::Token, change_password)
         .post(v3("/account/deactivate"), Auth::Token, deactivate)
-        .done()
 }
 
 async fn whoami(_: Arc<App>, request: Request) -> Result<Reply> {

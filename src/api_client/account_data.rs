@@ -4,17 +4,17 @@ use std::sync::Arc;
 
 use chatd_base::{Error, Refusal, Requester, Result};
 use chatd_config::{RouterName, StreamName};
-use chatd_http::{Auth, Home, Reply, Request, Router, v3};
+use chatd_http::{Auth, Home, Reply, Request, Routes, v3};
 use ruma_common::{OwnedRoomId, OwnedUserId};
 use serde_json::{Map, Value, json, value::to_raw_value};
 
 use crate::App;
 
-pub fn router(app: &Arc<App>) -> Router {
+pub fn routes() -> Routes<App> {
     const GLOBAL: &str = "/user/{userId}/account_data/{type}";
     const ROOM: &str = "/user/{userId}/rooms/{roomId}/account_data/{type}";
     const TAG: &str = "/user/{userId}/rooms/{roomId}/tags/{tag}";
-    Router::of(RouterName::ClientAccountData, app)
+    Routes::of(RouterName::ClientAccountData)
         .get(v3(GLOBAL), Auth::Guest, get_global)
         .put(v3(GLOBAL), Auth::Guest, put_global)
         .home(Home::Stream(StreamName::AccountData))
@@ -26,7 +26,6 @@ pub fn router(app: &Arc<App>) -> Router {
         .home(Home::Stream(StreamName::AccountData))
         .delete(v3(TAG), Auth::Guest, delete_tag)
         .home(Home::Stream(StreamName::AccountData))
-        .done()
 }
 
 /// The caller, who must be the user in the path.

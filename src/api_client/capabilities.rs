@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use chatd_base::Result;
 use chatd_config::RouterName;
-use chatd_http::{Auth, Reply, Request, Router, v3};
+use chatd_http::{Auth, Reply, Request, Routes, v3};
 use serde_json::{Map, Value, json};
 
 use crate::App;
@@ -12,10 +12,8 @@ use crate::App;
 /// Room versions that rooms can be made in; all of them are stable.
 const ROOM_VERSIONS: [&str; 12] = ["1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12"];
 
-pub fn router(app: &Arc<App>) -> Router {
-    Router::of(RouterName::ClientVersions, app)
-        .get(v3("/capabilities"), Auth::Guest, capabilities)
-        .done()
+pub fn routes() -> Routes<App> {
+    Routes::of(RouterName::ClientVersions).get(v3("/capabilities"), Auth::Guest, capabilities)
 }
 
 async fn capabilities(app: Arc<App>, _: Request) -> Result<Reply> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use chatd_base::Result;
 use chatd_config::{RouterName, StreamName};
-use chatd_http::{Auth, Home, Reply, Request, Router, v3};
+use chatd_http::{Auth, Home, Reply, Request, Routes, v3};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -13,8 +13,8 @@ use crate::{
     ui_auth::{self, Ignored, Lately},
 };
 
-pub fn router(app: &Arc<App>) -> Router {
-    Router::of(RouterName::ClientDevices, app)
+pub fn routes() -> Routes<App> {
+    Routes::of(RouterName::ClientDevices)
         .get(v3("/devices"), Auth::Guest, list)
         .get(v3("/devices/{deviceId}"), Auth::Guest, get)
         .put(v3("/devices/{deviceId}"), Auth::Guest, update)
@@ -23,7 +23,6 @@ pub fn router(app: &Arc<App>) -> Router {
         .home(Home::Stream(StreamName::DeviceLists))
         .post(v3("/delete_devices"), Auth::Token, delete_many)
         .home(Home::Stream(StreamName::DeviceLists))
-        .done()
 }
 
 async fn list(app: Arc<App>, request: Request) -> Result<Reply> {

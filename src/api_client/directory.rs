@@ -4,17 +4,17 @@ use std::sync::Arc;
 
 use chatd_base::{Refusal, Result};
 use chatd_config::RouterName;
-use chatd_http::{Auth, Home, Reply, Request, Router, unstable, v3};
+use chatd_http::{Auth, Home, Reply, Request, Routes, unstable, v3};
 use ruma_common::{OwnedRoomAliasId, OwnedRoomId};
 use serde::Deserialize;
 use serde_json::json;
 
 use crate::App;
 
-pub fn router(app: &Arc<App>) -> Router {
+pub fn routes() -> Routes<App> {
     let aliases =
         v3("/rooms/{roomId}/aliases").or(unstable("/org.matrix.msc2432/rooms/{roomId}/aliases"));
-    Router::of(RouterName::ClientDirectory, app)
+    Routes::of(RouterName::ClientDirectory)
         .get(v3("/directory/room/{roomAlias}"), Auth::None, get_alias)
         .put(v3("/directory/room/{roomAlias}"), Auth::Token, put_alias)
         .home(Home::RoomInBody("room_id"))
@@ -24,7 +24,6 @@ pub fn router(app: &Arc<App>) -> Router {
         .get(v3("/directory/list/room/{roomId}"), Auth::None, get_visibility)
         .put(v3("/directory/list/room/{roomId}"), Auth::Token, put_visibility)
         .home(Home::Room("roomId"))
-        .done()
 }
 
 /// The room behind an alias.

@@ -4,17 +4,18 @@ use std::sync::Arc;
 
 use chatd_base::{Error, Result};
 use chatd_config::RouterName;
-use chatd_http::{Auth, Reply, Request, Router, v3};
+use chatd_http::{Auth, Reply, Request, Routes, v3};
 use chatd_sync::filter::Filter;
 use serde_json::{Map, Value, json, value::to_raw_value};
 
 use crate::{App, account_data::myself};
 
-pub fn router(app: &Arc<App>) -> Router {
-    Router::of(RouterName::ClientSync, app)
-        .post(v3("/user/{userId}/filter"), Auth::Guest, create)
-        .get(v3("/user/{userId}/filter/{filterId}"), Auth::Guest, get)
-        .done()
+pub fn routes() -> Routes<App> {
+    Routes::of(RouterName::ClientSync).post(v3("/user/{userId}/filter"), Auth::Guest, create).get(
+        v3("/user/{userId}/filter/{filterId}"),
+        Auth::Guest,
+        get,
+    )
 }
 
 async fn create(app: Arc<App>, request: Request) -> Result<Reply> {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use chatd_base::{Refusal, Result};
 use chatd_config::{RouterName, StreamName};
-use chatd_http::{Auth, Home, Reply, Request, Router, v3};
+use chatd_http::{Auth, Home, Reply, Request, Routes, v3};
 use chatd_sync::token::SyncToken;
 use chatd_users::{
     cross_signing::{NewKeys, NewSignatures},
@@ -21,8 +21,8 @@ use crate::{
     ui_auth::{self, Lately},
 };
 
-pub fn router(app: &Arc<App>) -> Router {
-    Router::of(RouterName::ClientKeys, app)
+pub fn routes() -> Routes<App> {
+    Routes::of(RouterName::ClientKeys)
         .post(v3("/keys/upload"), Auth::Guest, upload)
         .home(Home::Stream(StreamName::DeviceLists))
         .post(v3("/keys/upload/{deviceId}"), Auth::Guest, upload)
@@ -34,7 +34,6 @@ pub fn router(app: &Arc<App>) -> Router {
         .home(Home::Stream(StreamName::DeviceLists))
         .post(v3("/keys/signatures/upload"), Auth::Token, signatures)
         .home(Home::Stream(StreamName::DeviceLists))
-        .done()
 }
 
 async fn upload(app: Arc<App>, request: Request) -> Result<Reply> {

@@ -1,5 +1,5 @@
 //! The endpoints of `/_matrix/client` and `/.well-known/matrix`. One file per subject, each with
-//! one `router()`; a handler parses, calls the domain, and answers. No rules and no SQL here.
+//! one `routes()`; a handler parses, calls the domain, and answers. No rules and no SQL here.
 
 mod account;
 mod account_data;
@@ -34,7 +34,7 @@ use std::sync::Arc;
 
 use chatd_base::Clock;
 use chatd_config::Config;
-use chatd_http::{Limits, Router};
+use chatd_http::{Limits, Router, Routes};
 use chatd_rooms::Rooms;
 use chatd_rooms::read::Reader;
 use chatd_sync::Sync;
@@ -52,34 +52,39 @@ pub struct App {
     pub reader: Reader,
 }
 
-/// Every group of client endpoints; the assignment decides which of them are mounted.
-pub fn routers(app: &Arc<App>) -> Vec<Router> {
+/// Every group of client endpoints, as they are declared.
+pub fn routes() -> Vec<Routes<App>> {
     vec![
-        account::router(app),
-        account_data::router(app),
-        capabilities::router(app),
-        devices::router(app),
-        directory::router(app),
-        filters::router(app),
-        keys::router(app),
-        login::router(app),
-        membership::router(app),
-        messages::router(app),
-        presence::router(app),
-        profile::router(app),
-        public_rooms::router(app),
-        push_rules::router(app),
-        receipts::router(app),
-        register::router(app),
-        relations::router(app),
-        room_keys::router(app),
-        send::router(app),
-        state_read::router(app),
-        to_device::router(app),
-        typing::router(app),
-        sync::router(app),
-        versions::router(app),
-        voip::router(app),
-        well_known::router(app),
+        account::routes(),
+        account_data::routes(),
+        capabilities::routes(),
+        devices::routes(),
+        directory::routes(),
+        filters::routes(),
+        keys::routes(),
+        login::routes(),
+        membership::routes(),
+        messages::routes(),
+        presence::routes(),
+        profile::routes(),
+        public_rooms::routes(),
+        push_rules::routes(),
+        receipts::routes(),
+        register::routes(),
+        relations::routes(),
+        room_keys::routes(),
+        send::routes(),
+        state_read::routes(),
+        to_device::routes(),
+        typing::routes(),
+        sync::routes(),
+        versions::routes(),
+        voip::routes(),
+        well_known::routes(),
     ]
+}
+
+/// The same with their handlers bound to `app`; the assignment decides which of them are mounted.
+pub fn routers(app: &Arc<App>) -> Vec<Router> {
+    routes().into_iter().map(|routes| routes.bind(app)).collect()
 }

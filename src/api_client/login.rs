@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use chatd_base::{Refusal, Result};
 use chatd_config::RouterName;
-use chatd_http::{Auth, LimitClass, Reply, Request, Router, v1, v3};
+use chatd_http::{Auth, LimitClass, Reply, Request, Routes, v1, v3};
 use chatd_users::{
     accounts::Account,
     logins::{GivenTokens, Login, LoginRequest},
@@ -18,15 +18,14 @@ use crate::{
     ui_auth::{self, Ignored, Lately},
 };
 
-pub fn router(app: &Arc<App>) -> Router {
-    Router::of(RouterName::ClientLogin, app)
+pub fn routes() -> Routes<App> {
+    Routes::of(RouterName::ClientLogin)
         .get(v3("/login"), Auth::None, flows)
         .post(v3("/login"), Auth::None, login)
         .post(v1("/login/get_token"), Auth::Token, get_token)
         .post(v3("/refresh").or(v1("/refresh")), Auth::None, refresh)
         .post(v3("/logout"), Auth::Guest, logout)
         .post(v3("/logout/all"), Auth::Guest, logout_all)
-        .done()
 }
 
 async fn flows(app: Arc<App>, _: Request) -> Result<Reply> {

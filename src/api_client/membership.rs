@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use chatd_base::{Refusal, Requester, Result};
 use chatd_config::RouterName;
-use chatd_http::{Auth, Home, LimitClass, Reply, Request, Router, v3};
+use chatd_http::{Auth, Home, LimitClass, Reply, Request, Routes, v3};
 use chatd_rooms::{create::CreateRoom, membership::Extra};
 use ruma_common::{OwnedRoomId, OwnedRoomOrAliasId, OwnedUserId, RoomId, UserId};
 use serde::Deserialize;
@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 
 use crate::App;
 
-pub fn router(app: &Arc<App>) -> Router {
-    Router::of(RouterName::ClientRooms, app)
+pub fn routes() -> Routes<App> {
+    Routes::of(RouterName::ClientRooms)
         .post(v3("/createRoom"), Auth::Token, create)
         .home(Home::AnyRoomOwner)
         .limit(LimitClass::RoomCreation)
@@ -40,7 +40,6 @@ pub fn router(app: &Arc<App>) -> Router {
         .post(v3("/rooms/{roomId}/unban"), Auth::Token, unban)
         .home(Home::Room("roomId"))
         .limit(LimitClass::Message)
-        .done()
 }
 
 async fn create(app: Arc<App>, req: Request) -> Result<Reply> {

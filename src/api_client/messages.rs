@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use chatd_base::{Refusal, Result};
 use chatd_config::RouterName;
-use chatd_http::{Auth, Reply, Request, Router, v3};
+use chatd_http::{Auth, Reply, Request, Routes, v3};
 use chatd_rooms::{
     client_event,
     filter::EventFilter,
@@ -18,13 +18,12 @@ use crate::{
     splice::{Object, viewer},
 };
 
-pub fn router(app: &Arc<App>) -> Router {
-    Router::of(RouterName::ClientRooms, app)
+pub fn routes() -> Routes<App> {
+    Routes::of(RouterName::ClientRooms)
         .get(v3("/rooms/{roomId}/messages"), Auth::Guest, messages)
         .get(v3("/rooms/{roomId}/event/{eventId}"), Auth::Guest, event)
         .get(v3("/rooms/{roomId}/context/{eventId}"), Auth::Guest, context)
         .get(v3("/events/{eventId}"), Auth::Guest, event_without_room)
-        .done()
 }
 
 /// Most events that one page may have.

@@ -4,21 +4,20 @@ use std::sync::Arc;
 
 use chatd_base::Result;
 use chatd_config::{RouterName, StreamName};
-use chatd_http::{Auth, Home, LimitClass, Reply, Request, Router, v3};
+use chatd_http::{Auth, Home, LimitClass, Reply, Request, Routes, v3};
 use chatd_users::presence::parse_state;
 use ruma_common::OwnedUserId;
 use serde::Deserialize;
 
 use crate::{App, account_data::myself};
 
-pub fn router(app: &Arc<App>) -> Router {
+pub fn routes() -> Routes<App> {
     const STATUS: &str = "/presence/{userId}/status";
-    Router::of(RouterName::ClientPresence, app)
+    Routes::of(RouterName::ClientPresence)
         .get(v3(STATUS), Auth::Guest, get_status)
         .put(v3(STATUS), Auth::Guest, set_status)
         .home(Home::Stream(StreamName::Presence))
         .limit(LimitClass::PresencePerUser)
-        .done()
 }
 
 async fn get_status(app: Arc<App>, request: Request) -> Result<Reply> {

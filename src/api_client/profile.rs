@@ -4,20 +4,19 @@ use std::sync::Arc;
 
 use chatd_base::{Error, Refusal, Requester, Result, UserNid};
 use chatd_config::RouterName;
-use chatd_http::{Auth, Reply, Request, Router, v3};
+use chatd_http::{Auth, Reply, Request, Routes, v3};
 use chatd_users::profiles::{self, AVATAR_URL, DISPLAYNAME, Profile};
 use ruma_common::{OwnedUserId, UserId};
 use serde_json::{Map, Value, json};
 
 use crate::App;
 
-pub fn router(app: &Arc<App>) -> Router {
-    Router::of(RouterName::ClientProfile, app)
+pub fn routes() -> Routes<App> {
+    Routes::of(RouterName::ClientProfile)
         .get(v3("/profile/{userId}"), Auth::Optional, get)
         .get(v3("/profile/{userId}/{keyName}"), Auth::Optional, get_field)
         .put(v3("/profile/{userId}/{keyName}"), Auth::Guest, set_field)
         .delete(v3("/profile/{userId}/{keyName}"), Auth::Guest, delete_field)
-        .done()
 }
 
 async fn get(app: Arc<App>, request: Request) -> Result<Reply> {

@@ -4,17 +4,16 @@ use std::sync::Arc;
 
 use chatd_base::{Refusal, Result};
 use chatd_config::RouterName;
-use chatd_http::{Auth, Reply, Request, Router, v3};
+use chatd_http::{Auth, Reply, Request, Routes, v3};
 use chatd_rooms::read::{ListingPage, ListingQuery};
 use serde::Deserialize;
 
 use crate::App;
 
-pub fn router(app: &Arc<App>) -> Router {
-    Router::of(RouterName::ClientDirectory, app)
+pub fn routes() -> Routes<App> {
+    Routes::of(RouterName::ClientDirectory)
         .get(v3("/publicRooms"), Auth::Optional, get_public_rooms)
         .post(v3("/publicRooms"), Auth::Guest, post_public_rooms)
-        .done()
 }
 
 #[derive(Deserialize)]

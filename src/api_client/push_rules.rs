@@ -4,18 +4,18 @@ use std::sync::Arc;
 
 use chatd_base::{Refusal, Result};
 use chatd_config::{RouterName, StreamName};
-use chatd_http::{Auth, Home, Reply, Request, Router, v3};
+use chatd_http::{Auth, Home, Reply, Request, Routes, v3};
 use chatd_users::push_rules::{NewRule, Place, to_json};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::App;
 
-pub fn router(app: &Arc<App>) -> Router {
+pub fn routes() -> Routes<App> {
     const RULE: &str = "/pushrules/{scope}/{kind}/{ruleId}";
     const ENABLED: &str = "/pushrules/{scope}/{kind}/{ruleId}/enabled";
     const ACTIONS: &str = "/pushrules/{scope}/{kind}/{ruleId}/actions";
-    Router::of(RouterName::ClientPushRules, app)
+    Routes::of(RouterName::ClientPushRules)
         .get(v3("/pushrules").or(v3("/pushrules/")), Auth::Token, get_all)
         .get(v3("/pushrules/{scope}").or(v3("/pushrules/{scope}/")), Auth::Token, get_scope)
         .get(
@@ -34,7 +34,6 @@ pub fn router(app: &Arc<App>) -> Router {
         .get(v3(ACTIONS), Auth::Token, get_actions)
         .put(v3(ACTIONS), Auth::Token, set_actions)
         .home(Home::Stream(StreamName::PushRules))
-        .done()
 }
 
 async fn get_all(app: Arc<App>, request: Request) -> Result<Reply> {

@@ -4,20 +4,19 @@ use std::sync::Arc;
 
 use chatd_base::Result;
 use chatd_config::{RouterName, StreamName};
-use chatd_http::{Auth, Home, Reply, Request, Router, v3};
+use chatd_http::{Auth, Home, Reply, Request, Routes, v3};
 use chatd_users::receipts::Kind;
 use ruma_common::{OwnedEventId, OwnedRoomId};
 use serde::Deserialize;
 
 use crate::App;
 
-pub fn router(app: &Arc<App>) -> Router {
-    Router::of(RouterName::ClientReceipts, app)
+pub fn routes() -> Routes<App> {
+    Routes::of(RouterName::ClientReceipts)
         .post(v3("/rooms/{roomId}/receipt/{receiptType}/{eventId}"), Auth::Guest, receipt)
         .home(Home::Stream(StreamName::Receipts))
         .post(v3("/rooms/{roomId}/read_markers"), Auth::Guest, read_markers)
         .home(Home::Stream(StreamName::Receipts))
-        .done()
 }
 
 #[derive(Deserialize)]

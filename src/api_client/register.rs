@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use chatd_base::{Refusal, Result};
 use chatd_config::RouterName;
-use chatd_http::{Auth, LimitClass, Reply, Request, Router, v1, v3};
+use chatd_http::{Auth, LimitClass, Reply, Request, Routes, v1, v3};
 use chatd_users::{
     logins::LoginRequest,
     registration::{NewAccount, Registered},
@@ -18,15 +18,14 @@ use crate::{App, login::session_json};
 /// Longest local part that is looked at, as other servers have it.
 const MAX_USERNAME: usize = 512;
 
-pub fn router(app: &Arc<App>) -> Router {
+pub fn routes() -> Routes<App> {
     let validity = v1("/register/m.login.registration_token/validity");
-    Router::of(RouterName::ClientRegister, app)
+    Routes::of(RouterName::ClientRegister)
         .post(v3("/register"), Auth::None, register)
         .get(v3("/register/available"), Auth::None, available)
         .get(validity, Auth::None, token_validity)
         .limit(LimitClass::RegistrationTokenValidity)
         .get(v3("/password_policy"), Auth::None, password_policy)
-        .done()
 }
 
 #[derive(Deserialize)]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use chatd_base::{Refusal, Result};
 use chatd_config::RouterName;
-use chatd_http::{Auth, Reply, Request, Router, unstable, v1};
+use chatd_http::{Auth, Reply, Request, Routes, unstable, v1};
 use chatd_rooms::read::{RECURSION_DEPTH, RelationsQuery};
 use ruma_common::{OwnedEventId, OwnedRoomId};
 use serde::Deserialize;
@@ -15,9 +15,9 @@ use crate::{
     splice::{Object, viewer},
 };
 
-pub fn router(app: &Arc<App>) -> Router {
+pub fn routes() -> Routes<App> {
     let path = |pattern: &str| v1(pattern).or(unstable(pattern));
-    Router::of(RouterName::ClientRooms, app)
+    Routes::of(RouterName::ClientRooms)
         .get(path("/rooms/{roomId}/relations/{eventId}"), Auth::Guest, relations)
         .get(path("/rooms/{roomId}/relations/{eventId}/{relType}"), Auth::Guest, relations)
         .get(
@@ -31,7 +31,6 @@ pub fn router(app: &Arc<App>) -> Router {
             Auth::Guest,
             threads,
         )
-        .done()
 }
 
 const DEFAULT_LIMIT: u64 = 5;

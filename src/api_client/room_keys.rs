@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use chatd_base::{Refusal, Result};
 use chatd_config::RouterName;
-use chatd_http::{Auth, Reply, Request, Router, v3};
+use chatd_http::{Auth, Reply, Request, Routes, v3};
 use chatd_users::key_backups::{BackedUpKey, Rooms, Scope, Sessions};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -18,8 +18,8 @@ const ALL: &str = "/room_keys/keys";
 const ROOM: &str = "/room_keys/keys/{roomId}";
 const SESSION: &str = "/room_keys/keys/{roomId}/{sessionId}";
 
-pub fn router(app: &Arc<App>) -> Router {
-    Router::of(RouterName::ClientRoomKeys, app)
+pub fn routes() -> Routes<App> {
+    Routes::of(RouterName::ClientRoomKeys)
         .post(v3("/room_keys/version"), Auth::Token, create)
         .get(v3("/room_keys/version"), Auth::Token, info)
         .get(v3(VERSION), Auth::Token, info)
@@ -36,7 +36,6 @@ pub fn router(app: &Arc<App>) -> Router {
         .delete(v3(ALL), Auth::Token, delete_keys)
         .delete(v3(ROOM), Auth::Token, delete_keys)
         .delete(v3(SESSION), Auth::Token, delete_keys)
-        .done()
 }
 
 #[derive(Deserialize)]

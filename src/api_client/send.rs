@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use chatd_base::Result;
 use chatd_config::RouterName;
-use chatd_http::{Auth, Home, LimitClass, Reply, Request, Router, v3};
+use chatd_http::{Auth, Home, LimitClass, Reply, Request, Routes, v3};
 use chatd_rooms::Draft;
 use ruma_common::OwnedRoomId;
 use serde::Deserialize;
@@ -12,8 +12,8 @@ use serde_json::{Map, json};
 
 use crate::App;
 
-pub fn router(app: &Arc<App>) -> Router {
-    Router::of(RouterName::ClientRooms, app)
+pub fn routes() -> Routes<App> {
+    Routes::of(RouterName::ClientRooms)
         .put(v3("/rooms/{roomId}/send/{eventType}/{txnId}"), Auth::Token, send)
         .home(Home::Room("roomId"))
         .limit(LimitClass::Message)
@@ -22,7 +22,6 @@ pub fn router(app: &Arc<App>) -> Router {
         .limit(LimitClass::Message)
         .put(v3("/rooms/{roomId}/redact/{eventId}/{txnId}"), Auth::Token, redact)
         .home(Home::Room("roomId"))
-        .done()
 }
 
 /// Sends a message event. Repeating a transaction id returns the first event's id.

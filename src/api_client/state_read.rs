@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use chatd_base::{Refusal, Result};
 use chatd_config::RouterName;
-use chatd_http::{Auth, Reply, Request, Router, v3};
+use chatd_http::{Auth, Reply, Request, Routes, v3};
 use chatd_rooms::{
     client_event::{self, Extras},
     read::{MembersQuery, State},
@@ -19,14 +19,13 @@ use crate::{
     splice::{Object, viewer},
 };
 
-pub fn router(app: &Arc<App>) -> Router {
-    Router::of(RouterName::ClientRooms, app)
+pub fn routes() -> Routes<App> {
+    Routes::of(RouterName::ClientRooms)
         .get(v3("/rooms/{roomId}/state"), Auth::Guest, state)
         .get(v3("/rooms/{roomId}/state/{eventType}/{stateKey?}"), Auth::Guest, state_entry)
         .get(v3("/rooms/{roomId}/members"), Auth::Guest, members)
         .get(v3("/rooms/{roomId}/joined_members"), Auth::Guest, joined_members)
         .get(v3("/joined_rooms"), Auth::Guest, joined_rooms)
-        .done()
 }
 
 /// All state of a room.

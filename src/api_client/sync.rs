@@ -4,15 +4,15 @@ use std::{sync::Arc, time::Duration};
 
 use chatd_base::{Refusal, Requester, Result};
 use chatd_config::RouterName;
-use chatd_http::{Auth, Reply, Request, Router, v3};
+use chatd_http::{Auth, Reply, Request, Routes, v3};
 use chatd_sync::{Asker, filter::Filter, token::SyncToken};
 use chatd_users::presence::parse_state;
 use serde::Deserialize;
 
 use crate::App;
 
-pub fn router(app: &Arc<App>) -> Router {
-    Router::of(RouterName::ClientSync, app).get(v3("/sync"), Auth::Guest, sync).done()
+pub fn routes() -> Routes<App> {
+    Routes::of(RouterName::ClientSync).get(v3("/sync"), Auth::Guest, sync)
 }
 
 #[derive(Debug, Deserialize)]

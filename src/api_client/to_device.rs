@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use chatd_base::Result;
 use chatd_config::{RouterName, StreamName};
-use chatd_http::{Auth, Home, Reply, Request, Router, v3};
+use chatd_http::{Auth, Home, Reply, Request, Routes, v3};
 use chatd_users::to_device::Messages;
 use serde::Deserialize;
 
@@ -14,12 +14,11 @@ use crate::App;
 /// Largest request: keys for a large room go to many devices at once.
 const BODY_LIMIT: usize = 8 * 1024 * 1024;
 
-pub fn router(app: &Arc<App>) -> Router {
-    Router::of(RouterName::ClientToDevice, app)
+pub fn routes() -> Routes<App> {
+    Routes::of(RouterName::ClientToDevice)
         .put(v3("/sendToDevice/{eventType}/{txnId}"), Auth::Guest, send)
         .home(Home::Stream(StreamName::ToDevice))
         .body_limit(BODY_LIMIT)
-        .done()
 }
 
 #[derive(Deserialize)]

@@ -5,17 +5,16 @@ use std::sync::Arc;
 
 use chatd_base::Result;
 use chatd_config::{RouterName, StreamName};
-use chatd_http::{Auth, Home, Reply, Request, Router, v3};
+use chatd_http::{Auth, Home, Reply, Request, Routes, v3};
 use ruma_common::OwnedRoomId;
 use serde::Deserialize;
 
 use crate::{App, account_data::myself};
 
-pub fn router(app: &Arc<App>) -> Router {
-    Router::of(RouterName::ClientTyping, app)
+pub fn routes() -> Routes<App> {
+    Routes::of(RouterName::ClientTyping)
         .put(v3("/rooms/{roomId}/typing/{userId}"), Auth::Guest, typing)
         .home(Home::Stream(StreamName::Typing))
-        .done()
 }
 
 #[derive(Deserialize)]

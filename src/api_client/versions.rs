@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use chatd_base::Result;
 use chatd_config::RouterName;
-use chatd_http::{Auth, Reply, Request, Router, raw};
+use chatd_http::{Auth, Reply, Request, Routes, raw};
 use serde_json::json;
 
 use crate::App;
@@ -14,10 +14,12 @@ const VERSIONS: &[&str] = &[
     "v1.3", "v1.4", "v1.5", "v1.6", "v1.7", "v1.8", "v1.9", "v1.10", "v1.11", "v1.12",
 ];
 
-pub fn router(app: &Arc<App>) -> Router {
-    Router::of(RouterName::ClientVersions, app)
-        .get(raw("/_matrix/client/versions"), Auth::Optional, versions)
-        .done()
+pub fn routes() -> Routes<App> {
+    Routes::of(RouterName::ClientVersions).get(
+        raw("/_matrix/client/versions"),
+        Auth::Optional,
+        versions,
+    )
 }
 
 async fn versions(_: Arc<App>, _: Request) -> Result<Reply> {

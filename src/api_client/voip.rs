@@ -5,17 +5,15 @@ use std::sync::Arc;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use chatd_base::{Refusal, Result};
 use chatd_config::RouterName;
-use chatd_http::{Auth, Reply, Request, Router, v3};
+use chatd_http::{Auth, Reply, Request, Routes, v3};
 use hmac::{Hmac, Mac};
 use serde_json::json;
 use sha1::Sha1;
 
 use crate::App;
 
-pub fn router(app: &Arc<App>) -> Router {
-    Router::of(RouterName::ClientVoip, app)
-        .get(v3("/voip/turnServer"), Auth::Guest, turn_server)
-        .done()
+pub fn routes() -> Routes<App> {
+    Routes::of(RouterName::ClientVoip).get(v3("/voip/turnServer"), Auth::Guest, turn_server)
 }
 
 async fn turn_server(app: Arc<App>, request: Request) -> Result<Reply> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use chatd_base::{Error, Refusal, Result};
 use chatd_config::RouterName;
-use chatd_http::{Auth, HeaderValue, Reply, Request, Router, header, raw};
+use chatd_http::{Auth, HeaderValue, Reply, Request, Routes, header, raw};
 use serde_json::{Value, json};
 
 use crate::App;
@@ -12,11 +12,10 @@ use crate::App;
 /// Port that other servers use where the server's name has none.
 const HTTPS: u16 = 443;
 
-pub fn router(app: &Arc<App>) -> Router {
-    Router::of(RouterName::WellKnown, app)
+pub fn routes() -> Routes<App> {
+    Routes::of(RouterName::WellKnown)
         .get(raw("/.well-known/matrix/client"), Auth::None, client)
         .get(raw("/.well-known/matrix/server"), Auth::None, server)
-        .done()
 }
 
 async fn client(app: Arc<App>, _: Request) -> Result<Reply> {

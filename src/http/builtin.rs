@@ -5,7 +5,7 @@ use std::sync::Arc;
 use chatd_base::Result;
 use chatd_config::{Listener, ResourceName, RouterName};
 
-use crate::{Auth, HeaderValue, Metrics, Reply, Request, Router, header, raw};
+use crate::{Auth, HeaderValue, Metrics, Reply, Request, Router, Routes, header, raw};
 
 /// Those that `listener` serves.
 pub(crate) fn routers(listener: &Listener, page: &Metrics) -> Vec<Router> {
@@ -24,7 +24,7 @@ fn health() -> Router {
     async fn ok(_: Arc<()>, _: Request) -> Result<Reply> {
         Ok(Reply::text("OK"))
     }
-    Router::of(RouterName::Health, &Arc::new(())).get(raw("/health"), Auth::None, ok).done()
+    Routes::of(RouterName::Health).get(raw("/health"), Auth::None, ok).bind(&Arc::new(()))
 }
 
 /// `/metrics`, and `/_synapse/metrics` as Synapse has it.
@@ -33,9 +33,9 @@ fn metrics(metrics: &Metrics) -> Router {
         let content_type = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
         Ok(Reply::text(metrics.render()).with_header(header::CONTENT_TYPE, content_type))
     }
-    Router::of(RouterName::Metrics, &Arc::new(metrics.clone()))
+    Routes::of(RouterName::Metrics)
         .get(raw("/_synapse/metrics").or(raw("/metrics")), Auth::None, page)
-        .done()
+        .bind(&Arc::new(metrics.clone()))
 }
 
 /// `/`: tells a person with a browser that the server is there.
@@ -45,5 +45,5 @@ fn landing() -> Router {
         Ok(Reply::html(include_str!("landing.html"))
             .with_header(header::CONTENT_SECURITY_POLICY, policy))
     }
-    Router::of(RouterName::WellKnown, &Arc::new(())).get(raw("/"), Auth::None, page).done()
+    Routes::of(RouterName::WellKnown).get(raw("/"), Auth::None, page).bind(&Arc::new(()))
 }

@@ -35,5 +35,5 @@ pub use metrics::Metrics;
 pub use paths::{Paths, media_v3, raw, unstable, v1, v3};
 pub use reply::Reply;
 pub use request::Request;
-pub use router::{Auth, Router, Routes};
+pub use router::{Auth, Declared, Router, Routes};
 pub use server::{Server, Serving};

@@ -23,9 +23,11 @@ pub enum Auth {
 
 type Answer = Pin<Box<dyn Future<Output = Result<Reply>> + Send>>;
 pub(crate) type Handler = Box<dyn Fn(Request) -> Answer + Send + Sync>;
+/// A handler that has not been given its application yet.
+type Unbound<A> = Box<dyn Fn(Arc<A>, Request) -> Answer + Send + Sync>;
 
 /// One endpoint under all its paths.
-pub(crate) struct Endpoint {
+pub(crate) struct Endpoint<H = Handler> {
     pub(crate) router: RouterName,
     pub(crate) home: Home,
     pub(crate) method: Method,
@@ -34,7 +36,7 @@ pub(crate) struct Endpoint {
     pub(crate) limit: Option<LimitClass>,
     /// Largest body, where it is not the configured one.
     pub(crate) body_limit: Option<usize>,
-    pub(crate) handler: Handler,
+    pub(crate) handler: H,
 }
 
 impl Endpoint {
@@ -51,33 +53,42 @@ pub struct Router {
 }
 
 impl Router {
-    /// Starts a group whose handlers are given `app`.
-    ///
-    /// ```ignore
-    /// Router::of(RouterName::ClientRooms, app)
-    ///     .put(v3("/rooms/{roomId}/send/{eventType}/{txnId}"), Auth::Token, send_message)
-    ///     .limit(LimitClass::Message)
-    ///     .get(v3("/rooms/{roomId}/state/{eventType}/{stateKey?}"), Auth::Guest, get_state)
-    ///     .done()
-    /// ```
-    pub fn of<A>(name: RouterName, app: &Arc<A>) -> Routes<A> {
-        Routes { app: app.clone(), name, endpoints: Vec::new() }
-    }
-
     /// The group's name in roles and in `chatd explain`.
     pub fn name(&self) -> RouterName {
         self.name
     }
 }
 
-/// A group of endpoints while it is being declared.
+/// A group of endpoints as it is declared, before there is an application to answer them.
+///
+/// ```ignore
+/// Routes::of(RouterName::ClientRooms)
+///     .put(v3("/rooms/{roomId}/send/{eventType}/{txnId}"), Auth::Token, send_message)
+///     .limit(LimitClass::Message)
+///     .get(v3("/rooms/{roomId}/state/{eventType}/{stateKey?}"), Auth::Guest, get_state)
+/// ```
 pub struct Routes<A> {
-    app: Arc<A>,
     name: RouterName,
-    endpoints: Vec<Endpoint>,
+    endpoints: Vec<Endpoint<Unbound<A>>>,
+}
+
+/// What an endpoint says of itself.
+#[derive(Clone, Debug)]
+pub struct Declared {
+    /// The group that it is in.
+    pub router: RouterName,
+    /// Where its work belongs.
+    pub home: Home,
+    /// Its paths, arguments in braces.
+    pub patterns: Vec<String>,
 }
 
 impl<A: Send + Sync + 'static> Routes<A> {
+    /// Starts a group.
+    pub fn of(name: RouterName) -> Self {
+        Self { name, endpoints: Vec::new() }
+    }
+
     /// Declares an endpoint: `handler(app, request)` answers `method` on `paths`.
     #[must_use]
     pub fn route<H, F>(mut self, method: Method, paths: Paths, auth: Auth, handler: H) -> Self
@@ -85,7 +96,6 @@ impl<A: Send + Sync + 'static> Routes<A> {
         H: Fn(Arc<A>, Request) -> F + Send + Sync + 'static,
         F: Future<Output = Result<Reply>> + Send + 'static,
     {
-        let app = self.app.clone();
         self.endpoints.push(Endpoint {
             router: self.name,
             home: Home::Anywhere,
@@ -94,7 +104,7 @@ impl<A: Send + Sync + 'static> Routes<A> {
             auth,
             limit: None,
             body_limit: None,
-            handler: Box::new(move |request| Box::pin(handler(app.clone(), request))),
+            handler: Box::new(move |app, request| Box::pin(handler(app, request))),
         });
         self
     }
@@ -126,9 +136,28 @@ impl<A: Send + Sync + 'static> Routes<A> {
         self
     }
 
-    /// The finished group.
-    pub fn done(self) -> Router {
-        Router { name: self.name, endpoints: self.endpoints.into_iter().map(Arc::new).collect() }
+    /// What the endpoints say of themselves.
+    pub fn declared(&self) -> impl Iterator<Item = Declared> {
+        self.endpoints.iter().map(|endpoint| Declared {
+            router: endpoint.router,
+            home: endpoint.home,
+            patterns: endpoint.paths.expanded(),
+        })
+    }
+
+    /// The finished group: its handlers are given `app`.
+    pub fn bind(self, app: &Arc<A>) -> Router {
+        let endpoints = self.endpoints.into_iter().map(|one| Arc::new(one.bind(app))).collect();
+        Router { name: self.name, endpoints }
+    }
+}
+
+impl<A: Send + Sync + 'static> Endpoint<Unbound<A>> {
+    fn bind(self, app: &Arc<A>) -> Endpoint {
+        let Self { router, home, method, paths, auth, limit, body_limit, handler } = self;
+        let app = app.clone();
+        let handler: Handler = Box::new(move |request| handler(app.clone(), request));
+        Endpoint { router, home, method, paths, auth, limit, body_limit, handler }
     }
 }
 

@@ -121,7 +121,7 @@ mod tests {
     use chatd_config::RouterName;
 
     use super::*;
-    use crate::{Auth, Paths, Reply, Request, raw, v3};
+    use crate::{Auth, Paths, Reply, Request, Routes, raw, v3};
 
     async fn nothing(_: Arc<()>, _: Request) -> Result<Reply> {
         Ok(Reply::empty())
@@ -130,10 +130,10 @@ mod tests {
     fn table(endpoints: Vec<(Method, Paths)>) -> Result<Table, String> {
         let routes = endpoints
             .into_iter()
-            .fold(Router::of(RouterName::ClientRooms, &Arc::new(())), |routes, (method, paths)| {
+            .fold(Routes::of(RouterName::ClientRooms), |routes, (method, paths)| {
                 routes.route(method, paths, Auth::None, nothing)
             });
-        Table::new(std::iter::once(&routes.done()))
+        Table::new(std::iter::once(&routes.bind(&Arc::new(()))))
     }
 
     fn rooms() -> Table {

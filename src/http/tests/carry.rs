@@ -19,7 +19,7 @@ use tokio::{
 
 use super::OneUser;
 use crate::{
-    Auth, Fleet, Home, Limits, Metrics, NOT_OWNER, Placement, Reply, Request, Router, Server,
+    Auth, Fleet, Home, Limits, Metrics, NOT_OWNER, Placement, Reply, Request, Routes, Server,
     Serving, raw,
 };
 
@@ -92,10 +92,10 @@ async fn start(
         Fleet::new(Arc::new(moves), &instances.into(), Some(Secret::new(secret)), stop.clone());
     let serving = Serving {
         routers: vec![
-            Router::of(RouterName::ClientRooms, &app)
+            Routes::of(RouterName::ClientRooms)
                 .put(raw("/_matrix/tell"), Auth::Token, tells)
                 .home(Home::AnyRoomOwner)
-                .done(),
+                .bind(&app),
         ],
         mounted: BTreeSet::from([RouterName::ClientRooms]),
         fleet: Some(fleet.unwrap()),

@@ -21,7 +21,7 @@ use tokio::{
     sync::Notify,
 };
 
-use crate::{Auth, LimitClass, Limits, Metrics, Reply, Request, Router, Server, Serving, raw};
+use crate::{Auth, LimitClass, Limits, Metrics, Reply, Request, Routes, Server, Serving, raw};
 
 struct OneUser;
 
@@ -104,7 +104,7 @@ async fn start() -> Running {
     };
     let limits = Arc::new(Limits::new(rates, 100, Clock::system()));
     let (state, stop) = (Arc::new(State::default()), Stop::new());
-    let router = Router::of(RouterName::ClientRooms, &state)
+    let router = Routes::of(RouterName::ClientRooms)
         .get(raw("/_matrix/whoami"), Auth::Token, whoami)
         .get(raw("/_matrix/panic"), Auth::None, fails)
         .post(raw("/_matrix/panic"), Auth::None, fails)
@@ -113,7 +113,7 @@ async fn start() -> Running {
         .limit(LimitClass::Reports)
         .put(raw("/_matrix/slow"), Auth::None, slow)
         .get(raw("/_matrix/chunks"), Auth::None, chunks)
-        .done();
+        .bind(&state);
     let server = Server::bind(&config).await.unwrap();
     let ended = stop.clone();
     let serving = tasks::spawn("test_server", async move {
