@@ -23,6 +23,7 @@ pub mod graph;
 pub mod keys;
 pub mod lane;
 pub mod memberships;
+pub mod notices;
 pub mod positions;
 pub mod presence;
 pub mod profiles;

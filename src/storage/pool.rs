@@ -15,6 +15,7 @@ use deadpool_postgres::{
     Client, Hook, HookError, Manager, ManagerConfig, RecyclingMethod, Runtime,
 };
 use tokio_postgres::{Config, NoTls, Row, types::ToSql};
+use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::{Batch, BatchRows, Error, Result, Statement, tls};
 
@@ -50,6 +51,8 @@ pub struct ConnectSettings {
 #[derive(Clone)]
 pub struct Pool {
     inner: deadpool_postgres::Pool,
+    /// For connections that are not part of the set.
+    connector: Arc<(Config, Option<MakeRustlsConnect>)>,
     /// Whether the last attempt found no database, so that the log says it once.
     is_away: Arc<AtomicBool>,
 }
@@ -97,9 +100,10 @@ impl Pool {
         };
         config.ssl_mode(tls::ssl_mode(mode));
         let fast = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-        let manager = match tls::connector(mode)? {
+        let connector = Arc::new((config.clone(), tls::connector(mode)?));
+        let manager = match connector.1.clone() {
             None => Manager::from_config(config, NoTls, fast),
-            Some(connector) => Manager::from_config(config, connector, fast),
+            Some(tls) => Manager::from_config(config, tls, fast),
         };
         let inner = deadpool_postgres::Pool::builder(manager)
             .max_size(settings.max_connections)
@@ -111,7 +115,12 @@ impl Pool {
             }))
             .build()
             .map_err(|error| Error::Lost(error.to_string()))?;
-        Ok(Self { inner, is_away: Arc::default() })
+        Ok(Self { inner, connector, is_away: Arc::default() })
+    }
+
+    /// What a connection of one's own is made with.
+    pub(crate) fn connector(&self) -> (&Config, Option<MakeRustlsConnect>) {
+        (&self.connector.0, self.connector.1.clone())
     }
 
     /// A connection for work that the other functions do not cover (migrations, `COPY`).

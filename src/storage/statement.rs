@@ -32,6 +32,7 @@ pub const ALL_STATEMENTS: &[&[&Statement]] = &[
     crate::keys::STATEMENTS,
     crate::lane::STATEMENTS,
     crate::memberships::STATEMENTS,
+    crate::notices::STATEMENTS,
     crate::positions::STATEMENTS,
     crate::presence::STATEMENTS,
     crate::profiles::STATEMENTS,

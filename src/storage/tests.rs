@@ -1,11 +1,16 @@
-//! Every statement is prepared against a freshly migrated database.
+//! Every statement is prepared against a freshly migrated database; what a real PostgreSQL
+//! guarantees is asked of one.
 
+use chatd_base::{UserNid, WriterId};
 use chatd_kit::{
     Database,
     cluster::{Cluster, USER},
 };
 
-use crate::{ALL_STATEMENTS, ConnectSettings, Host, Pool, migrate};
+use crate::{
+    ALL_STATEMENTS, Batch, ConnectSettings, Host, Pool, Statement, migrate,
+    notices::{Heard, Notice, Notices},
+};
 
 /// Opens `database` as the server does.
 fn open(database: &Database) -> Pool {
@@ -39,3 +44,85 @@ async fn statements_fit_the_schema() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
+
+/// Two instances on one database, and what the second hears.
+struct Heards {
+    pool: Pool,
+    first: std::sync::Arc<Notices>,
+    heard: tokio::sync::mpsc::UnboundedReceiver<Option<Notice>>,
+    stop: chatd_base::Stop,
+    database: Database,
+}
+
+impl Heards {
+    async fn start() -> Self {
+        let database = Database::empty(Cluster::shared().unwrap()).await.unwrap();
+        let pool = open(&database);
+        let stop = chatd_base::Stop::new();
+        let (first, second) =
+            (Notices::new(WriterId(1), true), Notices::new(WriterId(2), true));
+        let (tell, heard) = tokio::sync::mpsc::unbounded_channel();
+        second.on_heard(move |heard| {
+            let notice = match heard {
+                Heard::Notice(notice) => Some(notice.clone()),
+                Heard::Missed => None,
+            };
+            tell.send(notice).unwrap();
+        });
+        second.listen(&pool, &stop);
+        let mut heards = Self { pool, first, heard, stop, database };
+        assert_eq!(heards.next().await, None, "it may have missed something before it listened");
+        heards
+    }
+
+    async fn next(&mut self) -> Option<Notice> {
+        let limit = std::time::Duration::from_secs(20);
+        tokio::time::timeout(limit, self.heard.recv()).await.expect("nothing was heard").unwrap()
+    }
+
+    async fn tell(&self, notice: &Notice) {
+        let mut batch = Batch::new();
+        self.first.tell(&mut batch, notice.clone());
+        self.pool.commit(batch).await.unwrap();
+    }
+}
+
+impl Drop for Heards {
+    fn drop(&mut self) {
+        self.stop.trigger();
+    }
+}
+
+#[tokio::test]
+async fn notices_are_told_if_their_commit_takes_effect() {
+    let mut heards = Heards::start().await;
+    let mut failing = Batch::new();
+    heards.first.tell(&mut failing, Notice::Directory);
+    failing.add(&FAILS, vec![]);
+    assert!(heards.pool.commit(failing).await.is_err());
+    let mut own = Batch::new();
+    Notices::new(WriterId(2), true).tell(&mut own, Notice::Directory);
+    heards.pool.commit(own).await.unwrap();
+    let mut alone = Batch::new();
+    Notices::new(WriterId(3), false).tell(&mut alone, Notice::Directory);
+    assert!(alone.is_empty());
+    let told = Notice::DevicesEnded { user: UserNid(7), devices: vec!["A".into(), "B:\"".into()] };
+    heards.tell(&told).await;
+    assert_eq!(heards.next().await, Some(told));
+}
+
+#[tokio::test]
+async fn everything_is_missed_while_the_connection_is_lost() {
+    let mut heards = Heards::start().await;
+    let admin = heards.database.connect().await.unwrap();
+    let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+               WHERE datname = current_database() AND query LIKE 'LISTEN%'";
+    assert_eq!(admin.query(sql, &[]).await.unwrap().len(), 1);
+    assert_eq!(heards.next().await, None, "lost");
+    assert_eq!(heards.next().await, None, "and back");
+    let told = Notice::Profile { user: UserNid(1) };
+    heards.tell(&told).await;
+    assert_eq!(heards.next().await, Some(told));
+}
+
+const FAILS: Statement = Statement { name: "FAILS", sql: "SELECT 1 / 0" };
