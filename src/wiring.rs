@@ -10,7 +10,7 @@ use chatd_config::{
 };
 use chatd_http::{Fleet, Limits, Metrics, Server, Serving};
 use chatd_rooms::{Rooms, Signer, profile::finish_what_was_begun};
-use chatd_storage::{ConnectSettings, Host, Interner, Pool};
+use chatd_storage::{ConnectSettings, Host, Interner, Pool, notices::Notices};
 use chatd_streams::{
     Owners, Streams,
     bus::{Bus, LocalBus, RedisBus},
@@ -82,9 +82,11 @@ async fn serve(
     let candidates = mine.writers_of(StreamName::Events);
     let owners = Arc::new(Owners::open(&pool, &mine.instance, candidates).await?);
     tasks::spawn("seat", seat::watch(pool.clone(), streams.writer, services.clone()));
+    let notices = Notices::new(streams.writer.writer, streams.has_others());
     let deps = Deps {
         interner: Arc::new(Interner::new(&pool, config.chatd.id_cache)),
         streams: Arc::new(streams),
+        notices,
         config: config.clone(),
         clock: clock.clone(),
         stop: services.clone(),
@@ -98,6 +100,7 @@ async fn serve(
     start_tasks(&users, &rooms, mine);
     let reader = rooms.reader.clone();
     users.deps.streams.follow(&users.deps.pool, services);
+    users.deps.notices.listen(&users.deps.pool, services);
     let admin = chatd_api_admin::App::new(config.clone(), users.clone(), clock.clone());
     let app = Arc::new(App { config, clock, limits: Arc::new(limits), users, rooms, sync, reader });
 

@@ -1,7 +1,7 @@
 //! Changes of the directory: aliases, and which rooms are published.
 
 use chatd_base::{Refusal, Requester, Result};
-use chatd_storage::{directory, rooms};
+use chatd_storage::{Batch, directory, notices::Notice, rooms};
 use chatd_streams::events::Membership;
 use ruma_common::{RoomAliasId, RoomId, UserId};
 use serde_json::{Map, Value};
@@ -125,7 +125,10 @@ impl Rooms {
             let aliases: Vec<&str> = aliases.iter().map(String::as_str).collect();
             self.check_publication_rules(&who.user_id, room_id, &aliases)?;
         }
-        directory::set_published(&self.pool, room_id.as_str(), is_public).await?;
+        let mut batch = Batch::new();
+        directory::set_published(&mut batch, room_id.as_str(), is_public);
+        self.users.deps.notices.tell(&mut batch, Notice::Directory);
+        self.pool.commit(batch).await?;
         self.reader.directory_changed();
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! Joining, leaving, inviting, knocking, kicking and banning.
 
 use chatd_base::{Refusal, Requester, Result};
-use chatd_storage::rooms;
+use chatd_storage::{Batch, notices::Notice, rooms};
 use chatd_streams::events::Membership;
 use ruma_common::{OwnedRoomId, RoomId, RoomOrAliasId, UserId};
 use ruma_state_res::events::RoomPowerLevelsIntField;
@@ -143,7 +143,11 @@ impl Rooms {
         let Some(room) = rooms::get(&self.pool, room_id.as_str()).await? else {
             return Err(Refusal::unknown(format!("the room {room_id} is not known")).into());
         };
-        if !rooms::set_forgotten(&self.pool, who.user, room.nid).await? {
+        let mut batch = Batch::new();
+        let forgotten = rooms::set_forgotten(&mut batch, who.user, room.nid);
+        let notice = Notice::Forgotten { user: who.user, room_id: room_id.to_string() };
+        self.users.deps.notices.tell(&mut batch, notice);
+        if self.pool.commit(batch).await?.of(forgotten).is_empty() {
             return Err(Refusal::unknown("you can only forget a room that you have left").into());
         }
         self.reader.look_again(who.user, room_id);

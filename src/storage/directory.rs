@@ -2,7 +2,7 @@
 
 use chatd_base::{RoomNid, UserNid};
 
-use crate::{Pool, Result, statement::statements};
+use crate::{Batch, Pool, Result, params, statement::statements};
 
 statements! {
     GET_ALIAS_OWNER = "SELECT r.room_id, a.creator FROM room_aliases a JOIN rooms r ON r.nid = a.room
@@ -68,9 +68,9 @@ pub async fn get_published(pool: &Pool, room_id: &str) -> Result<Option<bool>> {
     Ok(pool.query_opt(&GET_PUBLISHED, &[&room_id]).await?.map(|row| row.get(0)))
 }
 
-/// Puts a room into the directory or takes it out; false if it is not known.
-pub async fn set_published(pool: &Pool, room_id: &str, is_public: bool) -> Result<bool> {
-    Ok(pool.execute(&SET_PUBLISHED, &[&room_id, &is_public]).await? > 0)
+/// Puts a room into the directory or takes it out.
+pub fn set_published(batch: &mut Batch, room_id: &str, is_public: bool) {
+    batch.add(&SET_PUBLISHED, params![room_id.to_owned(), is_public]);
 }
 
 /// All rooms of the directory with the state of these types (and an empty state key).

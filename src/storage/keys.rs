@@ -2,7 +2,7 @@
 
 use chatd_base::UserNid;
 
-use crate::{Batch, Pool, Result, Row, params, statement::statements};
+use crate::{Batch, BatchRows, Pool, Result, Row, params, statement::statements};
 
 statements! {
     GET_DEVICE_KEYS = "SELECT keys FROM device_keys WHERE user_nid = $1 AND device_id = $2";
@@ -149,20 +149,21 @@ pub async fn count(pool: &Pool, user: UserNid, device: &str) -> Result<Vec<(Stri
 }
 
 /// Takes one key for each (user, device, algorithm), in one statement. No two callers get the
-/// same one-time key; what is returned is gone for good.
-pub async fn claim(
-    pool: &Pool,
-    wanted: &[(UserNid, String, String)],
-) -> Result<Vec<(UserNid, String, Key)>> {
+/// same one-time key. The index of the result is for [`claimed`].
+pub fn claim(batch: &mut Batch, wanted: &[(UserNid, String, String)]) -> usize {
     let users: Vec<i32> = wanted.iter().map(|(user, ..)| user.0).collect();
-    let devices: Vec<&str> = wanted.iter().map(|(_, device, _)| device.as_str()).collect();
-    let algorithms: Vec<&str> = wanted.iter().map(|(.., algorithm)| algorithm.as_str()).collect();
-    let rows = pool.query(&CLAIM_KEYS, &[&users, &devices, &algorithms]).await?;
+    let (devices, algorithms): (Vec<String>, Vec<String>) =
+        wanted.iter().map(|(_, device, algorithm)| (device.clone(), algorithm.clone())).unzip();
+    batch.add(&CLAIM_KEYS, params![users, devices, algorithms])
+}
+
+/// What a claim that has been made took: it is gone for good.
+pub fn claimed(rows: &BatchRows, claim: usize) -> Vec<(UserNid, String, Key)> {
     let claimed = |row: &Row| {
         let key = Key { algorithm: row.get(2), key_id: row.get(3), key: row.get(4) };
         (UserNid(row.get(0)), row.get(1), key)
     };
-    Ok(rows.iter().map(claimed).collect())
+    rows.of(claim).iter().map(claimed).collect()
 }
 
 /// One row of what `/keys/query` shows of a user.

@@ -2,7 +2,7 @@
 
 use chatd_base::{EventNid, KeyNid, Position, RoomNid, SnapshotId, UserNid};
 
-use crate::{Error, Pool, Result, statement::statements};
+use crate::{Batch, Error, Pool, Result, params, statement::statements};
 
 statements! {
     GET_ROOM = "SELECT r.nid, r.version, r.creator, coalesce(h.events, '{}'), coalesce(h.snapshots, '{}'),
@@ -51,7 +51,8 @@ statements! {
     DELETE_OLD_EVENT_TXNS = "DELETE FROM event_txns WHERE digest IN (
                                  SELECT digest FROM event_txns WHERE added_ts < $1 LIMIT 10000)";
     SET_FORGOTTEN = "UPDATE memberships SET forgotten = true
-                     WHERE user_nid = $1 AND room = $2 AND membership IN ('l', 'b')";
+                     WHERE user_nid = $1 AND room = $2 AND membership IN ('l', 'b')
+                     RETURNING 1";
     GET_MEMBERSHIP = "SELECT membership FROM memberships WHERE user_nid = $1 AND room = $2";
     GET_ALIAS = "SELECT r.room_id FROM room_aliases a JOIN rooms r ON r.nid = a.room WHERE a.alias = $1";
     LIST_ALIAS_TARGETS = "SELECT a.alias, r.room_id FROM room_aliases a JOIN rooms r ON r.nid = a.room
@@ -203,9 +204,9 @@ pub async fn delete_event_txns(pool: &Pool, before_ms: i64) -> Result<u64> {
     pool.execute(&DELETE_OLD_EVENT_TXNS, &[&before_ms]).await
 }
 
-/// Hides a left room from its user; false if the user has not left it.
-pub async fn set_forgotten(pool: &Pool, user: UserNid, room: RoomNid) -> Result<bool> {
-    Ok(pool.execute(&SET_FORGOTTEN, &[&user.0, &room.0]).await? > 0)
+/// Hides a left room from its user. The result has a row if the user has left it.
+pub fn set_forgotten(batch: &mut Batch, user: UserNid, room: RoomNid) -> usize {
+    batch.add(&SET_FORGOTTEN, params![user.0, room.0])
 }
 
 /// The letter of the user's membership.

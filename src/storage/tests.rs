@@ -59,8 +59,7 @@ impl Heards {
         let database = Database::empty(Cluster::shared().unwrap()).await.unwrap();
         let pool = open(&database);
         let stop = chatd_base::Stop::new();
-        let (first, second) =
-            (Notices::new(WriterId(1), true), Notices::new(WriterId(2), true));
+        let (first, second) = (Notices::new(WriterId(1), true), Notices::new(WriterId(2), true));
         let (tell, heard) = tokio::sync::mpsc::unbounded_channel();
         second.on_heard(move |heard| {
             let notice = match heard {

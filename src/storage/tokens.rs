@@ -208,9 +208,8 @@ pub async fn exchange_refresh(
 }
 
 /// Ends one access token that belongs to no device.
-pub async fn delete(pool: &Pool, id: i64) -> Result<()> {
-    pool.execute(&DELETE_ACCESS_TOKEN, &[&id]).await?;
-    Ok(())
+pub fn delete(batch: &mut Batch, id: i64) {
+    batch.add(&DELETE_ACCESS_TOKEN, params![id]);
 }
 
 /// Stores a one-time token for logging in.

@@ -95,9 +95,14 @@ impl Streams {
     /// attached.
     pub fn follow(self: &Arc<Self>, pool: &Pool, stop: &Stop) {
         self.bus.listen(self, stop);
-        if self.bus.patience().is_some() {
+        if self.has_others() {
             tasks::spawn("positions", follow::run(self.clone(), pool.clone(), stop.clone()));
         }
+    }
+
+    /// Whether there are other instances.
+    pub fn has_others(&self) -> bool {
+        self.bus.patience().is_some()
     }
 
     /// Has the positions read from the tables soon: something may have been missed.

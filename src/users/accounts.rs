@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use chatd_base::{Refusal, Requester, Result, UserNid};
-use chatd_storage::{Batch, accounts, profiles as profile_rows};
+use chatd_storage::{Batch, accounts, notices::Notice, profiles as profile_rows};
 use ruma_common::{ServerName, UserId};
 
 pub use chatd_storage::accounts::Account;
@@ -95,7 +95,9 @@ impl Accounts {
     /// `erase` no profile either. Its rooms are left by the caller, who knows about rooms. The name
     /// stays taken.
     pub async fn deactivate(&self, user: UserNid, user_id: &UserId, erase: bool) -> Result<()> {
+        let notices = self.deps.notices.clone();
         let close = move |batch: &mut Batch| {
+            notices.tell(batch, Notice::Profile { user });
             accounts::deactivate(batch, user, erase);
             if erase {
                 profile_rows::delete_all(batch, user);

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use chatd_base::{Error, Refusal, Requester, Result, UserNid};
-use chatd_storage::{Batch, devices};
+use chatd_storage::{Batch, devices, notices::Notice};
 use chatd_streams::{
     Writer,
     device_lists::{DeviceListRow, DeviceLists, KeyChange},
@@ -93,7 +93,11 @@ impl Devices {
         let mut device_ids = self.ids(who.user).await?;
         device_ids.retain(|id| who.device_id.as_ref().is_none_or(|own| own.as_str() != id));
         let (user, token) = (who.user, who.token);
-        let loose = move |batch: &mut Batch| devices::delete_loose_tokens(batch, user, token);
+        let notices = self.deps.notices.clone();
+        let loose = move |batch: &mut Batch| {
+            devices::delete_loose_tokens(batch, user, token);
+            notices.tell(batch, Notice::TokensEnded { user, but: Some(token) });
+        };
         let outcome = self.delete_with(who.user, &who.user_id, device_ids, loose).await;
         self.tokens.forget(who.user, Ended::AllBut(who.token));
         outcome
@@ -107,8 +111,10 @@ impl Devices {
         also: impl Fn(&mut Batch) + Send + Sync + 'static,
     ) -> Result<()> {
         let device_ids = self.ids(user).await?;
+        let notices = self.deps.notices.clone();
         let with_loose = move |batch: &mut Batch| {
             devices::delete_loose_tokens(batch, user, 0);
+            notices.tell(batch, Notice::TokensEnded { user, but: None });
             also(batch);
         };
         let outcome = self.delete_with(user, user_id, device_ids, with_loose).await;
@@ -121,7 +127,11 @@ impl Devices {
         match &who.device_id {
             Some(device_id) => self.delete(who, vec![device_id.to_string()]).await,
             None => {
-                let outcome = chatd_storage::tokens::delete(&self.deps.pool, who.token).await;
+                let mut batch = Batch::new();
+                chatd_storage::tokens::delete(&mut batch, who.token);
+                let ended = Notice::TokensEnded { user: who.user, but: None };
+                self.deps.notices.tell(&mut batch, ended);
+                let outcome = self.deps.pool.commit(batch).await;
                 self.tokens.forget(who.user, Ended::All);
                 Ok(outcome?)
             }
@@ -142,8 +152,10 @@ impl Devices {
     ) -> Result<()> {
         let gone = |id| DeviceListRow { is_gone: true, ..row(user, user_id, Some(id)) };
         let rows: Vec<_> = device_ids.iter().map(|id| gone(id.as_str())).collect();
+        let notices = self.deps.notices.clone();
         let statements = move |batch: &mut Batch| {
             devices::delete(batch, user, &device_ids);
+            notices.tell(batch, Notice::DevicesEnded { user, devices: device_ids.clone() });
             also(batch);
         };
         if rows.is_empty() {

@@ -9,6 +9,7 @@ use chatd_base::{Cache, Error, Refusal, Requester, Result, UserNid};
 use chatd_storage::{
     Batch,
     keys::{self, Key},
+    notices::Notice,
 };
 use chatd_streams::{
     Writer,
@@ -53,16 +54,30 @@ pub type Claimed = BTreeMap<OwnedUserId, BTreeMap<String, Map<String, Value>>>;
 pub struct Keys {
     pub(crate) deps: Deps,
     pub(crate) writer: Writer<DeviceLists>,
-    counts: Cache<(UserNid, String), Arc<KeyCounts>>,
+    counts: Arc<CountCache>,
 }
+
+/// What devices have left, as far as somebody has asked lately.
+pub(crate) type CountCache = Cache<(UserNid, String), Arc<KeyCounts>>;
 
 impl Keys {
     pub(crate) fn new(deps: &Deps, writer: &Writer<DeviceLists>) -> Self {
-        Self {
-            deps: deps.clone(),
-            writer: writer.clone(),
-            counts: Cache::new("key_counts", CACHED_COUNTS),
-        }
+        let counts: Arc<CountCache> = Arc::new(Cache::new("key_counts", CACHED_COUNTS));
+        // Keys go with their device, and another one may come by the same name.
+        let (changed, skipped) = (counts.clone(), counts.clone());
+        deps.streams.device_lists.on_rows(move |frame| {
+            for (_, row) in frame.rows.iter() {
+                if let Some(device) = &row.device_id {
+                    changed.remove(&(row.user, device.clone()));
+                }
+            }
+        });
+        deps.streams.device_lists.on_skipped(move |_, _| skipped.clear());
+        Self { deps: deps.clone(), writer: writer.clone(), counts }
+    }
+
+    pub(crate) fn count_cache(&self) -> &Arc<CountCache> {
+        &self.counts
     }
 
     /// Stores what a device uploads and returns what it has then. On return it is durable.
@@ -87,6 +102,8 @@ impl Keys {
             keys::set_fallback_keys(&mut batch, who.user, device, &fallback);
         }
         if !batch.is_empty() {
+            let devices = vec![(who.user, device.to_owned())];
+            self.deps.notices.tell(&mut batch, Notice::KeyCounts { devices });
             let outcome = self.deps.pool.commit(batch).await;
             self.counts.remove(&(who.user, device.to_owned()));
             outcome?;
@@ -177,11 +194,16 @@ impl Keys {
         if list.is_empty() {
             return Ok(claimed);
         }
-        let outcome = keys::claim(&self.deps.pool, &list).await;
-        for (nid, device, _) in list {
-            self.counts.remove(&(nid, device));
+        let devices: Vec<_> =
+            list.iter().map(|(user, device, _)| (*user, device.clone())).collect();
+        let mut batch = Batch::new();
+        let claim = keys::claim(&mut batch, &list);
+        self.deps.notices.tell(&mut batch, Notice::KeyCounts { devices: devices.clone() });
+        let outcome = self.deps.pool.commit(batch).await;
+        for device in &devices {
+            self.counts.remove(device);
         }
-        for (nid, device, key) in outcome? {
+        for (nid, device, key) in keys::claimed(&outcome?, claim) {
             let Some(user) = users.get(&nid) else { continue };
             let value: Value = serde_json::from_str(&key.key).map_err(Error::internal)?;
             let keys = claimed.entry((*user).clone()).or_default().entry(device).or_default();

@@ -33,7 +33,10 @@ use std::sync::Arc;
 
 use chatd_base::{Clock, Stop};
 use chatd_config::Config;
-use chatd_storage::{Interner, Pool};
+use chatd_storage::{
+    Interner, Pool,
+    notices::{Heard, Notice, Notices},
+};
 use chatd_streams::{Streams, Writer, device_lists::DeviceLists};
 
 /// What every service of this member is built from. Cheap to clone.
@@ -42,6 +45,8 @@ pub struct Deps {
     pub pool: Pool,
     pub interner: Arc<Interner>,
     pub streams: Arc<Streams>,
+    /// What other instances are told, and tell, of values in memory.
+    pub notices: Arc<Notices>,
     pub config: Arc<Config>,
     pub clock: Clock,
     /// Ends the services, after the last request.
@@ -76,6 +81,34 @@ pub struct Users {
     pub key_backups: key_backups::KeyBackups,
 }
 
+/// Drops what other instances have made stale.
+fn forget_what_is_heard(
+    notices: &Notices,
+    tokens: &Arc<tokens::Tokens>,
+    profiles: &Arc<profiles::Profiles>,
+    key_counts: &Arc<keys::CountCache>,
+) {
+    let (tokens, profiles, key_counts) = (tokens.clone(), profiles.clone(), key_counts.clone());
+    notices.on_heard(move |heard| match heard {
+        Heard::Notice(Notice::DevicesEnded { user, devices }) => {
+            devices.iter().for_each(|device| tokens.forget(*user, tokens::Ended::Device(device)));
+        }
+        Heard::Notice(Notice::TokensEnded { user, but }) => {
+            tokens.forget(*user, but.map_or(tokens::Ended::All, tokens::Ended::AllBut));
+        }
+        Heard::Notice(Notice::Profile { user }) => profiles.forget(*user),
+        Heard::Notice(Notice::KeyCounts { devices }) => {
+            devices.iter().for_each(|device| drop(key_counts.remove(device)));
+        }
+        Heard::Notice(_) => {}
+        Heard::Missed => {
+            tokens.forget_all();
+            profiles.forget_all();
+            key_counts.clear();
+        }
+    });
+}
+
 impl Users {
     /// Builds the services and starts what writes in the background; needs a Tokio runtime.
     pub fn new(deps: Deps) -> Self {
@@ -90,13 +123,15 @@ impl Users {
         let devices = Arc::new(devices::Devices::new(&deps, &tokens, &seen, &device_lists));
         let profiles = Arc::new(profiles::Profiles::new(&deps));
         let accounts = Arc::new(accounts::Accounts::new(&deps, &passwords, &devices, &profiles));
+        let keys = keys::Keys::new(&deps, &device_lists);
+        forget_what_is_heard(&deps.notices, &tokens, &profiles, keys.count_cache());
         let room_nids = Arc::new(room_nids::RoomNids::new(&deps));
         let account_data = Arc::new(account_data::AccountData::new(&deps, &room_nids));
         Self {
             logins: logins::Logins::new(&deps, &tokens),
             registration: registration::Registration::new(&deps, &passwords, &profiles),
             ui_auth: uia::UiAuth::new(&deps, &accounts),
-            keys: keys::Keys::new(&deps, &device_lists),
+            keys,
             key_backups: key_backups::KeyBackups::new(&deps),
             device_lists,
             passwords,

@@ -6,6 +6,7 @@ use chatd_base::{Clock, Error, Refusal, Requester, Result, UserNid, token};
 use chatd_config::Sessions;
 use chatd_storage::{
     Batch, Pool,
+    notices::{Notice, Notices},
     tokens::{self, NewRefresh, NewTokens},
 };
 use ruma_common::UserId;
@@ -53,6 +54,7 @@ pub struct Logins {
     clock: Clock,
     lifetimes: Sessions,
     tokens: Arc<Tokens>,
+    notices: Arc<Notices>,
 }
 
 impl Logins {
@@ -62,6 +64,7 @@ impl Logins {
             clock: deps.clock.clone(),
             lifetimes: deps.config.sessions.clone(),
             tokens: tokens.clone(),
+            notices: deps.notices.clone(),
         }
     }
 
@@ -85,6 +88,10 @@ impl Logins {
         let display_name =
             wanted.display_name.map(|name| name.chars().take(MAX_DISPLAY_NAME).collect());
         tokens::insert_login(&mut batch, new, display_name);
+        if may_exist {
+            let devices = vec![device_id.clone()];
+            self.notices.tell(&mut batch, Notice::DevicesEnded { user, devices });
+        }
         let outcome = self.pool.commit(batch).await;
         if may_exist {
             self.tokens.forget(user, Ended::Device(&device_id));

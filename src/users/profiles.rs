@@ -9,7 +9,11 @@ use std::{
 };
 
 use chatd_base::{Cache, Error, Refusal, Result, UserNid};
-use chatd_storage::{Batch, Pool, accounts, memberships, profiles};
+use chatd_storage::{
+    Batch, Pool, accounts, memberships,
+    notices::{Notice, Notices},
+    profiles,
+};
 use serde_json::Value;
 
 use crate::Deps;
@@ -46,6 +50,7 @@ impl Profile {
 /// Profiles of this server's users.
 pub struct Profiles {
     pool: Pool,
+    notices: Arc<Notices>,
     cache: Cache<UserNid, Arc<Profile>>,
     /// Goes up before an entry is taken out, so that one that was being read meanwhile is not
     /// put back.
@@ -56,6 +61,7 @@ impl Profiles {
     pub(crate) fn new(deps: &Deps) -> Self {
         Self {
             pool: deps.pool.clone(),
+            notices: deps.notices.clone(),
             cache: Cache::new("profiles", CACHED),
             generation: AtomicU64::new(0),
         }
@@ -141,6 +147,7 @@ impl Profiles {
         if is_basic(name) {
             profiles::note_change(&mut batch, user);
         }
+        self.notices.tell(&mut batch, Notice::Profile { user });
         let outcome = self.pool.commit(batch).await;
         self.forget(user);
         outcome?;
@@ -156,6 +163,12 @@ impl Profiles {
     pub(crate) fn forget(&self, user: UserNid) {
         self.generation.fetch_add(1, Ordering::SeqCst);
         self.cache.remove(&user);
+    }
+
+    /// Drops everything: some profiles may have been written unheard.
+    pub(crate) fn forget_all(&self) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        self.cache.clear();
     }
 }
 

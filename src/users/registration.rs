@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use chatd_base::{Error, Refusal, Result, UserNid, token};
-use chatd_storage::{Batch, accounts, profiles as profile_rows, uia};
+use chatd_storage::{Batch, accounts, notices::Notice, profiles as profile_rows, uia};
 use ruma_common::{OwnedUserId, UserId};
 use serde_json::Value;
 
@@ -142,6 +142,7 @@ impl Registration {
         if let Some(passed) = new.passed {
             end(&mut batch, &passed);
         }
+        self.deps.notices.tell(&mut batch, Notice::Profile { user });
         let outcome = self.deps.pool.commit(batch).await;
         self.profiles.forget(user);
         outcome.map_err(refused)?;

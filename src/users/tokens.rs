@@ -106,6 +106,12 @@ impl Tokens {
         });
     }
 
+    /// Takes all tokens out of the cache: some may have ended unheard.
+    pub(crate) fn forget_all(&self) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        self.cache.clear();
+    }
+
     /// The requester behind `token`. No query if it has been seen lately.
     pub async fn requester(
         &self,

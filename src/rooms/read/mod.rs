@@ -9,7 +9,10 @@ mod timeline;
 use std::sync::Arc;
 
 use chatd_base::{Position, Result, UserNid};
-use chatd_storage::Pool;
+use chatd_storage::{
+    Pool,
+    notices::{Heard, Notice},
+};
 use chatd_streams::Streams;
 use chatd_users::{Users, ignored};
 use ruma_common::RoomId;
@@ -48,6 +51,20 @@ impl Reader {
             for (_, row) in frame.rows.iter() {
                 seen.see(row);
                 looked.see(row);
+            }
+        });
+        let (seen, looked) = (listings.clone(), lenses.clone());
+        deps.notices.on_heard(move |heard| match heard {
+            Heard::Notice(Notice::Directory) => seen.change(),
+            Heard::Notice(Notice::Forgotten { user, room_id }) => {
+                if let Ok(room) = <&RoomId>::try_from(room_id.as_str()) {
+                    looked.forget(room, Some(*user));
+                }
+            }
+            Heard::Notice(_) => {}
+            Heard::Missed => {
+                seen.change();
+                looked.clear();
             }
         });
         let (seen, looked) = (listings.clone(), lenses.clone());
