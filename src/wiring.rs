@@ -10,11 +10,20 @@ use chatd_config::{
 };
 use chatd_http::{Fleet, Limits, Metrics, Server, Serving};
 use chatd_rooms::{Rooms, Signer, profile::finish_what_was_begun};
-use chatd_storage::{ConnectSettings, Host, Interner, Pool, notices::Notices};
+use chatd_storage::{
+    ConnectSettings, Host, Interner, Pool, instances::Card, notices::Notices, positions::StreamId,
+};
 use chatd_streams::{
-    Owners, Streams,
+    Owners, Roster, Stream, Streams,
+    account_data::AccountData,
     bus::{Bus, LocalBus, RedisBus},
+    device_lists::DeviceLists,
+    events::Events,
+    presence::Presence,
+    push_rules::PushRules,
+    receipts::Receipts,
     seat,
+    to_device::ToDevice,
 };
 use chatd_sync::Sync;
 use chatd_users::{Deps, Users, cleanup};
@@ -78,9 +87,9 @@ async fn serve(
     }
     let clock = Clock::system();
     let limits = Limits::new(config.rates.clone(), config.chatd.rate_limit_cache, clock.clone());
-    let streams = Streams::open(&pool, bus(&config, mine, services)?, &mine.instance).await?;
-    let candidates = mine.writers_of(StreamName::Events);
-    let owners = Arc::new(Owners::open(&pool, &mine.instance, candidates).await?);
+    let bus = bus(&config, mine, services)?;
+    let streams = Streams::open(&pool, bus, &mine.instance, &written_by(mine)).await?;
+    let owners = Arc::new(Owners::open(&pool, &mine.instance, !streams.has_others()).await?);
     tasks::spawn("seat", seat::watch(pool.clone(), streams.writer, services.clone()));
     let notices = Notices::new(streams.writer.writer, streams.has_others());
     let deps = Deps {
@@ -97,10 +106,11 @@ async fn serve(
     // Before anything is written, so that its memory is complete from the start.
     let sync = Arc::new(Sync::new(&users));
     let rooms = Arc::new(Rooms::new(&users, owners.clone(), signer(&config)?));
-    start_tasks(&users, &rooms, mine);
     let reader = rooms.reader.clone();
     users.deps.streams.follow(&users.deps.pool, services);
     users.deps.notices.listen(&users.deps.pool, services);
+    let roster = join_fleet(&users.deps, &owners, mine, stop).await?;
+    start_tasks(&users, &rooms, mine);
     let admin = chatd_api_admin::App::new(config.clone(), users.clone(), clock.clone());
     let app = Arc::new(App { config, clock, limits: Arc::new(limits), users, rooms, sync, reader });
 
@@ -140,6 +150,42 @@ fn bus(config: &Config, mine: &Assignment, stop: &Stop) -> Result<Arc<dyn Bus>> 
     let bus = RedisBus::start(redis, config.server_name.as_str(), &mine.instance, stop)
         .map_err(|error| anyhow!(error))?;
     Ok(Arc::new(bus))
+}
+
+/// The streams with a table that this instance writes.
+fn written_by(mine: &Assignment) -> Vec<StreamId> {
+    let all = [
+        (StreamName::Events, Events::ID),
+        (StreamName::ToDevice, ToDevice::ID),
+        (StreamName::AccountData, AccountData::ID),
+        (StreamName::Receipts, Receipts::ID),
+        (StreamName::Presence, Presence::ID),
+        (StreamName::PushRules, PushRules::ID),
+        (StreamName::DeviceLists, DeviceLists::ID),
+    ];
+    all.into_iter().filter(|(name, _)| mine.writes(*name)).map(|(_, id)| id).collect()
+}
+
+/// Takes this instance's place among the others, if there are any: until `stop` it owns its share
+/// of the rooms.
+async fn join_fleet(
+    deps: &Deps,
+    owners: &Arc<Owners>,
+    mine: &Assignment,
+    stop: &Stop,
+) -> Result<Option<Arc<Roster>>> {
+    if !deps.streams.has_others() {
+        return Ok(None);
+    }
+    let card = Card {
+        name: mine.instance.clone(),
+        role: mine.role.clone(),
+        seat: deps.streams.writer,
+        owns_rooms: mine.writes(StreamName::Events),
+    };
+    let roster = Roster::join(&deps.pool, card, &deps.streams, owners, &deps.notices).await?;
+    roster.start(stop);
+    Ok(Some(roster))
 }
 
 /// The key that signs this server's events; made at the first start.

@@ -135,6 +135,16 @@ impl Refusal {
         self
     }
 
+    /// Code of [`Refusal::not_owner`].
+    pub const NOT_OWNER: &str = "CHATD_NOT_OWNER";
+
+    /// The request belongs to the instance called `owner` (empty if nobody knows), and nothing of
+    /// it has been done. Never shown to clients: whoever carries requests takes it there.
+    pub fn not_owner(owner: impl Into<String>) -> Self {
+        Self::new(421, Self::NOT_OWNER, "another instance has to do this")
+            .with("owner", owner.into())
+    }
+
     /// 429 with the time to wait, in milliseconds.
     pub fn limit_exceeded(retry_after_ms: u64) -> Self {
         Self::new(429, "M_LIMIT_EXCEEDED", "too many requests; wait before trying again")

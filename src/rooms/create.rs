@@ -5,7 +5,6 @@ use std::sync::Arc;
 use chatd_base::{Refusal, Result, RoomNid, ShardId};
 use chatd_config::EncryptedByDefault;
 use chatd_storage::lane::NewRoom;
-use chatd_streams::Owner;
 use ruma_common::{
     OwnedRoomId, OwnedUserId, RoomAliasId, RoomId, RoomVersionId, UserId,
     room_version_rules::RoomVersionRules,
@@ -15,7 +14,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     Rooms,
-    compose::{Composed, compose},
+    compose::{Composed, Prepared, compose},
     lane::{Job, SealedEvent},
     live::Live,
     owner::Slot,
@@ -69,10 +68,18 @@ pub struct InitialState {
 const LARGE: usize = 50;
 /// Users that one request may invite (R8).
 const MOST_INVITES: usize = 100;
+/// Ids that are tried until one belongs to this instance; it owns a shard of 64 at least.
+const MOST_IDS: usize = 4_096;
+/// How often a room is made anew because its shard has moved.
+const ATTEMPTS: usize = 3;
 
 impl Rooms {
-    /// Makes a room. On return all of its first events are durable.
+    /// Makes a room, one that this instance owns. On return all of its first events are durable.
+    /// Refuses ([`Refusal::not_owner`]) if it owns none.
     pub async fn create(&self, creator: &UserId, request: CreateRoom) -> Result<OwnedRoomId> {
+        if !self.owner.owners.owns_any() {
+            return Err(Refusal::not_owner(String::new()).into());
+        }
         let version = self.version_of(&request)?;
         let rules = version.rules().ok_or_else(|| unsupported(version.as_str()))?;
         self.check_invites(&request)?;
@@ -84,21 +91,68 @@ impl Rooms {
             first.origin_ts = Some(self.owner.creation_ms());
         }
 
+        for _ in 0..ATTEMPTS {
+            let (live, events) = self.seal_all(&drafts, &rules).await?;
+            self.check_rules(creator, &live.room_id, &request, alias.as_deref())?;
+            match self.commit(live, events, &request, &version, alias.clone()).await {
+                // The shard went to another instance meanwhile; we may have others.
+                Err(error) if error.errcode() == Some(Refusal::NOT_OWNER) => {}
+                done => return done,
+            }
+        }
+        Err(Refusal::not_owner(String::new()).into())
+    }
+
+    /// The events of a new room, and its memory after them.
+    async fn seal_all(
+        &self,
+        drafts: &[Draft],
+        rules: &RoomVersionRules,
+    ) -> Result<(Live, Vec<SealedEvent>)> {
         let owner = &self.owner;
         let room = owner.next_room().await?;
-        // The id of a room of version 12 follows from its create event.
-        let room_id = RoomId::new_v1(&owner.signer.server_name);
-        let mut live = Live::new(room, room_id, rules.clone(), ShardId(0), 0);
-        let mut events: Vec<SealedEvent> = Vec::with_capacity(drafts.len());
-        for draft in &drafts {
+        let Some((creation, others)) = drafts.split_first() else {
+            return Err(chatd_base::Error::internal("a room without events"));
+        };
+        let prepared = owner.prepare_new(creation).await?;
+        let (mut live, event) = self.found(room, rules, creation, prepared)?;
+        let mut events = Vec::with_capacity(drafts.len());
+        events.push(event);
+        for draft in others {
             let prepared = owner.prepare_new(draft).await?;
             match compose(&mut live, &owner.signer, draft, &prepared).map_err(invalid_state)? {
                 Composed::Event(event) => events.push(*event),
                 Composed::Unchanged(_) => {}
             }
         }
-        self.check_rules(creator, &live.room_id, &request, alias.as_deref())?;
-        self.commit(live, room, events, &request, &version, alias).await
+        Ok((live, events))
+    }
+
+    /// Seals the first event so that the room's id falls into a shard of this instance. The id of
+    /// a room of version 12 follows from that event, so there its time is what is varied.
+    fn found(
+        &self,
+        room: RoomNid,
+        rules: &RoomVersionRules,
+        creation: &Draft,
+        mut prepared: Prepared,
+    ) -> Result<(Live, SealedEvent)> {
+        let owner = &self.owner;
+        let has_hash_id = rules.authorization.room_create_event_id_as_room_id;
+        for _ in 0..MOST_IDS {
+            let room_id = RoomId::new_v1(&owner.signer.server_name);
+            if !has_hash_id && !owner.owners.is_own(&room_id) {
+                continue;
+            }
+            let mut live = Live::new(room, room_id, rules.clone(), ShardId(0), 0);
+            match compose(&mut live, &owner.signer, creation, &prepared).map_err(invalid_state)? {
+                Composed::Event(event) if owner.owners.is_own(&live.room_id) => {
+                    return Ok((live, *event));
+                }
+                Composed::Event(_) | Composed::Unchanged(_) => prepared.now_ms -= 1,
+            }
+        }
+        Err(Refusal::not_owner(String::new()).into())
     }
 
     /// Refuses what the config does not let the user do with the directory.
@@ -122,17 +176,14 @@ impl Rooms {
     async fn commit(
         &self,
         mut live: Live,
-        room: RoomNid,
         events: Vec<SealedEvent>,
         request: &CreateRoom,
         version: &RoomVersionId,
         alias: Option<String>,
     ) -> Result<OwnedRoomId> {
-        let Owner::Here { shard, epoch } = self.owner.owners.of_room(&live.room_id) else {
-            return Err(chatd_base::Error::internal("the new room belongs to another instance"));
-        };
+        let (shard, epoch) = self.owner.owners.own(&live.room_id).await?;
         (live.shard, live.epoch) = (shard, epoch);
-        let room_id = live.room_id.clone();
+        let (room, room_id) = (live.room, live.room_id.clone());
         let creator = events
             .first()
             .map(|event| event.new.sender)

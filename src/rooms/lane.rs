@@ -37,8 +37,10 @@ pub enum Outcome {
     Done(Arc<[OwnedEventId]>, Position),
     /// An earlier request with the same transaction id made this event.
     Repeat(OwnedEventId),
-    /// What it was sealed on has failed, or the shard has moved: seal it again.
+    /// What it was sealed on has failed: seal it again.
     Again,
+    /// A shard of the commit has gone to another instance, and may be that of this job.
+    Moved,
     Failed(Arc<Error>),
 }
 
@@ -166,6 +168,10 @@ impl Committer {
                     count = jobs.recv_many(&mut interactive, most) => if count == 0 { return },
                     Some(job) = bulk.recv() => waiting.push_back(job),
                     () = self.line.stop.triggered() => return,
+                    () = self.line.idle() => {
+                        self.line.catch_up().await;
+                        continue;
+                    }
                 }
             } else if self.line.stop.is_triggered() {
                 return;
@@ -200,7 +206,7 @@ impl Committer {
                 Ok(base) => self.finish(jobs, base),
                 Err(error) if error.is_fenced() => {
                     tracing::warn!(%error, "shards have moved; their rooms are loaded again");
-                    jobs.into_iter().for_each(|job| job.fail(Outcome::Again));
+                    jobs.into_iter().for_each(|job| job.fail(Outcome::Moved));
                 }
                 Err(error @ Error::Lost(_)) => {
                     let error = Arc::new(error);
@@ -243,8 +249,7 @@ impl Committer {
             heads,
             now_ms: i64::try_from(self.clock.now_ms()).unwrap_or(i64::MAX),
         };
-        let base =
-            self.line.durable(count, |seat, after| lane::batch(&commit, seat, after)).await?;
+        let base = self.line.durable(|seat, after| lane::batch(&commit, seat, after)).await?;
         metrics::histogram!("chatd_lane_batch_events").record(count as f64);
         metrics::histogram!("chatd_lane_commit_seconds").record(started.elapsed().as_secs_f64());
         Ok(base)

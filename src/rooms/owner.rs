@@ -12,7 +12,7 @@ use std::{
 
 use chatd_base::{Clock, EventNid, Position, Refusal, Result, RoomNid, SnapshotId};
 use chatd_storage::{Pool, events, rooms};
-use chatd_streams::{Owner, Owners};
+use chatd_streams::Owners;
 use chatd_users::Users;
 use parking_lot::Mutex;
 use ruma_common::{OwnedEventId, OwnedRoomId, RoomId, UserId};
@@ -109,6 +109,9 @@ impl Slot {
     }
 }
 
+/// The hot rooms.
+type Slots = Mutex<HashMap<OwnedRoomId, Arc<Slot>>>;
+
 /// Numbers that were reserved in blocks.
 #[derive(Default)]
 struct Block {
@@ -132,7 +135,7 @@ pub struct RoomOwner {
     pub(crate) owners: Arc<Owners>,
     clock: Clock,
     lane: Lane,
-    slots: Mutex<HashMap<OwnedRoomId, Arc<Slot>>>,
+    slots: Arc<Slots>,
     uses: AtomicU64,
     event_nids: Mutex<Block>,
     snapshot_ids: Mutex<Block>,
@@ -157,6 +160,13 @@ impl RoomOwner {
         lane: Lane,
         most_rooms: usize,
     ) -> Self {
+        let slots: Arc<Slots> = Arc::default();
+        let (held, map) = (slots.clone(), Arc::downgrade(&owners));
+        owners.on_lost(move |lost| {
+            if let Some(owners) = map.upgrade() {
+                drop_lost(&held, |room| lost.contains(&owners.shard_of(room)));
+            }
+        });
         Self {
             pool: users.deps.pool.clone(),
             users: users.clone(),
@@ -164,7 +174,7 @@ impl RoomOwner {
             owners,
             clock: users.deps.clock.clone(),
             lane,
-            slots: Mutex::default(),
+            slots,
             uses: AtomicU64::new(0),
             event_nids: Mutex::default(),
             snapshot_ids: Mutex::default(),
@@ -221,8 +231,10 @@ impl RoomOwner {
                 Ok(own) => own,
                 Err(earlier) => earlier,
             };
-            if let Some(sent) = settle(waits).await? {
-                return Ok(sent);
+            match settle(waits).await? {
+                Settled::Sent(sent) => return Ok(sent),
+                Settled::Again => {}
+                Settled::Moved => self.owners.refresh().await?,
             }
         }
         tracing::warn!(room.id = %room_id, "a room could not be extended; its client may try again");
@@ -241,12 +253,16 @@ impl RoomOwner {
         slot.queued();
         permit.send(job(outcome));
         match settle(waits).await? {
-            Some(_) => {
+            Settled::Sent(_) => {
                 let room_id = lock(&slot).lock().room_id.clone();
                 self.slots.lock().insert(room_id, slot);
                 Ok(())
             }
-            None => Err(away().into()),
+            Settled::Again => Err(away().into()),
+            Settled::Moved => {
+                self.owners.refresh().await?;
+                Err(Refusal::not_owner(String::new()).into())
+            }
         }
     }
 
@@ -255,17 +271,14 @@ impl RoomOwner {
         Ok(permit.await.map_err(|_| away())?.ok_or_else(away)?)
     }
 
-    /// The hot room, loaded if need be. Refuses rooms that this server does not know.
+    /// The hot room, loaded if need be. Refuses rooms of other instances
+    /// ([`Refusal::not_owner`]) and those that this server does not know.
     pub(crate) async fn slot(&self, room_id: &RoomId) -> Result<Arc<Slot>> {
+        let (shard, epoch) = self.owners.own(room_id).await?;
         let slot = self.entry(room_id);
         let loaded = slot
             .live
             .get_or_try_init(|| async {
-                let Owner::Here { shard, epoch } = self.owners.of_room(room_id) else {
-                    return Err(chatd_base::Error::internal(format!(
-                        "{room_id} has another owner"
-                    )));
-                };
                 let live = Live::load(&self.pool, room_id, shard, epoch).await?;
                 live.map(Mutex::new).ok_or_else(|| unknown_room(room_id).into())
             })
@@ -465,8 +478,17 @@ fn away() -> Refusal {
     Refusal::new(503, "M_UNKNOWN", "the server cannot write at the moment; try again")
 }
 
-/// Waits for the end of a job; `None` if the draft has to be sealed again.
-pub(crate) async fn settle(mut waits: watch::Receiver<Outcome>) -> Result<Option<Sent>> {
+/// What became of a job.
+pub(crate) enum Settled {
+    Sent(Sent),
+    /// The draft has to be sealed again.
+    Again,
+    /// The same, if the room still belongs to this instance.
+    Moved,
+}
+
+/// Waits for the end of a job.
+pub(crate) async fn settle(mut waits: watch::Receiver<Outcome>) -> Result<Settled> {
     let ended = waits.wait_for(|outcome| !matches!(outcome, Outcome::Waiting));
     let outcome = match tokio::time::timeout(PATIENCE, ended).await {
         Ok(Ok(outcome)) => outcome.clone(),
@@ -475,15 +497,27 @@ pub(crate) async fn settle(mut waits: watch::Receiver<Outcome>) -> Result<Option
     match outcome {
         Outcome::Done(ids, position) => {
             let event_id = ids.last().cloned().ok_or_else(away)?;
-            Ok(Some(Sent { event_id, position }))
+            Ok(Settled::Sent(Sent { event_id, position }))
         }
-        Outcome::Repeat(event_id) => Ok(Some(Sent { event_id, position: Position(0) })),
+        Outcome::Repeat(event_id) => Ok(Settled::Sent(Sent { event_id, position: Position(0) })),
         Outcome::Failed(error) if matches!(*error, chatd_storage::Error::Lost(_)) => {
             Err(away().into())
         }
         Outcome::Failed(error) => Err(chatd_base::Error::internal(error.to_string())),
-        Outcome::Again | Outcome::Waiting => Ok(None),
+        Outcome::Again | Outcome::Waiting => Ok(Settled::Again),
+        Outcome::Moved => Ok(Settled::Moved),
     }
+}
+
+/// Throws away what is in memory of rooms that belong to others now.
+fn drop_lost(slots: &Slots, is_lost: impl Fn(&RoomId) -> bool) {
+    slots.lock().retain(|room, slot| {
+        let keep = !is_lost(room);
+        if !keep {
+            slot.kill();
+        }
+        keep
+    });
 }
 
 /// Drops the quarter of the rooms that was not used for longest and has nothing on the lane.

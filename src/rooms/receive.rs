@@ -28,7 +28,7 @@ use crate::{
     compose::{Prepared, authorise},
     effect::{self, Change, Effect},
     live::{Head, Live},
-    owner::{Hold, RoomOwner, Slot, lock},
+    owner::{Hold, RoomOwner, Settled, Slot, lock, settle},
     pdu::Pdu,
     place::{After, Scene, StateAt, difference},
     seal::{self, Draft, SealedJson},
@@ -128,9 +128,13 @@ impl RoomOwner {
             let event = effect::apply(&mut live, &self.signer, &draft, &with, pdu, sealed, effect)?;
             slot.enqueue(permit, &live, event, alone)
         };
-        match crate::owner::settle(waits).await? {
-            Some(sent) => done(verdict, sent.position),
-            None => Ok(None),
+        match settle(waits).await? {
+            Settled::Sent(sent) => done(verdict, sent.position),
+            Settled::Again => Ok(None),
+            Settled::Moved => {
+                self.owners.refresh().await?;
+                Ok(None)
+            }
         }
     }
 

@@ -2,7 +2,7 @@
 
 use chatd_base::{Refusal, Requester, Result};
 use chatd_storage::rooms;
-use chatd_streams::{Owner, events::Membership};
+use chatd_streams::events::Membership;
 use chatd_users::profiles::Profile;
 use ruma_common::{RoomAliasId, RoomId, UserId};
 use serde_json::{Map, Value};
@@ -15,17 +15,10 @@ use crate::{
 
 impl Rooms {
     /// Appends `draft` to its room. On return the event is durable (R1). A repeat with the same
-    /// transaction id returns the first event.
+    /// transaction id returns the first event. Refuses rooms that another instance owns
+    /// ([`Refusal::not_owner`]) before anything is done.
     pub async fn send(&self, room_id: &RoomId, draft: &Draft) -> Result<Sent> {
-        match self.owner.owners.of_room(room_id) {
-            Owner::Here { .. } => self.owner.append(room_id, draft).await,
-            Owner::At(instance) => Err(Refusal::new(
-                503,
-                "M_UNKNOWN",
-                format!("the room belongs to the instance {instance}, which cannot be reached"),
-            )
-            .into()),
-        }
+        self.owner.append(room_id, draft).await
     }
 
     /// Redacts an event.

@@ -20,6 +20,7 @@ pub mod directory;
 pub mod events;
 pub mod filters;
 pub mod graph;
+pub mod instances;
 pub mod keys;
 pub mod lane;
 pub mod memberships;

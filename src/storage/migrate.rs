@@ -22,7 +22,8 @@ migrations![
     "0008_event_txns",
     "0009_seats",
     "0010_forks",
-    "0011_profile_changes"
+    "0011_profile_changes",
+    "0012_fleet"
 ];
 
 /// Key of the advisory lock that makes instances migrate one after the other.

@@ -7,22 +7,33 @@
 //!
 //! A commit says where its writer stands and which process sends it. So of two processes of one
 //! name only the later one can write (R6), and a commit whose answer was lost either has happened
-//! when [`settled`] returns, or never will once another has followed.
+//! when [`fate`] returns, or never will once another has followed.
 
 use chatd_base::{Position, WriterId};
 
-use crate::{Batch, BatchRows, Error, Pool, Result, params, statement::statements};
+use crate::{Batch, BatchRows, Error, Pool, Result, Row, params, statement::statements};
 
 /// Most rows that one commit may put on a stream.
 pub const POSITION_BLOCK: i64 = 10_000;
 
 statements! {
     BEGIN_COMMIT = "SELECT chatd_begin_commit($1::int2, $2::int2, $3::int8, $4::int8, $5::text)";
-    SET_POSITION = "INSERT INTO stream_positions (stream, writer, position)
-                    VALUES ($1, $2, currval($3::text::regclass) + $4::int8)
-                    ON CONFLICT (stream, writer) DO UPDATE SET position = excluded.position";
+    SET_POSITION = "INSERT INTO stream_positions (stream, writer, position, base)
+                    VALUES ($1, $2, currval($3::text::regclass) + $4::int8,
+                            currval($3::text::regclass))
+                    ON CONFLICT (stream, writer)
+                    DO UPDATE SET position = excluded.position, base = excluded.base";
     LIST_POSITIONS = "SELECT stream, writer, position FROM stream_positions";
-    SETTLED = "SELECT chatd_settled($1::int2, $2::int2, $3::int8)";
+    FATE = "SELECT stands_at, began_at FROM chatd_fate($1::int2, $2::int2, $3::int8)";
+    CATCH_UP = "SELECT s, w, stood_at, stands_at FROM unnest($1::int2[], $2::int2[]) AS t(s, w),
+                       LATERAL chatd_catch_up(s, w)";
+    /// A writer that is new to a stream begins where the furthest one is.
+    REGISTER = "INSERT INTO stream_positions (stream, writer, position)
+                SELECT s, $2, coalesce((SELECT max(position) FROM stream_positions p
+                                        WHERE p.stream = s), 0)
+                FROM unnest($1::int2[]) AS s
+                ON CONFLICT DO NOTHING
+                RETURNING stream";
     TAKE_SEAT = "SELECT seat_writer, seat_term FROM chatd_take_seat($1::text)";
     GET_TERM = "SELECT term FROM writers WHERE nid = $1";
 }
@@ -86,12 +97,61 @@ pub fn advance(batch: &mut Batch, stream: StreamId, writer: WriterId, count: usi
 /// All positions: (stream number, writer, position).
 pub async fn list(pool: &Pool) -> Result<Vec<(i16, WriterId, Position)>> {
     let rows = pool.query(&LIST_POSITIONS, &[]).await?;
-    Ok(rows.iter().map(|row| (row.get(0), WriterId(row.get(1)), Position(row.get(2)))).collect())
+    Ok(rows.iter().map(known).collect())
 }
 
-/// The writer's durable position, after any commit of it that is under way. Tells what became of
-/// a commit whose answer was lost.
-pub async fn settled(pool: &Pool, stream: StreamId, seat: Seat) -> Result<Position> {
-    let row = pool.query_opt(&SETTLED, &[&stream.number, &seat.writer.0, &seat.term]).await?;
-    Ok(row.map_or(Position(0), |row| Position(row.get(0))))
+/// A row of the list.
+pub(crate) fn known(row: &Row) -> (i16, WriterId, Position) {
+    (row.get(0), WriterId(row.get(1)), Position(row.get(2)))
+}
+
+/// Where a writer is in the tables.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    pub position: Position,
+    /// First position of its last commit. What is further was no commit of it, but [`catch_up`].
+    pub base: Position,
+}
+
+/// Where the writer stands, after any commit of it that is under way. Tells what became of a
+/// commit whose answer was lost.
+pub async fn fate(pool: &Pool, stream: StreamId, seat: Seat) -> Result<Standing> {
+    let row = pool.query_opt(&FATE, &[&stream.number, &seat.writer.0, &seat.term]).await?;
+    Ok(row.map_or_else(Standing::default, |row| Standing {
+        position: Position(row.get(0)),
+        base: Position(row.get(1)),
+    }))
+}
+
+/// A writer that was moved to where the furthest writer of its stream is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    pub stream: i16,
+    pub writer: WriterId,
+    pub stood_at: Position,
+    pub stands_at: Position,
+}
+
+/// Moves writers that stand still to where the furthest of their streams are (R5). Passes over no
+/// row: a commit that is under way ends first, and later ones are further. Says nothing of writers
+/// that have never written. `who` must be sorted.
+pub async fn catch_up(pool: &Pool, who: &[(i16, WriterId)]) -> Result<Vec<Step>> {
+    let (streams, writers): (Vec<i16>, Vec<i16>) =
+        who.iter().map(|(stream, writer)| (*stream, writer.0)).unzip();
+    let rows = pool.query(&CATCH_UP, &[&streams, &writers]).await?;
+    let step = |row: &Row| Step {
+        stream: row.get(0),
+        writer: WriterId(row.get(1)),
+        stood_at: Position(row.get(2)),
+        stands_at: Position(row.get(3)),
+    };
+    Ok(rows.iter().map(step).collect())
+}
+
+/// Makes the writer known as one of `streams`, at the position of the furthest. Returns whether it
+/// was new to any of them: then it must not write before everybody knows of it, since a token that
+/// does not name a writer covers all of its rows below the others.
+pub async fn register(pool: &Pool, streams: &[StreamId], writer: WriterId) -> Result<bool> {
+    let streams: Vec<i16> = streams.iter().map(|stream| stream.number).collect();
+    Ok(!pool.query(&REGISTER, &[&streams, &writer.0]).await?.is_empty())
 }

@@ -28,6 +28,7 @@ pub const ALL_STATEMENTS: &[&[&Statement]] = &[
     crate::events::STATEMENTS,
     crate::filters::STATEMENTS,
     crate::graph::STATEMENTS,
+    crate::instances::STATEMENTS,
     crate::intern::STATEMENTS,
     crate::keys::STATEMENTS,
     crate::lane::STATEMENTS,

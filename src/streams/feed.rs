@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt::Debug, sync::Arc, time::Duration};
 
 use chatd_base::{Position, WriterId};
-use chatd_storage::positions::StreamId;
+use chatd_storage::positions::{Step, StreamId};
 use parking_lot::{Mutex, RwLock};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::watch;
@@ -122,6 +122,27 @@ impl<S: Stream> Feed<S> {
         self.bus.publish(S::NAME, frame);
     }
 
+    /// Whether there are other instances.
+    pub(crate) fn has_others(&self) -> bool {
+        self.bus.patience().is_some()
+    }
+
+    /// Takes in that a writer was moved without rows, and tells the others.
+    pub(crate) fn publish_step(&self, step: &Step) {
+        let Step { writer, stood_at: previous, stands_at: position, .. } = *step;
+        if position > self.position_of(writer) {
+            self.publish(&Frame { writer, previous, position, rows: Arc::new([]) });
+        }
+    }
+
+    /// Writers behind the furthest one, except `living`.
+    pub(crate) fn left_behind(&self, living: &[WriterId]) -> Vec<WriterId> {
+        let writers = self.writers.read();
+        let Some(furthest) = writers.values().max() else { return Vec::new() };
+        let behind = writers.iter().filter(|(who, at)| *at < furthest && !living.contains(who));
+        behind.map(|(writer, _)| *writer).collect()
+    }
+
     /// Folds a frame, then moves the token. A frame that was seen before is ignored, and one that
     /// comes after a gap makes the views forget first (R4).
     pub fn apply(&self, frame: &Frame<S>) {
@@ -143,7 +164,9 @@ impl<S: Stream> Feed<S> {
     /// not been given. Those at or below the known position change nothing.
     pub fn skip(&self, writer: WriterId, position: Position) {
         let views = self.views.lock();
-        if position <= self.position_of(writer) {
+        // One that is new must be known before its first row, so that tokens do not cover that.
+        let known = self.writers.read().get(&writer).copied();
+        if known.is_some_and(|known| position <= known) {
             return;
         }
         views.skip(writer, position);

@@ -7,10 +7,13 @@
 
 pub mod bus;
 mod feed;
+
 mod follow;
 pub mod owners;
 mod room_token;
+pub mod roster;
 pub mod seat;
+mod share;
 mod token;
 mod writer;
 
@@ -28,12 +31,13 @@ use std::sync::Arc;
 use chatd_base::{Position, Result, Stop, WriterId, tasks};
 use chatd_storage::{
     Pool,
-    positions::{self, Seat},
+    positions::{self, Seat, Step, StreamId},
 };
 use serde_json::value::RawValue;
 use tokio::sync::Notify;
 
 pub use feed::{Feed, Frame, Stream};
+pub use roster::Roster;
 pub use owners::{Owner, Owners};
 pub use room_token::RoomToken;
 pub use token::{InvalidToken, StreamToken};
@@ -47,6 +51,8 @@ pub struct Streams {
     bus: Arc<dyn bus::Bus>,
     /// Asks for a look at the positions in the tables.
     look: Arc<Notify>,
+    /// Whether the others do not know yet that this instance writes one of its streams.
+    is_new: bool,
     /// This instance as a writer.
     pub writer: Seat,
     pub events: Arc<Feed<events::Events>>,
@@ -72,13 +78,21 @@ macro_rules! each_feed {
 
 impl Streams {
     /// Takes the place of any earlier process of this instance, and reads where every writer of
-    /// every stream is.
-    pub async fn open(pool: &Pool, bus: Arc<dyn bus::Bus>, instance: &str) -> Result<Self> {
+    /// every stream is. `written` are the streams that this instance writes.
+    pub async fn open(
+        pool: &Pool,
+        bus: Arc<dyn bus::Bus>,
+        instance: &str,
+        written: &[StreamId],
+    ) -> Result<Self> {
         let writer = positions::take_seat(pool, instance).await?;
+        let has_others = bus.patience().is_some();
+        let is_new = has_others && positions::register(pool, written, writer.writer).await?;
         let known = positions::list(pool).await?;
         Ok(Self {
             look: Arc::default(),
             writer,
+            is_new,
             events: Feed::new(bus.clone(), &known),
             typing: Feed::new(bus.clone(), &known),
             to_device: Feed::new(bus.clone(), &known),
@@ -114,16 +128,42 @@ impl Streams {
     pub(crate) fn receive(&self, stream: &str, frame: &[u8]) -> Result<(), serde_json::Error> {
         fn take<S: Stream>(
             feed: &Feed<S>,
+            me: WriterId,
             stream: &str,
             frame: &[u8],
         ) -> Result<(), serde_json::Error> {
             if stream == S::NAME {
-                feed.apply(&Frame::decode(frame)?);
+                let frame = Frame::decode(frame)?;
+                // Somebody has taken this instance for dead; its next commit finds out.
+                if frame.writer != me {
+                    feed.apply(&frame);
+                }
             }
             Ok(())
         }
-        each_feed!(self, |feed| take(feed, stream, frame)?);
+        each_feed!(self, |feed| take(feed, self.writer.writer, stream, frame)?);
         Ok(())
+    }
+
+    /// Writers of any stream that nobody moves forward any more.
+    pub(crate) fn left_behind(&self, living: &[WriterId]) -> Vec<(i16, WriterId)> {
+        fn of<S: Stream>(feed: &Feed<S>, living: &[WriterId], found: &mut Vec<(i16, WriterId)>) {
+            let stream = S::ID.number;
+            found.extend(feed.left_behind(living).into_iter().map(|writer| (stream, writer)));
+        }
+        let mut found = Vec::new();
+        each_feed!(self, |feed| of(feed, living, &mut found));
+        found.sort_unstable();
+        found
+    }
+
+    /// Takes in that writers were moved, and tells the others.
+    pub(crate) fn publish_steps(&self, steps: &[Step]) {
+        fn publish<S: Stream>(feed: &Feed<S>, steps: &[Step]) {
+            let mine = steps.iter().filter(|step| step.stream == S::ID.number);
+            mine.for_each(|step| feed.publish_step(step));
+        }
+        each_feed!(self, |feed| publish(feed, steps));
     }
 
     /// Takes note of positions that stand in the tables.
@@ -137,3 +177,6 @@ impl Streams {
         each_feed!(self, |feed| skip(feed, self.writer.writer, known));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use chatd_base::{Position, Result, Stop, WriterId, tasks};
 use chatd_storage::{
     Batch, Error, Pool,
-    positions::{self, POSITION_BLOCK, Seat},
+    positions::{self, POSITION_BLOCK, Seat, Step},
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -51,6 +51,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Pause between questions to a database that is away; it doubles up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(400);
+/// How long a writer that has nothing to write waits before it follows the others.
+const IDLE: Duration = Duration::from_secs(3);
 /// How often a transaction is sent again that met another one.
 const REPEATS: u32 = 5;
 
@@ -88,6 +90,10 @@ impl<S: Persist> Committer<S> {
                 biased;
                 count = jobs.recv_many(&mut waiting, MOST_CHANGES) => count,
                 () = self.0.stop.triggered() => 0,
+                () = self.0.idle() => {
+                    self.0.catch_up().await;
+                    continue;
+                }
             };
             if received == 0 {
                 return;
@@ -146,7 +152,7 @@ impl<S: Persist> Committer<S> {
             rows.extend(S::rows(&job.change));
             last.push(rows.len() as i64 - 1);
         }
-        let base = self.0.durable(rows.len(), |seat, after| {
+        let base = self.0.durable(|seat, after| {
             let mut batch = Batch::new();
             let begun = positions::begin(&mut batch, S::ID, seat, after);
             let changes: Vec<_> =
@@ -210,17 +216,16 @@ impl<S: Stream> Line<S> {
     /// long the database is away: so nothing is written twice, nothing that was written is
     /// reported as failed, and the feed never passes over rows.
     ///
-    /// `build` may be called several times. It gets what [`positions::begin`] wants, and must
-    /// advance the writer by `count` rows. [`Error::Lost`] means that this process has lost its
-    /// seat, and is going to end.
+    /// `build` may be called several times. It gets what [`positions::begin`] wants.
+    /// [`Error::Lost`] means that this process has lost its seat, and is going to end.
     pub async fn durable(
         &self,
-        count: usize,
         build: impl Fn(Seat, Position) -> (Batch, usize),
     ) -> Result<Position, Error> {
         let mut repeats = 0;
         loop {
-            let (batch, begun) = build(self.seat, self.feed.position_of(self.seat.writer));
+            let after = self.feed.position_of(self.seat.writer);
+            let (batch, begun) = build(self.seat, after);
             match self.pool.commit(batch).await {
                 Ok(rows) => return positions::base_of(&rows, begun),
                 Err(error) if error.is_unseated() => return Err(self.unseated()),
@@ -234,19 +239,19 @@ impl<S: Stream> Line<S> {
                 }
                 Err(refused) => return Err(refused),
             }
-            if let Fate::Happened(base) = self.fate(count).await? {
+            if let Fate::Happened(base) = self.fate(after).await? {
                 return Ok(base);
             }
         }
     }
 
-    /// What became of a commit of `count` rows whose answer was lost. Asks until there is an
-    /// answer.
-    async fn fate(&self, count: usize) -> Result<Fate, Error> {
+    /// What became of a commit that followed `after` and whose answer was lost. Asks until there is
+    /// an answer.
+    async fn fate(&self, after: Position) -> Result<Fate, Error> {
         let mut pause = FIRST_PAUSE;
-        let settled = loop {
-            match positions::settled(&self.pool, S::ID, self.seat).await {
-                Ok(position) => break position,
+        let standing = loop {
+            match positions::fate(&self.pool, S::ID, self.seat).await {
+                Ok(standing) => break standing,
                 Err(error) if error.is_unseated() => return Err(self.unseated()),
                 Err(error) => {
                     tracing::debug!(stream = S::NAME, %error, "waiting for the database");
@@ -255,22 +260,50 @@ impl<S: Stream> Line<S> {
                 }
             }
         };
-        let known = self.feed.position_of(self.seat.writer);
-        if settled < known {
+        let settled = standing.position;
+        if settled < after {
             self.stop.fail(format!(
                 "the database has lost commits that it had confirmed: the stream {} stands at \
-                 {settled} and has been at {known}. Was it restored from a backup, or is \
+                 {settled} and has been at {after}. Was it restored from a backup, or is \
                  synchronous_commit off?",
                 S::NAME
             ));
             return Err(Error::Lost("the database has gone back in time".to_owned()));
         }
-        if settled == known {
-            tracing::info!(stream = S::NAME, "repeating a commit that did not reach the database");
-            return Ok(Fate::Gone);
+        if standing.base > after {
+            return Ok(Fate::Happened(standing.base));
         }
-        let rows = i64::try_from(count).unwrap_or(POSITION_BLOCK);
-        Ok(Fate::Happened(Position(settled.0 - (rows - 1))))
+        tracing::info!(stream = S::NAME, "repeating a commit that did not reach the database");
+        if settled > after {
+            // Another instance took this one for dead and has moved its position forward.
+            let (stream, writer) = (S::ID.number, self.seat.writer);
+            let step = Step { stream, writer, stood_at: after, stands_at: settled };
+            self.feed.publish_step(&step);
+        }
+        Ok(Fate::Gone)
+    }
+
+    /// Returns when this writer should see whether it stands still, and never if it is alone.
+    /// Made anew after each commit.
+    pub async fn idle(&self) {
+        if !self.feed.has_others() {
+            return std::future::pending().await;
+        }
+        tokio::time::sleep(IDLE).await;
+    }
+
+    /// Moves this writer's position to that of the others if it has not written while they have
+    /// (R5), so that tokens stay short. Called by the committer between commits.
+    pub async fn catch_up(&self) {
+        let me = self.seat.writer;
+        let known = self.feed.position_of(me);
+        if self.feed.token().max() <= known || !self.feed.positions().contains_key(&me) {
+            return;
+        }
+        match positions::catch_up(&self.pool, &[(S::ID.number, me)]).await {
+            Ok(steps) => steps.iter().for_each(|step| self.feed.publish_step(step)),
+            Err(error) => tracing::debug!(stream = S::NAME, %error, "an idle writer stays behind"),
+        }
     }
 
     fn unseated(&self) -> Error {

@@ -11,7 +11,7 @@ use chatd_kit::{
     Database,
     cluster::{Cluster, USER},
 };
-use chatd_storage::{ConnectSettings, Host, Interner, Pool, migrate};
+use chatd_storage::{ConnectSettings, Host, Interner, Pool, migrate, notices::Notices};
 use chatd_streams::{Owners, Streams, bus::LocalBus};
 use chatd_users::{Deps, Users};
 use ruma_common::{
@@ -75,12 +75,14 @@ impl House {
         let text = "server_name: here.example";
         let config = Config::from_texts(&[("test", text)], &Overrides::default()).unwrap();
         let stop = Stop::new();
-        let streams = Streams::open(&pool, Arc::new(LocalBus), "main").await.unwrap();
-        let owners = Owners::open(&pool, "main", &["main".to_owned()]).await.unwrap();
+        let streams = Streams::open(&pool, Arc::new(LocalBus), "main", &[]).await.unwrap();
+        let notices = Notices::new(streams.writer.writer, false);
+        let owners = Owners::open(&pool, "main", true).await.unwrap();
         let users = Arc::new(Users::new(Deps {
             pool: pool.clone(),
             interner: Arc::new(Interner::new(&pool, 1_000)),
             streams: Arc::new(streams),
+            notices,
             config: Arc::new(config),
             clock: Clock::system(),
             stop: stop.clone(),
