@@ -4,10 +4,11 @@
 use std::{future::Future, pin::Pin, sync::Arc};
 
 use chatd_base::{Refusal, Result};
-use chatd_config::{Assignment, MAIN, RouterName, StreamName};
+use chatd_config::{Assignment, InstanceAddress, MAIN, Roles, RouterName, StreamName};
 use chatd_http::{Home, Placement};
 use chatd_rooms::read::Reader;
-use chatd_streams::{Owner, Owners};
+use chatd_streams::{Owner, Owners, Roster};
+use rand::seq::IteratorRandom;
 use ruma_common::{OwnedRoomAliasId, RoomId};
 
 /// What this instance knows of the others.
@@ -15,11 +16,25 @@ pub struct Homes {
     mine: Assignment,
     owners: Arc<Owners>,
     reader: Reader,
+    roster: Option<Arc<Roster>>,
+    roles: Roles,
 }
 
 impl Homes {
-    pub fn new(mine: &Assignment, owners: &Arc<Owners>, reader: &Reader) -> Self {
-        Self { mine: mine.clone(), owners: owners.clone(), reader: reader.clone() }
+    /// `roster`: who else is there, in a fleet.
+    pub fn new(
+        mine: &Assignment,
+        owners: &Arc<Owners>,
+        reader: &Reader,
+        roster: Option<Arc<Roster>>,
+    ) -> Self {
+        Self {
+            mine: mine.clone(),
+            owners: owners.clone(),
+            reader: reader.clone(),
+            roster,
+            roles: Roles::embedded(),
+        }
     }
 
     async fn find(&self, router: RouterName, home: Home, argument: &str) -> Result<Option<String>> {
@@ -28,20 +43,48 @@ impl Homes {
             Home::Anywhere if self.mine.instance == MAIN => {
                 Err(Refusal::unrecognized("unrecognized request").into())
             }
-            Home::Anywhere => Ok(Some(MAIN.to_owned())),
+            Home::Anywhere => Ok(Some(self.with_router(router))),
             Home::Stream(stream) => Ok(self.writer_of(stream)),
-            Home::AnyRoomOwner if self.mine.writes(StreamName::Events) => Ok(None),
-            Home::AnyRoomOwner => Ok(self.writer_of(StreamName::Events)),
+            Home::AnyRoomOwner => Ok(self.owner_of_any()),
             Home::Room(_) | Home::RoomInBody(_) => self.owner_of(argument).await,
         }
     }
 
     fn writer_of(&self, stream: StreamName) -> Option<String> {
         let writers = self.mine.writers_of(stream);
-        match writers.contains(&self.mine.instance) {
-            true => None,
-            false => writers.first().cloned(),
+        if writers.contains(&self.mine.instance) {
+            return None;
         }
+        let alive = writers.iter().filter(|name| self.is_alive(name)).choose(&mut rand::rng());
+        alive.or(writers.first()).cloned()
+    }
+
+    /// Without a roster everybody counts as alive.
+    fn is_alive(&self, name: &str) -> bool {
+        let Some(roster) = &self.roster else { return true };
+        roster.alive().iter().any(|one| one.name == name)
+    }
+
+    /// The main process if it is there and has the endpoints; else whoever has them.
+    fn with_router(&self, router: RouterName) -> String {
+        let alive = self.roster.as_ref().map(|roster| roster.alive()).unwrap_or_default();
+        let has_it = |role: &str| {
+            self.roles.by_name(role).is_some_and(|role| role.routers.contains(&router))
+        };
+        let able = alive.iter().filter(|one| has_it(&one.role)).map(|one| one.name.as_str());
+        let able: Vec<&str> = able.collect();
+        let any = || able.iter().copied().choose(&mut rand::rng()).unwrap_or(MAIN);
+        if able.contains(&MAIN) { MAIN.to_owned() } else { any().to_owned() }
+    }
+
+    fn owner_of_any(&self) -> Option<String> {
+        if self.owners.owns_any() {
+            return None;
+        }
+        let shards = self.owners.shards();
+        let owned = shards.iter().filter(|shard| self.is_alive(&shard.owner));
+        let some = owned.choose(&mut rand::rng()).map(|shard| shard.owner.clone());
+        some.or_else(|| self.writer_of(StreamName::Events))
     }
 
     /// What is neither a room nor an alias of one is refused by whoever is asked: here.
@@ -72,10 +115,20 @@ impl Placement for Homes {
         Box::pin(self.find(router, home, argument))
     }
 
+    fn address(&self, instance: &str) -> Option<InstanceAddress> {
+        let alive = self.roster.as_ref()?.alive();
+        let card = alive.iter().find(|one| one.name == instance)?;
+        serde_json::from_str(card.address.as_deref()?).ok()
+    }
+
     fn doubt<'a>(
         &'a self,
         _instance: Option<&'a str>,
     ) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
-        Box::pin(std::future::ready(()))
+        Box::pin(async {
+            if let Err(error) = self.owners.refresh().await {
+                tracing::debug!(%error, "the owners of the rooms cannot be read");
+            }
+        })
     }
 }

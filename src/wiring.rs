@@ -115,7 +115,7 @@ async fn serve(
     let app = Arc::new(App { config, clock, limits: Arc::new(limits), users, rooms, sync, reader });
 
     let limits = app.limits.clone();
-    let homes = Homes::new(mine, &owners, &app.reader);
+    let homes = Homes::new(mine, &owners, &app.reader, roster);
     let fleet = fleet(&app.config, mine, homes, stop)?;
     let mut routers = chatd_api_client::routers(&app);
     routers.extend(chatd_api_admin::routers(&Arc::new(admin)));
@@ -182,10 +182,17 @@ async fn join_fleet(
         role: mine.role.clone(),
         seat: deps.streams.writer,
         owns_rooms: mine.writes(StreamName::Events),
+        address: address_of(deps, mine),
     };
     let roster = Roster::join(&deps.pool, card, &deps.streams, owners, &deps.notices).await?;
     roster.start(stop);
     Ok(Some(roster))
+}
+
+/// Where the others reach this instance, as its own configuration has it.
+fn address_of(deps: &Deps, mine: &Assignment) -> Option<String> {
+    let address = deps.config.workers.instance_map.get(&mine.instance)?;
+    serde_json::to_string(address).ok()
 }
 
 /// The key that signs this server's events; made at the first start.

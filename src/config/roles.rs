@@ -57,6 +57,11 @@ impl Roles {
         self.roles.iter()
     }
 
+    /// The role of that name.
+    pub fn by_name(&self, name: &str) -> Option<&Role> {
+        self.roles.iter().find(|role| role.name == name)
+    }
+
     /// The role of a `worker_app`, with any of its prefixes; `None` means the main process.
     pub fn for_app(&self, app: Option<&str>) -> Result<&Role, ConfigError> {
         let app = app.unwrap_or("homeserver");

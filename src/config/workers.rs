@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{ConfigError, StreamName, units, units::Secret};
 
@@ -82,7 +82,7 @@ impl Default for Workers {
 }
 
 /// One entry of `instance_map`.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(default)]
 pub struct InstanceAddress {
     /// `host`.

@@ -63,7 +63,8 @@ impl Fleet {
         secret: Option<Secret>,
         stop: Stop,
     ) -> Result<Self, String> {
-        Ok(Self { placement, peers: Peers::new(instances)?, secret, stop })
+        let peers = Peers::new(instances, placement.clone())?;
+        Ok(Self { placement, peers, secret, stop })
     }
 
     /// Answers `request` where it belongs; `here` answers it on this instance.

@@ -4,7 +4,7 @@
 use std::{future::Future, pin::Pin};
 
 use chatd_base::Result;
-use chatd_config::{RouterName, StreamName};
+use chatd_config::{InstanceAddress, RouterName, StreamName};
 
 /// What an endpoint needs to be at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,6 +32,9 @@ pub trait Placement: Send + Sync + 'static {
         home: Home,
         argument: &'a str,
     ) -> Pin<Box<dyn Future<Output = Result<Option<String>>> + Send + 'a>>;
+
+    /// Where `instance` says that it is; for those that `instance_map` does not name.
+    fn address(&self, instance: &str) -> Option<InstanceAddress>;
 
     /// A request came to the wrong instance, or `instance` could not be reached: what is known
     /// about owners may be old.

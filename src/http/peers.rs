@@ -2,7 +2,7 @@
 //! requests at a time on each.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     io,
     path::PathBuf,
     pin::Pin,
@@ -24,12 +24,15 @@ use hyper_util::{
     },
     rt::{TokioExecutor, TokioIo, TokioTimer},
 };
+use parking_lot::RwLock;
 use rustls::pki_types::ServerName;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
 };
 use tokio_rustls::TlsConnector;
+
+use crate::Placement;
 
 /// How long a connection may take to come about.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -50,8 +53,22 @@ pub(crate) enum PeerError {
 #[derive(Clone)]
 pub(crate) struct Peers {
     client: Client<Connector, Full<Bytes>>,
-    places: Arc<BTreeMap<String, Place>>,
+    placement: Arc<dyn Placement>,
+    places: Places,
 }
+
+/// By what stands for the instance in a URI.
+type Places = Arc<RwLock<HashMap<String, Known>>>;
+
+#[derive(Clone)]
+struct Known {
+    place: Arc<Place>,
+    /// Whether the instance has told it itself, and may tell another one when it restarts.
+    is_told: bool,
+}
+
+/// Instances that may be known; more than any fleet has (R8).
+const MOST_INSTANCES: usize = 4096;
 
 /// Where an instance listens.
 enum Place {
@@ -61,16 +78,20 @@ enum Place {
 }
 
 impl Peers {
-    /// Knows where the instances of `instance_map` are. The error is a sentence for the admin.
-    pub(crate) fn new(instances: &BTreeMap<String, InstanceAddress>) -> Result<Self, String> {
+    /// Knows where the instances of `instance_map` are; `placement` knows others. The error is a
+    /// sentence for the admin.
+    pub(crate) fn new(
+        instances: &BTreeMap<String, InstanceAddress>,
+        placement: Arc<dyn Placement>,
+    ) -> Result<Self, String> {
         let places = instances
             .iter()
             .map(|(name, address)| {
                 let place = place(address).map_err(|e| format!("instance_map.{name}: {e}"))?;
-                Ok((name.clone(), place))
+                Ok((authority(name), Known { place: Arc::new(place), is_told: false }))
             })
-            .collect::<Result<BTreeMap<_, _>, String>>()?;
-        let places = Arc::new(places);
+            .collect::<Result<HashMap<_, _>, String>>()?;
+        let places = Arc::new(RwLock::new(places));
         let client = Client::builder(TokioExecutor::new())
             .http2_only(true)
             .timer(TokioTimer::new())
@@ -80,7 +101,7 @@ impl Peers {
             .http2_keep_alive_while_idle(true)
             .http2_adaptive_window(true)
             .build(Connector { places: places.clone() });
-        Ok(Self { client, places })
+        Ok(Self { client, placement, places })
     }
 
     /// Sends a request whose URI is a path, and returns the head of the answer.
@@ -89,18 +110,41 @@ impl Peers {
         instance: &str,
         mut request: Request<Full<Bytes>>,
     ) -> Result<Response<Incoming>, PeerError> {
-        if !self.places.contains_key(instance) {
-            let what = format!("{instance} is not in instance_map");
-            return Err(PeerError::Unreached(what));
-        }
+        let authority = self.find(instance).map_err(PeerError::Unreached)?;
         let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
-        *request.uri_mut() = format!("http://{}{path}", authority(instance))
+        *request.uri_mut() = format!("http://{authority}{path}")
             .parse()
             .map_err(|error: http::uri::InvalidUri| PeerError::Unreached(error.to_string()))?;
         self.client.request(request).await.map_err(|error| {
             let text = chain(&error);
-            if error.is_connect() { PeerError::Unreached(text) } else { PeerError::Broken(text) }
+            if !error.is_connect() {
+                return PeerError::Broken(text);
+            }
+            let mut places = self.places.write();
+            if places.get(&authority).is_some_and(|known| known.is_told) {
+                places.remove(&authority);
+            }
+            PeerError::Unreached(text)
         })
+    }
+}
+
+impl Peers {
+    /// What stands for the instance in a URI. One that is in no `instance_map` here has told its
+    /// place itself.
+    fn find(&self, instance: &str) -> Result<String, String> {
+        let authority = authority(instance);
+        if !self.places.read().contains_key(&authority) {
+            let address = self.placement.address(instance);
+            let address = address.ok_or_else(|| format!("{instance} is not in instance_map"))?;
+            let place = place(&address).map_err(|error| format!("{instance}: {error}"))?;
+            let mut places = self.places.write();
+            if places.len() >= MOST_INSTANCES {
+                return Err("too many instances are known".to_owned());
+            }
+            places.insert(authority.clone(), Known { place: Arc::new(place), is_told: true });
+        }
+        Ok(authority)
     }
 }
 
@@ -132,7 +176,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 /// Opens a connection to the instance that the URI's host stands for.
 #[derive(Clone)]
 struct Connector {
-    places: Arc<BTreeMap<String, Place>>,
+    places: Places,
 }
 
 impl tower_service::Service<Uri> for Connector {
@@ -145,12 +189,13 @@ impl tower_service::Service<Uri> for Connector {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let places = self.places.clone();
+        let place = uri
+            .host()
+            .and_then(|host| self.places.read().get(host).cloned())
+            .map(|known| known.place);
         Box::pin(async move {
-            let host = uri.host().unwrap_or_default();
-            let found = places.iter().find(|(name, _)| authority(name) == host);
-            let (_, place) = found.ok_or_else(|| io::Error::other("no such instance"))?;
-            let opened = tokio::time::timeout(CONNECT, open(place));
+            let place = place.ok_or_else(|| io::Error::other("no such instance"))?;
+            let opened = tokio::time::timeout(CONNECT, open(&place));
             let link = opened.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
             Ok(TokioIo::new(Link(link)))
         })

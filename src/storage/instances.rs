@@ -15,18 +15,20 @@ use crate::{
 };
 
 statements! {
-    BEAT = "INSERT INTO instances AS known (name, role, writer, term, owns_rooms, knows_us)
-            VALUES ($1, $2, $3, $4, $5, $6)
+    BEAT = "INSERT INTO instances AS known (name, role, writer, term, owns_rooms, knows_us,
+                                             address)
+            VALUES ($1, $2, $3, $4, $5, $6, $7)
             ON CONFLICT (name) DO UPDATE
             SET role = excluded.role, writer = excluded.writer, term = excluded.term,
                 owns_rooms = excluded.owns_rooms, knows_us = excluded.knows_us,
+                address = excluded.address,
                 beat_at = clock_timestamp(),
                 started_at = CASE WHEN known.term = excluded.term THEN known.started_at
                                   ELSE clock_timestamp() END
             WHERE known.term <= excluded.term";
     LIST_INSTANCES = "SELECT name, role, writer, owns_rooms,
                              greatest(0, extract(epoch FROM clock_timestamp() - beat_at) * 1000)::int8,
-                             knows_us
+                             knows_us, address
                       FROM instances ORDER BY name";
     /// Microseconds; before what the same batch reads after it.
     NOW = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::int8";
@@ -42,6 +44,8 @@ pub struct Card {
     pub seat: Seat,
     /// Whether it may own shards of rooms.
     pub owns_rooms: bool,
+    /// Where its replication listener is, if it has one; JSON.
+    pub address: Option<String>,
 }
 
 /// An instance as the others see it.
@@ -55,6 +59,8 @@ pub struct Instance {
     pub silence: Duration,
     /// [`Census::read_us`] of the last census that it has taken in.
     pub knows_us: i64,
+    /// Where its replication listener is, if it has one; JSON.
+    pub address: Option<String>,
 }
 
 /// All instances that the table knows, all shards, and all writers.
@@ -102,8 +108,8 @@ pub async fn delete_long_gone(pool: &Pool) -> Result<u64> {
 }
 
 fn add_beat(batch: &mut Batch, card: &Card, knows_us: i64) {
-    let Card { name, role, seat, owns_rooms } = card.clone();
-    batch.add(&BEAT, params![name, role, seat.writer.0, seat.term, owns_rooms, knows_us]);
+    let Card { name, role, seat, owns_rooms, address } = card.clone();
+    batch.add(&BEAT, params![name, role, seat.writer.0, seat.term, owns_rooms, knows_us, address]);
 }
 
 async fn look(pool: &Pool, mut batch: Batch) -> Result<Census> {
@@ -128,6 +134,7 @@ fn instance(row: &Row) -> Instance {
         owns_rooms: row.get(3),
         silence: Duration::from_millis(u64::try_from(row.get::<_, i64>(4)).unwrap_or(0)),
         knows_us: row.get(5),
+        address: row.get(6),
     }
 }
 

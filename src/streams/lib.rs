@@ -37,9 +37,9 @@ use serde_json::value::RawValue;
 use tokio::sync::Notify;
 
 pub use feed::{Feed, Frame, Stream};
-pub use roster::Roster;
 pub use owners::{Owner, Owners};
 pub use room_token::RoomToken;
+pub use roster::Roster;
 pub use token::{InvalidToken, StreamToken};
 pub use writer::{Line, Persist, Writer};
 

@@ -19,7 +19,7 @@ use chatd_storage::{
 };
 
 use crate::{
-    Roster, Frame, Line, Owners, StreamToken, Streams,
+    Frame, Line, Owners, Roster, StreamToken, Streams,
     bus::{Bus, Encode},
     events::Events,
 };
@@ -76,6 +76,7 @@ impl Member {
             role: "generic_worker".to_owned(),
             seat: streams.writer,
             owns_rooms,
+            address: None,
         };
         let roster = Roster::join(pool, card, &streams, &owners, &notices).await.unwrap();
         Self { owners, roster, stop }

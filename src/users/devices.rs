@@ -133,7 +133,8 @@ impl Devices {
                 self.deps.notices.tell(&mut batch, ended);
                 let outcome = self.deps.pool.commit(batch).await;
                 self.tokens.forget(who.user, Ended::All);
-                Ok(outcome?)
+                outcome?;
+                Ok(())
             }
         }
     }

@@ -41,6 +41,10 @@ impl Placement for Moves {
         Box::pin(async move { Ok(there.then(|| other.to_owned())) })
     }
 
+    fn address(&self, _: &str) -> Option<InstanceAddress> {
+        None
+    }
+
     fn doubt<'a>(&'a self, _: Option<&'a str>) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
         self.to_a.store(true, Ordering::SeqCst);
         Box::pin(async {})

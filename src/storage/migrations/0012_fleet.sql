@@ -8,6 +8,8 @@ CREATE TABLE instances (
     term int8 NOT NULL,
     -- Whether it may own shards of rooms.
     owns_rooms bool NOT NULL,
+    -- Where its replication listener is, as JSON; for those whose configuration does not say.
+    address text,
     started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     beat_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     -- When the positions were read that it has taken in last, in microseconds.
