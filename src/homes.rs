@@ -7,7 +7,8 @@ use chatd_base::{Refusal, Result};
 use chatd_config::{Assignment, InstanceAddress, MAIN, Roles, RouterName, StreamName};
 use chatd_http::{Home, Placement};
 use chatd_rooms::read::Reader;
-use chatd_streams::{Owner, Owners, Roster};
+use chatd_streams::{Owner, Owners, Roster, level};
+use chatd_users::Deps;
 use rand::seq::IteratorRandom;
 use ruma_common::{OwnedRoomAliasId, RoomId};
 
@@ -18,12 +19,14 @@ pub struct Homes {
     reader: Reader,
     roster: Option<Arc<Roster>>,
     roles: Roles,
+    deps: Deps,
 }
 
 impl Homes {
     /// `roster`: who else is there, in a fleet.
     pub fn new(
         mine: &Assignment,
+        deps: &Deps,
         owners: &Arc<Owners>,
         reader: &Reader,
         roster: Option<Arc<Roster>>,
@@ -34,6 +37,7 @@ impl Homes {
             reader: reader.clone(),
             roster,
             roles: Roles::embedded(),
+            deps: deps.clone(),
         }
     }
 
@@ -113,6 +117,10 @@ impl Placement for Homes {
         argument: &'a str,
     ) -> Pin<Box<dyn Future<Output = Result<Option<String>>> + Send + 'a>> {
         Box::pin(self.find(router, home, argument))
+    }
+
+    fn level(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(level(&self.deps.streams, &self.deps.notices))
     }
 
     fn address(&self, instance: &str) -> Option<InstanceAddress> {

@@ -115,7 +115,7 @@ async fn serve(
     let app = Arc::new(App { config, clock, limits: Arc::new(limits), users, rooms, sync, reader });
 
     let limits = app.limits.clone();
-    let homes = Homes::new(mine, &owners, &app.reader, roster);
+    let homes = Homes::new(mine, &app.users.deps, &owners, &app.reader, roster);
     let fleet = fleet(&app.config, mine, homes, stop)?;
     let mut routers = chatd_api_client::routers(&app);
     routers.extend(chatd_api_admin::routers(&Arc::new(admin)));

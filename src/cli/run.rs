@@ -21,7 +21,6 @@ const ONE_WISH: Duration = Duration::from_millis(500);
 pub fn execute(source: &Source) -> Result<(), Failure> {
     let config = source.load_or_create()?;
     let mine = assignment(&config, &Roles::embedded())?;
-    refuse_fleet(&mine)?;
     logging::start(&config)?;
     tracing::info!(
         instance = %mine.instance,
@@ -81,18 +80,4 @@ fn stop_on_signals(stop: &Stop) -> std::io::Result<()> {
         }
     });
     Ok(())
-}
-
-/// The configuration may describe a fleet; this release runs everything in one process, and must
-/// not pretend to be one of several.
-fn refuse_fleet(mine: &Assignment) -> Result<(), Failure> {
-    if mine.is_whole() {
-        return Ok(());
-    }
-    Err(Failure::config(format!(
-        "this configuration makes `{}` one of several instances, and this release of chatd runs \
-         as one process only\n  what to do: remove worker_app and stream_writers; `chatd explain` \
-         shows what each instance would do",
-        mine.instance
-    )))
 }

@@ -17,6 +17,9 @@ pub struct Chatd {
     /// Answer each request with `x-chatd-cost: statements=…, round_trips=…`. For tests and
     /// measurements only.
     pub expose_request_cost: bool,
+    /// Which requests see everything that any instance had acknowledged before they came, also
+    /// where the proxy sends each request of a client to another instance. Default: `reads`.
+    pub fresh: Fresh,
     /// Let listeners beyond private networks serve replication without a secret. Default: no.
     pub allow_open_replication: bool,
     /// Which workers `chatd proxy-config` puts where.
@@ -96,12 +99,26 @@ impl ProxyPools {
     }
 }
 
+/// `chatd.fresh`. Of a single instance every answer is fresh.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fresh {
+    /// None: an answer may be some milliseconds old.
+    Never,
+    /// All but syncs, which are told of what they have not seen by the next one.
+    #[default]
+    Reads,
+    /// All.
+    Always,
+}
+
 impl Default for Chatd {
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             data_dir: None,
             expose_request_cost: false,
+            fresh: Fresh::default(),
             allow_open_replication: false,
             proxy_pools: ProxyPools::default(),
             max_request_body: 1 << 20,

@@ -231,6 +231,7 @@ const SUPPORTED: &[(&str, Shape)] = &[
                     ("clients", Any),
                 ]),
             ),
+            ("fresh", Any),
             ("max_request_body", Any),
             ("max_connections", Any),
             ("request_read_timeout", Any),

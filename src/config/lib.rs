@@ -38,7 +38,7 @@ pub use accounts::{
     Sessions, UiAuth,
 };
 pub use assignment::{Assignment, assignment};
-pub use chatd::{Chatd, ProxyPools};
+pub use chatd::{Chatd, Fresh, ProxyPools};
 pub use config::{Config, Overrides, Tls};
 pub use database::{Database, DatabaseTls, PoolSize, PostgresDatabase};
 pub use error::ConfigError;

@@ -101,6 +101,11 @@ impl Fleet {
         }
     }
 
+    /// Returns when this instance knows what any instance had acknowledged before the call.
+    pub(crate) async fn level(&self) {
+        self.placement.level().await;
+    }
+
     async fn carry(&self, instance: &str, request: &Request) -> Attempt {
         let started = Instant::now();
         let carried = match self.wrapped(request) {

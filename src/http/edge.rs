@@ -14,7 +14,7 @@ use std::{
 };
 
 use chatd_base::{Authenticate, Error, Refusal, Result, cost, cost::Cost, tasks};
-use chatd_config::RouterName;
+use chatd_config::{Fresh, RouterName};
 use futures::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
 use hyper::body::Incoming;
@@ -36,6 +36,7 @@ pub(crate) struct Edge {
     pub(crate) max_body: usize,
     pub(crate) read_timeout: Duration,
     pub(crate) expose_cost: bool,
+    pub(crate) fresh: Fresh,
     /// The other instances; absent where there are none.
     pub(crate) fleet: Option<Fleet>,
     /// What this instance answers itself.
@@ -124,6 +125,7 @@ async fn handle(
         Ok(found) => found,
         Err(error) => return (None, Err(error)),
     };
+    freshen(edge, &endpoint).await;
     let is_carried = origin.is_carried;
     let request = Request {
         address: origin.address,
@@ -141,6 +143,19 @@ async fn handle(
         Err(error) => Err(error),
     };
     (Some(endpoint), outcome)
+}
+
+/// Brings this instance up to date with the others, for requests that want it.
+async fn freshen(edge: &Edge, endpoint: &Endpoint) {
+    let Some(fleet) = &edge.fleet else { return };
+    let wants = match edge.fresh {
+        Fresh::Never => false,
+        Fresh::Reads => endpoint.router != RouterName::ClientSync,
+        Fresh::Always => true,
+    };
+    if wants && !endpoint.is_builtin() {
+        fleet.level().await;
+    }
 }
 
 /// Where a request comes from.

@@ -33,6 +33,9 @@ pub trait Placement: Send + Sync + 'static {
         argument: &'a str,
     ) -> Pin<Box<dyn Future<Output = Result<Option<String>>> + Send + 'a>>;
 
+    /// Returns when this instance knows what any instance had acknowledged before the call.
+    fn level(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+
     /// Where `instance` says that it is; for those that `instance_map` does not name.
     fn address(&self, instance: &str) -> Option<InstanceAddress>;
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use chatd_base::{Authenticate, Stop, tasks};
-use chatd_config::{Config, Listener, ResourceName, RouterName};
+use chatd_config::{Config, Fresh, Listener, ResourceName, RouterName};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
@@ -30,6 +30,7 @@ pub struct Server {
     read_timeout: Duration,
     shutdown_timeout: Duration,
     expose_cost: bool,
+    fresh: Fresh,
 }
 
 /// What a server serves.
@@ -73,6 +74,7 @@ impl Server {
             read_timeout: config.chatd.request_read_timeout,
             shutdown_timeout: config.chatd.shutdown_timeout,
             expose_cost: config.chatd.expose_request_cost,
+            fresh: config.chatd.fresh,
         })
     }
 
@@ -86,6 +88,7 @@ impl Server {
             max_body: self.max_body,
             read_timeout: self.read_timeout,
             expose_cost: self.expose_cost,
+            fresh: self.fresh,
             fleet,
             mounted,
             under_way: TaskTracker::new(),

@@ -4,6 +4,10 @@
 //! that takes effect. Each instance of a fleet listens on a connection of its own. While that is
 //! lost nothing is heard, so whoever keeps values is told to drop them all when it goes and again
 //! when it is back. An instance that is alone neither tells nor listens.
+//!
+//! PostgreSQL sends what was told before a query's answer, if it was committed before the query
+//! came: so an answer on that connection is also news that all earlier notices have been heard
+//! ([`Notices::sound`]).
 
 use std::{
     future::poll_fn,
@@ -14,13 +18,16 @@ use std::{
     time::Duration,
 };
 
-use chatd_base::{Stop, UserNid, WriterId, tasks};
-use parking_lot::RwLock;
+use chatd_base::{Position, Stop, UserNid, WriterId, tasks};
+use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::{mpsc, oneshot},
+};
 use tokio_postgres::{AsyncMessage, Client, Connection, NoTls, Notification};
 
-use crate::{Batch, Error, Pool, Result, params, statement::statements};
+use crate::{Batch, Error, Pool, Result, params, positions, statement::statements};
 
 statements! {
     TELL = "SELECT pg_notify('chatd', $1::text || ':' || notice) FROM unnest($2::text[]) AS notice";
@@ -63,10 +70,19 @@ const MOST_DEVICES: usize = 64;
 /// How often the connection is tried, and how long an answer may take.
 const ALIVE_EVERY: Duration = Duration::from_secs(4);
 const ANSWER_WITHIN: Duration = Duration::from_secs(4);
+/// How long those who ask for a sounding wait.
+const SOUND_WITHIN: Duration = Duration::from_secs(2);
 /// Pause before another attempt to connect.
 const PAUSE: Duration = Duration::from_millis(500);
 
 type Ear = Box<dyn Fn(Heard<'_>) + Send + Sync>;
+
+/// Positions of all writers: (stream number, writer, position).
+type Positions = Vec<(i16, WriterId, Position)>;
+type Asker = oneshot::Sender<Positions>;
+
+/// Who may wait for soundings (R8).
+const MOST_ASKERS: usize = 1024;
 
 /// Tells the other instances, and those in this one who want to hear them.
 pub struct Notices {
@@ -75,12 +91,23 @@ pub struct Notices {
     ears: RwLock<Vec<Ear>>,
     /// Whether the log last said so.
     hears: AtomicBool,
+    ask: mpsc::Sender<Asker>,
+    /// The other end of `ask`, until [`Notices::listen`] takes it.
+    asked: Mutex<Option<mpsc::Receiver<Asker>>>,
 }
 
 impl Notices {
     /// Notices of the instance `me`. Nothing is told where there are no others.
     pub fn new(me: WriterId, has_others: bool) -> Arc<Self> {
-        Arc::new(Self { me, has_others, ears: RwLock::default(), hears: AtomicBool::new(true) })
+        let (ask, asked) = mpsc::channel(MOST_ASKERS);
+        Arc::new(Self {
+            me,
+            has_others,
+            ears: RwLock::default(),
+            hears: AtomicBool::new(true),
+            ask,
+            asked: Mutex::new(Some(asked)),
+        })
     }
 
     /// Has the others told of `notice` if the batch takes effect. This instance drops what it
@@ -99,15 +126,32 @@ impl Notices {
 
     /// Starts to listen, until `stop`.
     pub fn listen(self: &Arc<Self>, pool: &Pool, stop: &Stop) {
-        if self.has_others {
-            tasks::spawn("notices", self.clone().run(pool.clone(), stop.clone()));
+        let asked = self.asked.lock().take();
+        if let Some(asked) = asked.filter(|_| self.has_others) {
+            tasks::spawn("notices", self.clone().run(pool.clone(), asked, stop.clone()));
         }
     }
 
-    async fn run(self: Arc<Self>, pool: Pool, stop: Stop) {
+    /// Reads all positions. On return this instance has heard every notice of a commit that had
+    /// returned before the call. `None` if it cannot tell; then those who keep values have been
+    /// told to drop them. Callers that come at the same time share a query.
+    pub async fn sound(&self) -> Option<Positions> {
+        let (reply, answer) = oneshot::channel();
+        let asked = async {
+            self.ask.send(reply).await.ok()?;
+            answer.await.ok()
+        };
+        let positions = tokio::time::timeout(SOUND_WITHIN, asked).await.ok().flatten();
+        if positions.is_none() {
+            self.missed();
+        }
+        positions
+    }
+
+    async fn run(self: Arc<Self>, pool: Pool, mut asked: mpsc::Receiver<Asker>, stop: Stop) {
         loop {
             let ended = tokio::select! {
-                ended = self.hold(&pool) => ended,
+                ended = self.hold(&pool, &mut asked) => ended,
                 () = stop.triggered() => return,
             };
             self.missed();
@@ -124,22 +168,27 @@ impl Notices {
     }
 
     /// Listens on one connection until it is lost.
-    async fn hold(&self, pool: &Pool) -> Result<()> {
+    async fn hold(&self, pool: &Pool, asked: &mut mpsc::Receiver<Asker>) -> Result<()> {
         let (config, tls) = pool.connector();
         let lost = |cause| Error::from_postgres("LISTEN", cause);
         match tls {
             Some(tls) => {
                 let (client, connection) = config.connect(tls).await.map_err(lost)?;
-                self.attend(&client, connection).await
+                self.attend(&client, connection, asked).await
             }
             None => {
                 let (client, connection) = config.connect(NoTls).await.map_err(lost)?;
-                self.attend(&client, connection).await
+                self.attend(&client, connection, asked).await
             }
         }
     }
 
-    async fn attend<S, T>(&self, client: &Client, mut connection: Connection<S, T>) -> Result<()>
+    async fn attend<S, T>(
+        &self,
+        client: &Client,
+        mut connection: Connection<S, T>,
+        asked: &mut mpsc::Receiver<Asker>,
+    ) -> Result<()>
     where
         S: AsyncRead + AsyncWrite + Unpin,
         T: AsyncRead + AsyncWrite + Unpin,
@@ -153,21 +202,35 @@ impl Notices {
             }
             Err(Error::Lost("the connection was closed".to_owned()))
         };
-        let asked = async {
+        let answered = async {
             client.batch_execute("LISTEN chatd").await.map_err(lost)?;
             self.missed();
             self.hears.store(true, Ordering::Relaxed);
             metrics::gauge!("chatd_notices_connected").set(1.0);
             tracing::info!("hearing the other instances");
+            let sounding = client.prepare(positions::LIST_POSITIONS.sql).await.map_err(lost)?;
+            let mut askers = Vec::new();
             loop {
-                tokio::time::sleep(ALIVE_EVERY).await;
-                let answer = tokio::time::timeout(ANSWER_WITHIN, client.batch_execute("SELECT 1"));
-                answer.await.map_err(|_| Error::Lost("no answer".to_owned()))?.map_err(lost)?;
+                tokio::select! {
+                    count = asked.recv_many(&mut askers, MOST_ASKERS) => if count == 0 {
+                        return Err(Error::Lost("nobody asks any more".to_owned()));
+                    },
+                    () = tokio::time::sleep(ALIVE_EVERY) => {}
+                }
+                // Those who come from here on wait for the next answer.
+                let answer = tokio::time::timeout(ANSWER_WITHIN, client.query(&sounding, &[]));
+                let rows =
+                    answer.await.map_err(|_| Error::Lost("no answer".to_owned()))?.map_err(lost)?;
+                let positions: Positions = rows.iter().map(positions::known).collect();
+                for asker in askers.drain(..) {
+                    // One that has gone away needs no answer.
+                    let _ = asker.send(positions.clone());
+                }
             }
         };
         tokio::select! {
             ended = heard => ended,
-            ended = asked => ended,
+            ended = answered => ended,
         }
     }
 

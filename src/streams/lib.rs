@@ -9,6 +9,7 @@ pub mod bus;
 mod feed;
 
 mod follow;
+mod level;
 pub mod owners;
 mod room_token;
 pub mod roster;
@@ -37,6 +38,7 @@ use serde_json::value::RawValue;
 use tokio::sync::Notify;
 
 pub use feed::{Feed, Frame, Stream};
+pub use level::level;
 pub use owners::{Owner, Owners};
 pub use room_token::RoomToken;
 pub use roster::Roster;
@@ -75,6 +77,7 @@ macro_rules! each_feed {
         $({ let $feed = &$streams.$name; $body; })*
     }};
 }
+use each_feed;
 
 impl Streams {
     /// Takes the place of any earlier process of this instance, and reads where every writer of
@@ -117,6 +120,11 @@ impl Streams {
     /// Whether there are other instances.
     pub fn has_others(&self) -> bool {
         self.bus.patience().is_some()
+    }
+
+    /// Whether the bus works, as far as this instance knows.
+    pub(crate) fn is_bus_calm(&self) -> bool {
+        self.bus.is_calm()
     }
 
     /// Has the positions read from the tables soon: something may have been missed.

@@ -35,6 +35,10 @@ impl Bus for Deaf {
     fn patience(&self) -> Option<Duration> {
         Some(Duration::from_millis(100))
     }
+
+    fn is_calm(&self) -> bool {
+        false
+    }
 }
 
 async fn database() -> (Database, Pool) {

@@ -41,6 +41,10 @@ impl Placement for Moves {
         Box::pin(async move { Ok(there.then(|| other.to_owned())) })
     }
 
+    fn level(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(async {})
+    }
+
     fn address(&self, _: &str) -> Option<InstanceAddress> {
         None
     }

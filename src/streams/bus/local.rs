@@ -19,4 +19,8 @@ impl Bus for LocalBus {
     fn patience(&self) -> Option<Duration> {
         None
     }
+
+    fn is_calm(&self) -> bool {
+        true
+    }
 }

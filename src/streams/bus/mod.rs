@@ -30,4 +30,7 @@ pub trait Bus: Send + Sync + 'static {
     /// How often positions are to be read from the tables in case frames got lost; `None` if
     /// there is nobody else who writes.
     fn patience(&self) -> Option<Duration>;
+
+    /// Whether frames come in, as far as is known.
+    fn is_calm(&self) -> bool;
 }

@@ -96,7 +96,11 @@ impl Bus for RedisBus {
     }
 
     fn patience(&self) -> Option<Duration> {
-        Some(if self.hears.load(Ordering::Relaxed) { CALM } else { ALERT })
+        Some(if self.is_calm() { CALM } else { ALERT })
+    }
+
+    fn is_calm(&self) -> bool {
+        self.hears.load(Ordering::Relaxed)
     }
 }
 
