@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use chatd_config::{
-    Certificate, ProxyKind, ProxyListen, ProxyOptions, Severity, Tls, proxy_config,
+    Certificate, ProxyKind, ProxyListen, ProxyOptions, ProxyRoute, Severity, Tls, proxy_config,
 };
+use chatd_http::{Declared, Home};
 use clap::{Args, ValueEnum};
 
 use super::{Failure, Source, note, say};
@@ -83,6 +84,116 @@ pub fn execute(source: &Source, arguments: Arguments) -> Result<(), Failure> {
         admin: arguments.admin,
         site_only: arguments.site,
     };
-    say(proxy_config(&fleet, arguments.proxy.into(), &options)?.trim_end());
+    say(proxy_config(&fleet, &routes(), arguments.proxy.into(), &options)?.trim_end());
     Ok(())
+}
+
+/// The endpoints of this release, as they are declared.
+fn declared() -> Vec<Declared> {
+    let client = chatd_api_client::routes();
+    let admin = chatd_api_admin::routes();
+    let client = client.iter().flat_map(|group| group.declared());
+    client.chain(admin.iter().flat_map(|group| group.declared())).collect()
+}
+
+fn routes() -> Vec<ProxyRoute> {
+    let of_endpoint = |endpoint: Declared| {
+        let writer = match endpoint.home {
+            Home::Stream(stream) => Some(stream),
+            _ => None,
+        };
+        endpoint.patterns.into_iter().map(move |pattern| ProxyRoute { pattern, writer })
+    };
+    declared().into_iter().flat_map(of_endpoint).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use chatd_config::{Fleet, Overrides, RouterName};
+    use regex::Regex;
+
+    use super::*;
+
+    /// A fleet with a pool for everything.
+    const FLEET: &str = "
+server_name: example.org
+database: { name: psycopg2, args: { host: /run, user: chatd } }
+redis: { enabled: true }
+listeners: [{ path: /s/main, type: http, resources: [{ names: [client, federation, media, replication] }] }]
+instance_map:
+  main: { path: /s/main }
+  writer1: { path: /s/writer1 }
+stream_writers:
+  typing: writer1
+  to_device: writer1
+  account_data: writer1
+  receipts: writer1
+  presence: writer1
+  push_rules: writer1
+  device_lists: writer1
+  thread_subscriptions: writer1
+";
+
+    fn fleet() -> Fleet {
+        let names = ["writer1", "sync1", "initial_sync1", "rooms1", "federation_reader1"];
+        let files = names.map(|name| {
+            let file = format!(
+                "worker_app: generic_worker\nworker_name: {name}\nworker_listeners: [{{ type: http, path: \
+                 /s/{name}, resources: [{{ names: [client, federation, replication] }}] }}]\n"
+            );
+            (name, file)
+        });
+        let mut texts = vec![("homeserver.yaml", FLEET)];
+        texts.extend(files.iter().map(|(name, file)| (*name, file.as_str())));
+        let fleet = Fleet::from_texts(&texts, &Overrides::default()).unwrap();
+        assert!(!fleet.has_errors(), "{:#?}", fleet.findings);
+        fleet
+    }
+
+    /// The pools of HAProxy's file with the paths that go there, in their order.
+    fn pools() -> Vec<(String, Regex)> {
+        let options = ProxyOptions { certificate: Certificate::None, ..ProxyOptions::default() };
+        let text = proxy_config(&fleet(), &routes(), ProxyKind::Haproxy, &options).unwrap();
+        let line = Regex::new("use_backend chatd_(\\S+) if \\{ path_reg '(.*)' \\}$").unwrap();
+        let found = text.lines().filter_map(|text| line.captures(text.trim()));
+        found.map(|found| (found[1].to_owned(), Regex::new(&found[2]).unwrap())).collect()
+    }
+
+    /// A pattern with values for its arguments.
+    fn path_of(pattern: &str) -> String {
+        let segments = pattern.split('/');
+        let filled = segments.map(|one| if one.starts_with('{') { "%21a.b%2Fc" } else { one });
+        filled.collect::<Vec<_>>().join("/")
+    }
+
+    fn expected(endpoint: &Declared, pattern: &str) -> String {
+        let of_room = ["/rooms/{", "/join/{", "/knock/{"];
+        match endpoint.home {
+            Home::Stream(stream) => format!("stream_{stream}"),
+            _ if pattern.ends_with("/sync") => "sync".to_owned(),
+            _ if pattern.contains("/user/{") => "clients".to_owned(),
+            _ if of_room.iter().any(|part| pattern.contains(part)) => "rooms".to_owned(),
+            _ if endpoint.router == RouterName::Admin => "nobody".to_owned(),
+            _ => "clients".to_owned(),
+        }
+    }
+
+    #[test]
+    fn every_endpoint_is_sent_where_its_work_is_done() {
+        let pools = pools();
+        let mut writers = 0;
+        for endpoint in declared() {
+            for pattern in &endpoint.patterns {
+                let path = path_of(pattern);
+                let pool = pools.iter().find(|(_, paths)| paths.is_match(&path));
+                let pool = pool.map_or("nobody", |(name, _)| name);
+                let expected = expected(&endpoint, pattern);
+                // Reads of what a writer has written share its paths.
+                let shared = pool.starts_with("stream_") && expected != "nobody";
+                assert!(pool == expected || shared, "{pattern} goes to {pool}, not {expected}");
+                writers += usize::from(pool.starts_with("stream_"));
+            }
+        }
+        assert!(writers > 50, "{writers}");
+    }
 }

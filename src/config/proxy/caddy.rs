@@ -27,8 +27,8 @@ pub(super) fn render(plan: &Plan, options: &ProxyOptions) -> String {
          request_header @chatd_other_token X-Chatd-Key {{header.Authorization}}\n    \
          request_header @chatd_token X-Chatd-Key {{re.token.1}}\n    \
          # The room in a path.\n    \
-         @chatd_room path_regexp room \"/rooms/([^/]+)\"\n    \
-         request_header @chatd_room X-Chatd-Room {{re.room.1}}\n\n    \
+         @chatd_room path_regexp room \"/(rooms|join|knock)/([^/]+)\"\n    \
+         request_header @chatd_room X-Chatd-Room {{re.room.2}}\n\n    \
          # Never for the outside. The path is looked at as it came, because that is how it is\n    \
          # passed on.\n    \
          @chatd_private expression `{{http.request.orig_uri.path}}.matches(\"{PRIVATE}\"){}`\n    \
@@ -87,13 +87,13 @@ fn families(plan: &Plan) -> String {
     let mut text = String::new();
     for (index, (family, target)) in plan.families.iter().enumerate() {
         text += &format!("    # {}\n", family.what);
-        let regex = family.regex();
+        let regex = &family.regex;
         if family.may_be_initial {
             text += "    # (without `since` it is the first of a device, and costs far more)\n";
             let first = format!("{index}_first");
-            text += &handle(plan, &first, &regex, "not query since=*", plan.initial_sync());
+            text += &handle(plan, &first, regex, "not query since=*", plan.initial_sync());
         }
-        text += &handle(plan, &index.to_string(), &regex, "", *target);
+        text += &handle(plan, &index.to_string(), regex, "", *target);
     }
     text
 }

@@ -58,7 +58,7 @@ fn frontend(plan: &Plan, options: &ProxyOptions) -> String {
              http-request set-var(txn.user) var(txn.token),field(2,_) if { var(txn.token) -m beg syt_ }\n    \
              # The room in a path.\n    \
              http-request set-var(txn.room) path\n    \
-             http-request set-var(txn.room) 'path,regsub(^.*/rooms/,),field(1,/)' if { path_sub /rooms/ }\n\n";
+             http-request set-var(txn.room) 'path,regsub(\"^.*/(rooms|join|knock)/\",\"\"),field(1,/)' if { path_reg '/(rooms|join|knock)/' }\n\n";
     for (family, target) in &plan.families {
         text += &format!("    # {}\n", family.what);
         if family.may_be_initial {
@@ -66,13 +66,13 @@ fn frontend(plan: &Plan, options: &ProxyOptions) -> String {
                 "    # (without `since` it is the first of a device, and costs far more)\n    \
                  use_backend chatd_{} if {{ path_reg '{}' }} !{{ urlp(since) -m found }}\n",
                 plan.initial_sync().name(),
-                family.regex()
+                family.regex
             );
         }
         text += &format!(
             "    use_backend chatd_{} if {{ path_reg '{}' }}\n",
             target.name(),
-            family.regex()
+            family.regex
         );
     }
     if options.admin {

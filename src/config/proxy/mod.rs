@@ -17,6 +17,7 @@ use std::{
 
 use crate::{ConfigError, Fleet, Tls};
 use plan::Plan;
+pub use routes::ProxyRoute;
 
 /// Which proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,13 +111,14 @@ impl ProxyOptions {
     }
 }
 
-/// The whole file, with comments.
+/// The whole file, with comments. `routes` is the table of endpoints.
 pub fn proxy_config(
     fleet: &Fleet,
+    routes: &[ProxyRoute],
     kind: ProxyKind,
     options: &ProxyOptions,
 ) -> Result<String, ConfigError> {
-    let plan = Plan::of(fleet)?;
+    let plan = Plan::of(fleet, routes)?;
     Ok(match kind {
         ProxyKind::Nginx => nginx::render(&plan, options),
         ProxyKind::Haproxy => haproxy::render(&plan, options),

@@ -57,7 +57,7 @@ fn maps(plan: &Plan, options: &ProxyOptions) -> String {
          # The room in a path.\n\
          map $uri $chatd_room {{\n    \
              default $uri;\n    \
-             \"~/rooms/(?<chatd_room_id>[^/]+)\" $chatd_room_id;\n}}\n\n\
+             \"~/(?:rooms|join|knock)/(?<chatd_room_id>[^/]+)\" $chatd_room_id;\n}}\n\n\
          # A sync without `since` is the first of a device and costs far more than the others.\n\
          map $arg_since $chatd_sync_pool {{\n    \
              default chatd_{sync};\n    \
@@ -134,7 +134,7 @@ fn server(plan: &Plan, options: &ProxyOptions) -> String {
         plan.patience.as_secs()
     );
     for (family, target) in &plan.families {
-        text += &format!("    # {}\n    location ~ \"{}\" {{\n", family.what, family.regex());
+        text += &format!("    # {}\n    location ~ \"{}\" {{\n", family.what, family.regex);
         text += &location(family, *target);
         text += "    }\n";
     }

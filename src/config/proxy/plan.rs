@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
 
-use super::routes::{FAMILIES, Family, Target};
+use super::routes::{Family, ProxyRoute, Target, families};
 use crate::{
     Bind, ConfigError, Fleet, ListenerKind, Member, ResourceName, RouterName, StreamName, Tls,
 };
@@ -59,14 +59,14 @@ const MARGIN: Duration = Duration::from_secs(60);
 
 impl Plan {
     /// Decides who answers what.
-    pub fn of(fleet: &Fleet) -> Result<Self, ConfigError> {
+    pub fn of(fleet: &Fleet, routes: &[ProxyRoute]) -> Result<Self, ConfigError> {
         let main = fleet
             .main()
             .ok_or_else(|| ConfigError::new("the configuration of the main process is wrong"))?;
         let mut chooser = Chooser::new(fleet, main)?;
         let mut pools = BTreeMap::new();
-        let mut families = Vec::new();
-        for family in FAMILIES {
+        let mut chosen = Vec::new();
+        for family in families(routes) {
             let target = chooser.target(family.target);
             let members = chooser.members(target);
             if members.is_empty() {
@@ -77,7 +77,7 @@ impl Plan {
                 .remedy("give the main process or a worker a listener with the resources client and federation"));
             }
             pools.entry(target).or_insert(members);
-            families.push((*family, target));
+            chosen.push((family, target));
         }
         // Sync requests without `since` are told apart by the query, not by the path.
         let initial = chooser.target(Target::InitialSync);
@@ -87,7 +87,7 @@ impl Plan {
         hosts.splice(0..0, public.filter(|host| *host != hosts[0]).map(str::to_owned));
         Ok(Self {
             hosts,
-            families,
+            families: chosen,
             pools: pools
                 .into_iter()
                 .map(|(target, members)| chooser.pool(target, members))

@@ -53,7 +53,7 @@ fn every_fleet_is_good() {
         assert!(!fleet.has_errors(), "{}: {:#?}", path.display(), fleet.findings);
         assert!(fleet.members.len() > 3, "{}", path.display());
         let options = ProxyOptions::default();
-        proxy_config(&fleet, ProxyKind::Nginx, &options).unwrap();
+        proxy_config(&fleet, &[], ProxyKind::Nginx, &options).unwrap();
         seen += 1;
     }
     assert_eq!(seen, 2);

@@ -14,7 +14,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{Certificate, Fleet, Overrides, ProxyKind, ProxyListen, ProxyOptions, proxy_config};
+use crate::{
+    Certificate, Fleet, Overrides, ProxyKind, ProxyListen, ProxyOptions, ProxyRoute, StreamName,
+    proxy_config,
+};
 
 const START_LIMIT: Duration = Duration::from_secs(20);
 
@@ -48,6 +51,10 @@ const EXPECTED: &[(&str, &[&str])] = &[
     ("/_matrix/client/v3/user/@u:b/rooms/!a:b/tags/x", &["main"]),
     ("/_matrix/client/v3/rooms/!a:b/receipt/m.read/$e", &["main"]),
     ("/_matrix/client/v3/keys/upload", &["main"]),
+    ("/_matrix/client/v3/keys/upload/other", &["generic1"]),
+    ("/_matrix/client/unstable/org.example.a/b", &["main"]),
+    ("/_matrix/client/unstable/org.exampleZa/b", &["generic1"]),
+    ("/_matrix/client/v3/join/%21a:b?server_name=x", &["rooms1", "rooms2"]),
     ("/_matrix/client/v3/rooms/!a:b/send/m.room.message/1", &["rooms1", "rooms2"]),
     ("/_matrix/client/v3/rooms/!a:b/messages?limit=1", &["rooms1", "rooms2"]),
     ("/_matrix/client/v1/rooms/!a:b/threads", &["rooms1", "rooms2"]),
@@ -69,6 +76,26 @@ const EXPECTED: &[(&str, &[&str])] = &[
     ("/metrics", &[]),
     ("/", &[]),
 ];
+
+/// Endpoints whose work is that of a writer, for a part of those that there are.
+const ROUTES: &[(&str, StreamName)] = &[
+    ("/_matrix/client/v3/rooms/{roomId}/typing/{userId}", StreamName::Typing),
+    ("/_matrix/client/api/v1/rooms/{roomId}/typing/{userId}", StreamName::Typing),
+    ("/_matrix/client/v3/sendToDevice/{eventType}/{txnId}", StreamName::ToDevice),
+    ("/_matrix/client/v3/user/{userId}/account_data/{type}", StreamName::AccountData),
+    ("/_matrix/client/v3/user/{userId}/rooms/{roomId}/tags/{tag}", StreamName::AccountData),
+    ("/_matrix/client/v3/rooms/{roomId}/receipt/{receiptType}/{eventId}", StreamName::Receipts),
+    ("/_matrix/client/v3/keys/upload", StreamName::DeviceLists),
+    ("/_matrix/client/unstable/org.example.a/{b}", StreamName::DeviceLists),
+];
+
+fn routes() -> Vec<ProxyRoute> {
+    let route = |(pattern, writer): &(&str, StreamName)| ProxyRoute {
+        pattern: (*pattern).to_owned(),
+        writer: Some(*writer),
+    };
+    ROUTES.iter().map(route).collect()
+}
 
 #[test]
 fn nginx_takes_its_file_and_sends_each_request_where_it_belongs() {
@@ -124,7 +151,7 @@ fn try_out(program: &str, kind: ProxyKind, write: impl Fn(&Path, &str) -> Argume
         listen: vec![ProxyListen { address: Some(address), port }],
         ..ProxyOptions::default()
     };
-    let text = proxy_config(&fleet, kind, &options).unwrap();
+    let text = proxy_config(&fleet, &routes(), kind, &options).unwrap();
     let (check, run) = write(folder.path(), &text);
     let checked = Command::new(&program).args(check).output().unwrap();
     let said = String::from_utf8_lossy(&checked.stderr);
@@ -163,7 +190,10 @@ fn users_and_rooms_stay_where_they_are(port: u16) {
         let room = |rest: &str| {
             ask(port, &format!("/_matrix/client/v3/rooms/!r{user}:b/{rest}"), "Bearer syt_x_y_z")
         };
-        assert_eq!(room("send/m.room.message/1"), room("messages"), "room {user}");
+        let instance = room("messages");
+        assert_eq!(room("send/m.room.message/1"), instance, "room {user}");
+        let join = format!("/_matrix/client/v3/join/!r{user}:b");
+        assert_eq!(ask(port, &join, "Bearer syt_z_y_z"), instance, "room {user}");
     }
     assert_eq!(seen.len(), 2, "users are spread: {seen:?}");
 }
