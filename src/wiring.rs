@@ -6,7 +6,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use chatd_api_client::App;
 use chatd_base::{Clock, Stop, tasks};
 use chatd_config::{
-    Assignment, Config, Database, DatabaseTls, PostgresDatabase, SigningKeys, StreamName, TaskName,
+    Assignment, Config, Database, DatabaseTls, MAIN, PostgresDatabase, SigningKeys, StreamName,
+    TaskName,
 };
 use chatd_http::{Fleet, Limits, Metrics, Server, Serving};
 use chatd_rooms::{Rooms, Signer, profile::finish_what_was_begun};
@@ -128,7 +129,9 @@ async fn serve(
         metrics,
     };
     tracing::info!("{} is ready as {}", app.config.server_name, mine.instance);
-    say_how_to_make_an_account(&app.config);
+    if mine.instance == MAIN {
+        say_how_to_make_an_account(&app.config);
+    }
     server.serve(serving, stop.clone()).await.map_err(|error| anyhow!(error))
 }
 

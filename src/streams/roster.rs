@@ -31,6 +31,8 @@ const BEAT: Duration = Duration::from_secs(2);
 const DEAD: Duration = Duration::from_secs(7);
 /// Least time between two looks that notices ask for.
 const PAUSE: Duration = Duration::from_millis(100);
+/// Between two looks of one that waits to be known.
+const GLANCE: Duration = Duration::from_millis(20);
 /// How long a new writer waits for those who do not know it.
 const INTRODUCTION: Duration = Duration::from_secs(10);
 
@@ -87,10 +89,14 @@ impl Roster {
 
     /// Waits until everybody who is alive knows this instance as a writer. A token that does not
     /// name a writer covers its rows below the others' positions, so it may not write earlier.
+    /// Meanwhile it takes note of others that are as new.
     async fn introduce(&self, since_us: i64) -> Result<()> {
         let until = Instant::now() + INTRODUCTION;
         loop {
-            let census = instances::list(&self.pool).await?;
+            let knows_us = self.knows_us.load(Ordering::Relaxed);
+            let census = instances::beat(&self.pool, &self.card, knows_us).await?;
+            self.streams.skip_to(&census.positions);
+            self.knows_us.fetch_max(census.read_us, Ordering::Relaxed);
             let is_ignorant = |one: &&Instance| {
                 one.name != self.card.name && one.silence < DEAD && one.knows_us < since_us
             };
@@ -103,7 +109,7 @@ impl Roster {
                 tracing::warn!(?ignorant, "some instances do not hear that there is a new one");
                 return Ok(());
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(GLANCE).await;
         }
     }
 

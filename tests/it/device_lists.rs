@@ -85,14 +85,14 @@ scenario! {
         bob.leave(&one).await.ok();
         let named = json!({"membership": "join", "displayname": "M"});
         mallory.set_state(&one, "m.room.member", &mallory.id, &named).await.ok();
-        assert!(server.process().sigterm().await.expect("it ends").success());
-        server.process().restart().await.expect("it starts again");
+        assert!(server.sigterm().await.expect("it ends").success());
+        server.restart().await.expect("it starts again");
         let since = told(&alice, &since, &[&eve], &[&bob]).await;
         // Both leave the last room that they share while nobody looks.
         eve.leave(&one).await.ok();
         alice.leave(&one).await.ok();
-        assert!(server.process().sigterm().await.expect("it ends").success());
-        server.process().restart().await.expect("it starts again");
+        assert!(server.sigterm().await.expect("it ends").success());
+        server.restart().await.expect("it starts again");
         told(&alice, &since, &[], &[&eve, &mallory]).await;
     }
 }

@@ -304,8 +304,8 @@ scenario! {
         let database = server.database().connect().await.expect("the database");
         let close = "UPDATE users SET deactivated = true WHERE localpart = 'alice'";
         database.execute(close, &[]).await.expect("closed");
-        server.process().kill9().expect("killed");
-        server.process().restart().await.expect("restarted");
+        server.kill9().expect("killed");
+        server.restart().await.expect("restarted");
         let mut feed = bob.feed().await;
         let gone = |state: &Value| state["membership"] == "leave";
         while !gone(bob.get_state(&room, "m.room.member", &alice.id).await.ok()) {

@@ -169,8 +169,8 @@ scenario! {
         for number in 0..7 {
             alice.send(&rooms[0], &format!("before {number}")).await;
         }
-        server.process().kill9().expect("it is killed");
-        server.process().restart().await.expect("it starts again");
+        server.kill9().expect("it is killed");
+        server.restart().await.expect("it starts again");
         for number in 0..3 {
             alice.send(&rooms[0], &format!("after {number}")).await;
         }

@@ -96,13 +96,13 @@ scenario! {
         let (room, other) =
             (alice.create_room().member(&bob).await, alice.create_room().member(&bob).await);
         let invitation = alice.create_room().invite(&bob).await;
-        assert!(server.process().sigterm().await.expect("it ends").success());
-        let file = server.process().folder().join("homeserver.yaml");
+        assert!(server.sigterm().await.expect("it ends").success());
+        let file = server.folder().join("homeserver.yaml");
         let text = std::fs::read_to_string(&file).expect("the configuration");
         let mut config: Value = serde_json::from_str(&text).expect("it is JSON as well");
         config["exclude_rooms_from_sync"] = json!([room, invitation]);
         std::fs::write(&file, config.to_string()).expect("the configuration is written");
-        server.process().restart().await.expect("it starts again");
+        server.restart().await.expect("it starts again");
 
         let mut feed = bob.feed().await;
         assert!(feed.first.room(&room).is_null() && feed.first.room(&other).is_object());

@@ -325,9 +325,9 @@ scenario! {
         let room = alice.create_room().member(&bob).await;
         let mut feed = bob.feed().await;
         let first = alice.send(&room, "before the restart").await;
-        let status = server.process().sigterm().await.expect("it ends");
+        let status = server.sigterm().await.expect("it ends");
         assert!(status.success(), "{status}");
-        server.process().restart().await.expect("it starts again");
+        server.restart().await.expect("it starts again");
         let second = alice.send(&room, "after the restart").await;
         let seen = feed.now().await;
         assert_eq!(seen.timeline_ids(&room), [first, second]);

@@ -174,7 +174,7 @@ impl Running {
 
     /// Asks it to end, and returns its exit code; `None` after a signal.
     pub async fn sigterm(mut self) -> Option<i32> {
-        crate::server::signal(self.child.id(), "TERM").expect("it runs");
+        crate::process::signal(self.child.id(), "TERM").expect("it runs");
         loop {
             if let Some(status) = self.child.try_wait().expect("a child can be asked") {
                 return status.code();

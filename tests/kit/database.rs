@@ -10,7 +10,7 @@ use tokio_postgres::Client;
 
 use crate::{
     cluster::{Cluster, USER},
-    server::Process,
+    process::Process,
     settings::Settings,
 };
 

@@ -46,6 +46,11 @@ impl Http {
         Self { client, base }
     }
 
+    /// The base that it was made with.
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
     /// A request; a path is one of `/_matrix/client/v3` if it is not a whole one.
     pub fn request(&self, method: &str, path: impl Into<String>) -> Request {
         let mut path = path.into();

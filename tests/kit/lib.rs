@@ -6,7 +6,11 @@ pub mod clients;
 pub mod cluster;
 pub mod command;
 pub mod database;
+pub mod fleet;
 pub mod http;
+pub mod nginx;
+pub mod process;
+pub mod redis;
 pub mod room;
 pub mod scenario;
 pub mod server;
@@ -24,8 +28,10 @@ use std::{
 
 pub use command::{Command, Ended};
 pub use database::Database;
+pub use fleet::{Fleet, Spread};
 pub use http::{Answer, Cost, Request, path};
-pub use server::{Process, Server};
+pub use process::Process;
+pub use server::Server;
 pub use settings::{SERVER_NAME, SHARED_SECRET, Settings};
 pub use sync::{Feed, Synced};
 pub use terminal::Terminal;

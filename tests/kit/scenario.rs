@@ -32,6 +32,20 @@ macro_rules! scenario {
             async fn monolith() {
                 scenario($crate::Server::start(env!("CARGO_BIN_EXE_chatd"), $settings).await).await;
             }
+
+            #[tokio::test]
+            async fn fleet() {
+                let binary = env!("CARGO_BIN_EXE_chatd");
+                let spread = $crate::Spread::Generated;
+                scenario($crate::Server::fleet(binary, $settings, spread).await).await;
+            }
+
+            #[tokio::test]
+            async fn random() {
+                let binary = env!("CARGO_BIN_EXE_chatd");
+                let spread = $crate::Spread::Random;
+                scenario($crate::Server::fleet(binary, $settings, spread).await).await;
+            }
         }
         $crate::scenario! { $($rest)* }
     };

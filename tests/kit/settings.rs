@@ -1,5 +1,7 @@
 //! The homeserver.yaml of a test server.
 
+use std::path::Path;
+
 use serde_json::{Map, Value, json};
 
 /// `registration_shared_secret` of every test server.
@@ -54,13 +56,28 @@ impl Settings {
         self
     }
 
-    /// The file: JSON, which is YAML too.
-    pub(crate) fn to_yaml(&self, listener: Value, database: &Value, folder: &str) -> String {
+    /// The file: JSON, which is YAML too. Without `listener`, the settings have listeners.
+    pub(crate) fn to_yaml(
+        &self,
+        listener: Option<Value>,
+        database: &Value,
+        folder: &Path,
+    ) -> String {
         let mut keys = self.keys.clone();
-        keys.insert("listeners".to_owned(), json!([listener]));
+        if let Some(listener) = listener {
+            keys.insert("listeners".to_owned(), json!([listener]));
+        }
         keys.insert("database".to_owned(), database.clone());
-        keys.insert("signing_key_path".to_owned(), format!("{folder}/signing.key").into());
-        keys.insert("pid_file".to_owned(), format!("{folder}/chatd.pid").into());
+        keys.insert("signing_key_path".to_owned(), json!(folder.join("signing.key")));
+        keys.insert("pid_file".to_owned(), json!(folder.join("chatd.pid")));
         format!("{:#}\n", Value::Object(keys))
+    }
+
+    /// The same with another value for a key of the section `chatd`.
+    #[must_use]
+    pub(crate) fn with_chatd(mut self, key: &str, value: impl Into<Value>) -> Self {
+        let section = self.keys.entry("chatd").or_insert_with(|| json!({}));
+        section[key] = value.into();
+        self
     }
 }

@@ -14,7 +14,7 @@ mod shutdown;
 
 use std::{path::Path, time::Duration};
 
-use chatd_kit::{Database, Process, Settings, cluster, cluster::Cluster, say, server::signal};
+use chatd_kit::{Database, Process, Settings, cluster, cluster::Cluster, process::signal, say};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 

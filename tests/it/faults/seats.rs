@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use chatd_kit::{Answer, Database, User, http::Http, path, server::signal, spawn};
+use chatd_kit::{Answer, Database, User, http::Http, path, process::signal, spawn};
 use serde_json::json;
 
 use super::BINARY;
