@@ -258,6 +258,10 @@ async fn guarded(expose_cost: bool, endpoint: Arc<Endpoint>, request: Request) -
 
 /// The answer, refusals included, with what it cost.
 fn with_cost(reply: Result<Reply>, cost: Cost) -> Result<Reply> {
+    // Not an answer: the work goes on elsewhere.
+    if reply.as_ref().is_err_and(|error| error.errcode() == Some(crate::carry::NOT_OWNER.1)) {
+        return reply;
+    }
     let text = format!("statements={}; round_trips={}", cost.statements, cost.round_trips);
     let reply = reply.unwrap_or_else(render);
     let value = HeaderValue::from_str(&text).map_err(Error::internal)?;

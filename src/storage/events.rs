@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use chatd_base::{EventNid, KeyNid, Position, RoomNid, SnapshotId, UserNid};
+use chatd_base::{EventNid, KeyNid, Position, RoomNid, SnapshotId, UserNid, WriterId};
 use ruma_common::{OwnedEventId, OwnedRoomId, OwnedUserId};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -67,6 +67,16 @@ statements! {
                ARRAY(SELECT a.event_id FROM unnest(e.auth_ids) WITH ORDINALITY AS x(nid, n)
                      JOIN events a ON a.nid = x.nid ORDER BY x.n)
         FROM events e JOIN event_json j ON j.nid = e.nid WHERE e.nid = ANY($1::int8[])";
+    /// The first event of a room that a token does not cover, and the last that it does. All at or
+    /// below $2 are covered, and none above $3.
+    LOCATE = "SELECT min(e.pos) FILTER (WHERE NOT e.is_covered),
+                     max(e.pos) FILTER (WHERE e.is_covered)
+              FROM (SELECT e.pos,
+                           e.pos <= coalesce((SELECT ahead.pos
+                                              FROM unnest($4::int2[], $5::int8[]) AS ahead(writer, pos)
+                                              WHERE ahead.writer = e.writer), $2) AS is_covered
+                    FROM events e
+                    WHERE e.room = $1 AND e.pos > $2 AND e.pos <= $3 AND e.flags & 7 = 0) AS e";
     /// Events in (low, high] of each room; flags 7: outliers, rejected and soft-failed ones are
     /// in no timeline.
     LIST_NEWEST = concat!("SELECT ", columns!(), "
@@ -296,6 +306,35 @@ pub fn like_pattern(kind: &str) -> String {
         }
     }
     pattern
+}
+
+/// Where a token is in one room's timeline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Location {
+    /// Every event of the room at or below it is covered.
+    pub low: Position,
+    /// No event of the room above it is covered.
+    pub high: Position,
+}
+
+/// Where in the timeline of `room` a token is that covers everything up to `min`, and what the
+/// writers in `ahead` have written up to their positions.
+pub async fn locate(
+    pool: &Pool,
+    room: RoomNid,
+    min: Position,
+    ahead: &[(WriterId, Position)],
+) -> Result<Location> {
+    let max = ahead.iter().map(|(_, position)| *position).max().unwrap_or(min);
+    let writers: Vec<i16> = ahead.iter().map(|(writer, _)| writer.0).collect();
+    let positions: Vec<i64> = ahead.iter().map(|(_, position)| position.0).collect();
+    let rows = pool.query(&LOCATE, &[&room.0, &min.0, &max.0, &writers, &positions]).await?;
+    let row = rows.first();
+    let of = |column: usize| row.and_then(|row| row.get::<_, Option<i64>>(column));
+    Ok(Location {
+        low: of(0).map_or(max, |first| Position(first - 1)),
+        high: of(1).map_or(min, Position),
+    })
 }
 
 /// Up to `limit` events of each span that pass `filter`, rooms one after the other, in the order

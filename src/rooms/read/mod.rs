@@ -8,12 +8,13 @@ mod timeline;
 
 use std::sync::Arc;
 
-use chatd_base::{Position, Result, UserNid};
+use chatd_base::{Position, Result, RoomNid, UserNid};
 use chatd_storage::{
     Pool,
+    events::{self, Location},
     notices::{Heard, Notice},
 };
-use chatd_streams::Streams;
+use chatd_streams::{StreamToken, Streams};
 use chatd_users::{Users, ignored};
 use ruma_common::RoomId;
 
@@ -84,6 +85,26 @@ impl Reader {
     /// The furthest position of a room event that this instance knows to be complete.
     fn now(&self) -> Position {
         self.streams.events.token().max()
+    }
+
+    /// Where `token` is in the room's timeline. No query if no writer was ahead of another.
+    async fn locate(&self, room: RoomNid, token: &StreamToken) -> Result<Location> {
+        if token.ahead.is_empty() {
+            return Ok(Location { low: token.min, high: token.min });
+        }
+        Ok(events::locate(&self.pool, room, token.min, &token.ahead).await?)
+    }
+
+    /// As [`Reader::locate`], if there is a token.
+    async fn locate_if(
+        &self,
+        room: RoomNid,
+        token: Option<&RoomToken>,
+    ) -> Result<Option<Location>> {
+        match token {
+            Some(token) => Ok(Some(self.locate(room, &token.stream()).await?)),
+            None => Ok(None),
+        }
     }
 
     /// How the user sees the room; refuses rooms that this server does not know.

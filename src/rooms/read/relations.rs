@@ -51,13 +51,15 @@ impl Reader {
     ) -> Result<RelationsPage> {
         let (lens, parent) = self.seen_event(user, Some(room), event).await?;
         let newest_first = query.end == End::Newest;
-        let (from, to) = (query.from.as_ref().map(RoomToken::stream), query.to.as_ref());
-        let to = to.map(RoomToken::stream);
+        let (from, to) = futures::try_join!(
+            self.locate_if(lens.room, query.from.as_ref()),
+            self.locate_if(lens.room, query.to.as_ref()),
+        )?;
         let all = (Position(0), Position(i64::MAX));
         let (low, high) = if newest_first {
-            (to.map_or(all.0, |to| to.min), from.map_or(all.1, |from| from.max()))
+            (to.map_or(all.0, |to| to.low), from.map_or(all.1, |from| from.high))
         } else {
-            (from.map_or(all.0, |from| from.min), to.map_or(all.1, |to| to.max()))
+            (from.map_or(all.0, |from| from.low), to.map_or(all.1, |to| to.high))
         };
         let wanted = RelatedTo {
             room: lens.room,
@@ -89,7 +91,8 @@ impl Reader {
         limit: usize,
     ) -> Result<ThreadsPage> {
         let (lens, until) = self.admitted(user, room).await?;
-        let high = from.map_or(Position(i64::MAX), |from| from.stream().max());
+        let from = self.locate_if(lens.room, from).await?;
+        let high = from.map_or(Position(i64::MAX), |from| from.high);
         let high = until.map_or(high, |until| high.min(until));
         let mut roots = relations::list_threads(
             &self.pool,

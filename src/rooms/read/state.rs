@@ -61,7 +61,7 @@ impl Reader {
         query: &MembersQuery,
     ) -> Result<State> {
         let (lens, until) = self.admitted(user, room).await?;
-        let at = query.at.as_ref().map(|token| token.stream().max());
+        let at = self.locate_if(lens.room, query.at.as_ref()).await?.map(|at| at.high);
         let at = match (at, until) {
             (Some(at), Some(until)) => Some(at.min(until)),
             (at, until) => at.or(until),

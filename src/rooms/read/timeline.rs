@@ -69,11 +69,14 @@ impl Reader {
         let start = query
             .from
             .unwrap_or_else(|| RoomToken::at(if backwards { newest } else { Position(0) }));
-        let to = query.to.map(|token| token.stream());
+        let (from, to) = futures::try_join!(
+            self.locate_if(lens.room, Some(&start)),
+            self.locate_if(lens.room, query.to.as_ref()),
+        )?;
         let (low, high) = if backwards {
-            (to.map_or(Position(0), |to| to.min), start.stream().max().min(newest))
+            (to.map_or(Position(0), |to| to.low), from.map_or(newest, |from| from.high.min(newest)))
         } else {
-            (start.stream().min, to.map_or(newest, |to| to.max().min(newest)))
+            (from.map_or(Position(0), |from| from.low), to.map_or(newest, |to| to.high.min(newest)))
         };
         let mut events =
             self.list_seen(&lens, (low, high), query.end, query.limit, &query.filter).await?;
