@@ -86,6 +86,10 @@ pub struct ProxyPools {
 }
 
 impl ProxyPools {
+    /// The names of all pools.
+    pub(crate) const NAMES: [&str; 6] =
+        ["sync", "initial_sync", "rooms", "federation", "media", "clients"];
+
     /// The pool of that name.
     pub(crate) fn of(&self, pool: &str) -> &[String] {
         match pool {

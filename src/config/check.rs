@@ -107,14 +107,18 @@ fn check_listeners(config: &Config) -> Result<(), ConfigError> {
             return Err(ConfigError::at(
                 format!("{key}.{index}.tls"),
                 "metrics listeners have no TLS",
-            ));
+            )
+            .found("true")
+            .remedy("remove `tls`, or use `type: http` with the resource metrics"));
         }
         if let Some(other) = config.listeners[..index].iter().position(|o| o.bind == listener.bind)
         {
             return Err(ConfigError::at(
                 format!("{key}.{index}"),
-                format!("listens where listener {other} listens already: {listener}"),
-            ));
+                format!("listens where listener {other} listens already"),
+            )
+            .found(listener)
+            .remedy("give it a port of its own, or add its resources to the other"));
         }
     }
     Ok(())

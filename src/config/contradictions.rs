@@ -51,6 +51,7 @@ fn check_instance_map(config: &Config) -> Result<(), ConfigError> {
             _ => continue,
         };
         return Err(ConfigError::at(format!("instance_map.{name}"), problem)
+            .found(address)
             .remedy("give `host` and `port` for TCP, or `path` for a unix socket"));
     }
     Ok(())
@@ -79,7 +80,9 @@ fn check_writers(config: &Config, role: &Role, writers: &WritersOf) -> Result<()
         }
         for (index, name) in names.iter().enumerate() {
             if names[..index].contains(name) {
-                return Err(ConfigError::at(key, "an instance is named twice").found(name));
+                return Err(ConfigError::at(key, "this instance is named twice")
+                    .found(name)
+                    .remedy("name it once"));
             }
             reachable(config, &key, name)?;
         }
@@ -138,7 +141,9 @@ fn check_runners(config: &Config, role: &Role, runners: &RunnersOf) -> Result<()
         }
         if let Some(twice) = names.iter().enumerate().find(|(at, name)| names[..*at].contains(name))
         {
-            return Err(ConfigError::at(key_of(*task), "an instance is named twice").found(twice.1));
+            return Err(ConfigError::at(key_of(*task), "this instance is named twice")
+                .found(twice.1)
+                .remedy("name it once"));
         }
         // With a role of one purpose, the boolean of the main process decides; see below.
         let named_by_key = names != &[MAIN];
@@ -224,8 +229,9 @@ fn check_listeners(config: &Config, role: &Role, writers: &WritersOf) -> Result<
             if !role.serves.contains(name) {
                 return Err(ConfigError::at(
                     format!("{key}.{index}.resources"),
-                    format!("an instance with the role {} cannot serve `{name}`", role.name),
+                    format!("an instance with the role {} cannot serve this", role.name),
                 )
+                .found(name)
                 .remedy("remove the resource, or use synapse.app.generic_worker"));
             }
         }
@@ -238,8 +244,18 @@ fn check_listeners(config: &Config, role: &Role, writers: &WritersOf) -> Result<
     let callable =
         config.listeners.iter().any(|listener| listener.serves(ResourceName::Replication));
     if called && !callable {
-        return Err(ConfigError::at(key, format!("no listener of {me} has the resource `replication`, but other instances are told to call it"))
-            .remedy("add a listener of type http with `resources: [{names: [replication]}]`, where instance_map says"));
+        let place = config.workers.instance_map.get(me);
+        let place = place.map_or_else(|| "instance_map says".to_owned(), ToString::to_string);
+        return Err(ConfigError::at(
+            key,
+            format!(
+                "no listener of {me} has the resource `replication`, but other instances are told \
+                 to call it"
+            ),
+        )
+        .remedy(format!(
+            "add a listener of type http with `resources: [{{names: [replication]}}]` at {place}"
+        )));
     }
     Ok(())
 }
@@ -254,14 +270,14 @@ fn check_media(config: &Config, role: &Role) -> Result<(), ConfigError> {
         listener.resources.iter().any(|one| one.names.contains(&ResourceName::Media))
     };
     match config.listeners.iter().position(names_media) {
-        Some(index) => Err(ConfigError::at(
-            format!("{key}.{index}.resources"),
-            "names `media`, but `enable_media_repo` is false",
-        )
-        .remedy(
-            "remove the resource, or set worker_app to synapse.app.media_repository, whose \
+        Some(index) => {
+            Err(ConfigError::at(format!("{key}.{index}.resources"), "`enable_media_repo` is false")
+                .found("media")
+                .remedy(
+                    "remove the resource, or set worker_app to synapse.app.media_repository, whose \
              instances serve media all the same",
-        )),
+                ))
+        }
         None => Ok(()),
     }
 }

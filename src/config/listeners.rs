@@ -205,8 +205,10 @@ impl RawListener {
             (None, Some(path)) if kind == ListenerKind::Http => {
                 Ok(Bind::Unix { path: path.clone(), mode: self.mode.unwrap_or(0o666) })
             }
-            (None, Some(_)) => {
-                Err(ConfigError::at(format!("{key}.path"), "a metrics listener needs a port"))
+            (None, Some(path)) => {
+                Err(ConfigError::at(format!("{key}.path"), "a metrics listener needs a port")
+                    .found(path.display())
+                    .remedy("write `port` instead, or `type: http` with the resource metrics"))
             }
             (Some(_), Some(_)) => Err(ConfigError::at(key, "has both a port and a path")
                 .remedy("keep `port` for TCP or `path` for a unix socket")),

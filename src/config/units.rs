@@ -193,7 +193,8 @@ pub fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Str
 pub fn at_least_one<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     let names = one_or_many(deserializer)?;
     if names.is_empty() {
-        return Err(de::Error::invalid_value(de::Unexpected::Seq, &"a name or a list of names"));
+        let empty = de::Unexpected::Other("an empty list");
+        return Err(de::Error::invalid_value(empty, &"a name or a list of names"));
     }
     Ok(names)
 }

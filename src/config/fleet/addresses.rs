@@ -70,71 +70,98 @@ fn leads_to(address: &InstanceAddress, listener: &Listener) -> bool {
     }
 }
 
+/// One listener of one instance.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    member: &'a Member,
+    index: usize,
+    listener: &'a Listener,
+}
+
+impl<'a> Place<'a> {
+    fn all(fleet: &'a Fleet) -> impl Iterator<Item = Self> {
+        fleet.members.iter().flat_map(|member| {
+            let listeners = member.config.listeners.iter().enumerate();
+            listeners.map(move |(index, listener)| Self { member, index, listener })
+        })
+    }
+
+    /// What is wrong with it, said of its `part`.
+    fn mistake(&self, part: &str, problem: String) -> ConfigError {
+        let key = format!("{}.{}.{part}", self.member.listeners_key(), self.index);
+        self.member.config.origins.locate(ConfigError::at(key, problem))
+    }
+}
+
 /// Two instances on one unix socket.
 fn sockets(fleet: &Fleet) -> Vec<Finding> {
-    let mut users = BTreeMap::<&Path, Vec<&str>>::new();
-    for member in &fleet.members {
-        for listener in &member.config.listeners {
-            if let Bind::Unix { path, .. } = &listener.bind {
-                users.entry(path).or_default().push(member.name());
-            }
+    let mut users = BTreeMap::<&Path, Vec<Place<'_>>>::new();
+    for place in Place::all(fleet) {
+        if let Bind::Unix { path, .. } = &place.listener.bind {
+            users.entry(path).or_default().push(place);
         }
     }
-    let shared = users.into_iter().filter(|(_, names)| names.len() > 1);
-    let finding = |(path, names): (&Path, Vec<&str>)| {
-        let text = format!("all listen at {}", path.display());
-        let error = ConfigError::new(text).remedy("give each instance a socket of its own");
-        Finding::error(names[0], error).about(names)
-    };
-    shared.map(finding).collect()
+    let mut findings = Vec::new();
+    for (path, users) in users {
+        let [first, .., last] = &users[..] else { continue };
+        let error = last
+            .mistake("path", format!("is a listener of {} too", first.member.name()))
+            .found(path.display())
+            .remedy("give each instance a socket of its own");
+        let names = users.iter().map(|place| place.member.name());
+        findings.push(Finding::error(MAIN, error).about(names));
+    }
+    findings
 }
 
 /// Two instances on one port of one address. On different machines, or in containers, that is
 /// well; where the configuration does not tell, it is a warning.
 fn ports(fleet: &Fleet) -> Vec<Finding> {
-    let mut users = BTreeMap::<u16, Vec<(&Member, &[IpAddr])>>::new();
-    for member in &fleet.members {
-        for listener in &member.config.listeners {
-            if let Bind::Tcp { addresses, port } = &listener.bind {
-                users.entry(*port).or_default().push((member, addresses));
-            }
+    let mut users = BTreeMap::<u16, Vec<(Place<'_>, &[IpAddr])>>::new();
+    for place in Place::all(fleet) {
+        if let Bind::Tcp { addresses, port } = &place.listener.bind {
+            users.entry(*port).or_default().push((place, addresses));
         }
     }
-    let mut findings = Vec::new();
-    for (port, users) in users {
-        let mut doubtful = Vec::new();
-        for (index, (member, addresses)) in users.iter().enumerate() {
-            for (other, others) in &users[..index] {
-                if other.name() == member.name() || !overlap(addresses, others) {
-                    continue;
-                }
-                match on_one_machine(fleet, member, other) {
-                    Some(true) => findings.push(taken(port).about([other.name(), member.name()])),
-                    Some(false) => {}
-                    None => {
-                        for name in [other.name(), member.name()] {
-                            if !doubtful.contains(&name) {
-                                doubtful.push(name);
-                            }
-                        }
-                    }
-                }
-            }
-        }
-        if !doubtful.is_empty() {
-            let error = ConfigError::new(format!(
-                "all listen at port {port}, which needs a machine or container for each"
-            ));
-            findings.push(Finding::warning(MAIN, error).about(doubtful));
-        }
-    }
-    findings
+    users.into_iter().flat_map(|(port, users)| at_one_port(fleet, port, &users)).collect()
 }
 
-fn taken(port: u16) -> Finding {
-    let error = ConfigError::new(format!("both listen at port {port} of one machine"))
-        .remedy("give each instance a port of its own");
-    Finding::error(MAIN, error)
+fn at_one_port(fleet: &Fleet, port: u16, users: &[(Place<'_>, &[IpAddr])]) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut doubtful = Vec::new();
+    for (index, (place, addresses)) in users.iter().enumerate() {
+        let name = place.member.name();
+        for (earlier, others) in &users[..index] {
+            let other = earlier.member.name();
+            if other == name || !overlap(addresses, others) {
+                continue;
+            }
+            match on_one_machine(fleet, place.member, earlier.member) {
+                Some(true) => {
+                    let error = place
+                        .mistake(
+                            "port",
+                            format!("{other} listens at this port of this machine too"),
+                        )
+                        .found(port)
+                        .remedy("give each instance a port of its own");
+                    findings.push(Finding::error(name, error).about([other, name]));
+                }
+                Some(false) => {}
+                None => {
+                    let new = [other, name].into_iter().filter(|one| !doubtful.contains(one));
+                    doubtful.extend(new.collect::<Vec<_>>());
+                }
+            }
+        }
+    }
+    if !doubtful.is_empty() {
+        let error = ConfigError::new(format!(
+            "all listen at port {port}, which needs a machine or container for each"
+        ));
+        findings.push(Finding::warning(MAIN, error).about(doubtful));
+    }
+    findings
 }
 
 fn overlap(these: &[IpAddr], those: &[IpAddr]) -> bool {

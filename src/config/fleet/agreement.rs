@@ -19,13 +19,6 @@ const COMMON: &[(&str, Show)] = &[
             (None, None) => format!("{}:{} database {}", redis.host, redis.port, redis.dbid),
         }
     }),
-    ("stream_writers", |one| {
-        let given = one.assignment.writers_of.iter();
-        given
-            .map(|(stream, names)| format!("{stream}: {}", names.join(", ")))
-            .collect::<Vec<_>>()
-            .join("; ")
-    }),
 ];
 
 /// Two of one name, and keys that one instance has otherwise than the others.
@@ -63,6 +56,10 @@ fn differences(fleet: &Fleet) -> Vec<Finding> {
         };
         for (key, show) in COMMON {
             differ(key, show(member) != show(main), show(member));
+        }
+        for (stream, writers) in &member.assignment.writers_of {
+            let differs = writers.as_slice() != main.assignment.writers_of(*stream);
+            differ(&format!("stream_writers.{stream}"), differs, writers.join(", "));
         }
         let secret = |one: &Member| {
             one.config.workers.replication_secret.as_ref().map(|secret| secret.expose().to_owned())

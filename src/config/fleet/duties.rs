@@ -3,7 +3,7 @@
 
 use super::{Finding, Fleet, Member};
 use crate::{
-    Bind, ConfigError, ListenerKind, ResourceName, RouterName, StreamName, TaskName,
+    ConfigError, ListenerKind, ProxyPools, ResourceName, RouterName, StreamName, TaskName,
     assignment::canonical, contradictions::key_of, suggest, workers::MAIN,
 };
 
@@ -33,6 +33,10 @@ fn named(member: &Member) -> Vec<(String, String)> {
     let outbound = &member.config.workers.outbound_federation_restricted_to;
     let key = "outbound_federation_restricted_to";
     named.extend(outbound.iter().map(|name| (key.to_owned(), canonical(name))));
+    for pool in ProxyPools::NAMES {
+        let names = member.config.chatd.proxy_pools.of(pool);
+        named.extend(names.iter().map(|name| (format!("chatd.proxy_pools.{pool}"), name.clone())));
+    }
     named
 }
 
@@ -86,18 +90,18 @@ fn tasks_of_roles(fleet: &Fleet) -> Vec<Finding> {
             .filter(|member| member.assignment.runs(*task))
             .map(Member::name)
             .collect();
-        let key = key_of(*task);
+        let at_key = |problem: String| ConfigError::at(key_of(*task), problem);
         let mistake = match (runners.len(), task) {
             (0, _) => Finding::warning(
                 MAIN,
-                ConfigError::new(format!("nobody does `{task}`: the main process is told not to"))
-                    .remedy(format!("name an instance in {key}, if this is not what you want")),
+                at_key(format!("names nobody, and the main process is told not to do `{task}`"))
+                    .remedy("name an instance, if nobody is not what you want"),
             ),
             (1, _) | (_, TaskName::Pusher | TaskName::FederationSender) => continue,
             _ => Finding::error(
                 MAIN,
-                ConfigError::new(format!("only one instance can do `{task}`"))
-                    .remedy(format!("name one of them in {key}")),
+                at_key(format!("names nobody, and only one instance can do `{task}`"))
+                    .remedy(format!("name one of {}", runners.join(", "))),
             ),
         };
         findings.push(mistake.about(runners));
@@ -122,13 +126,23 @@ pub(super) fn check_coverage(fleet: &Fleet) -> Vec<Finding> {
             findings.push(Finding::warning(MAIN, ConfigError::new(text)).about([]));
         }
     }
-    findings.extend(fleet.members.iter().filter(|member| is_idle(member)).map(|member| {
-        let error = ConfigError::new("does nothing: it writes no stream, has no task, and no listener for clients, servers or media")
-            .remedy("name it in stream_writers or one of the keys for tasks, give it a listener, or do not start it");
-        Finding::warning(member.name(), error)
-    }));
+    findings.extend(fleet.members.iter().filter(|member| is_idle(member)).map(idle));
     findings.extend(fleet.members.iter().filter_map(replication_among_others));
     findings
+}
+
+fn idle(member: &Member) -> Finding {
+    let error = ConfigError::at(
+        "worker_name",
+        "does nothing: it writes no stream, has no task, and no listener for clients, servers or \
+         media",
+    )
+    .found(member.name())
+    .remedy(
+        "name it in stream_writers or one of the keys for tasks, give it a listener, or do not \
+         start it",
+    );
+    Finding::warning(member.name(), member.config.origins.locate(error))
 }
 
 fn is_idle(member: &Member) -> bool {
@@ -144,18 +158,17 @@ fn is_idle(member: &Member) -> bool {
 /// A listener for the proxy that other instances use too is one mistake away from the internet.
 fn replication_among_others(member: &Member) -> Option<Finding> {
     let public = [ResourceName::Client, ResourceName::Federation, ResourceName::Media];
-    let mixed = member.config.listeners.iter().find(|listener| {
+    let mut listeners = member.config.listeners.iter();
+    let index = listeners.position(|listener| {
         listener.kind == ListenerKind::Http
             && listener.serves(ResourceName::Replication)
             && public.iter().any(|name| listener.serves(*name))
     })?;
-    let place = match &mixed.bind {
-        Bind::Tcp { port, .. } => format!("port {port}"),
-        Bind::Unix { path, .. } => path.display().to_string(),
-    };
-    let error = ConfigError::new(format!(
-        "{place} serves `replication` beside what the reverse proxy needs"
-    ))
+    let error = ConfigError::at(
+        format!("{}.{index}", member.listeners_key()),
+        "serves `replication` beside what the reverse proxy needs",
+    )
+    .found(&member.config.listeners[index])
     .remedy("give `replication` a listener of its own, which the proxy does not know");
-    Some(Finding::warning(member.name(), error))
+    Some(Finding::warning(member.name(), member.config.origins.locate(error)))
 }

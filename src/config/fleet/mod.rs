@@ -85,6 +85,11 @@ impl Member {
         self.config.listeners.iter().filter(move |one| one.serves(resource))
     }
 
+    /// The key that its listeners are under.
+    pub(crate) fn listeners_key(&self) -> &'static str {
+        if self.is_main() { "listeners" } else { "worker_listeners" }
+    }
+
     /// Whether some listener of it answers the endpoints of `router`.
     pub fn answers(&self, router: RouterName) -> bool {
         self.config.listeners.iter().any(|one| self.assignment.mounts(router, one))

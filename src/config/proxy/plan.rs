@@ -63,7 +63,7 @@ impl Plan {
         let main = fleet
             .main()
             .ok_or_else(|| ConfigError::new("the configuration of the main process is wrong"))?;
-        let mut chooser = Chooser::new(fleet, main)?;
+        let mut chooser = Chooser::new(fleet, main);
         let mut pools = BTreeMap::new();
         let mut chosen = Vec::new();
         for family in families(routes) {
@@ -127,18 +127,13 @@ struct Chooser<'a> {
 }
 
 impl<'a> Chooser<'a> {
-    fn new(fleet: &'a Fleet, main: &'a Member) -> Result<Self, ConfigError> {
+    fn new(fleet: &'a Fleet, main: &'a Member) -> Self {
         let mut purposes = BTreeMap::<&str, Vec<Target>>::new();
         let mut notes = Vec::new();
         for (pool, target) in POOLS {
             for name in main.config.chatd.proxy_pools.of(pool) {
-                let Some(member) = fleet.member(name) else {
-                    let key = format!("chatd.proxy_pools.{pool}");
-                    return Err(main
-                        .config
-                        .origins
-                        .locate(ConfigError::at(key, "no file has this instance").found(name)));
-                };
+                // An instance that is not there is an error of the fleet.
+                let Some(member) = fleet.member(name) else { continue };
                 purposes.entry(member.name()).or_default().push(target);
             }
         }
@@ -152,7 +147,7 @@ impl<'a> Chooser<'a> {
             notes.push(format!("{name}: {}, {why}", named(&targets)));
             purposes.insert(name, targets);
         }
-        Ok(Self { fleet, purposes, notes })
+        Self { fleet, purposes, notes }
     }
 
     /// The pool that requests for `wanted` go to: its own if there is one, else the next wider.

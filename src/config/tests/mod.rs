@@ -5,6 +5,7 @@ mod examples;
 mod fleets;
 mod proxies;
 mod values;
+mod wrong;
 
 use crate::{Assignment, Config, ConfigError, Overrides, Roles, assignment};
 
