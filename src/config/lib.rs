@@ -51,9 +51,7 @@ pub use presence::{Presence, PresenceMode, Profiles};
 pub use proxy::{Certificate, ProxyKind, ProxyListen, ProxyOptions, ProxyRoute, proxy_config};
 pub use rates::{InviteRates, JoinRates, LoginRates, PresenceRates, Rate, RateLimits};
 pub use roles::{Role, Roles};
-pub use rooms::{
-    EncryptedByDefault, PowerLevelOverrides, PrejoinState, RoomRule, Rooms, RuleAction,
-};
+pub use rooms::{EncryptedByDefault, PowerLevelOverrides, RoomRule, Rooms, RuleAction};
 pub use signing_key::{SigningKey, SigningKeys};
 pub use units::Secret;
 pub use voip::Voip;

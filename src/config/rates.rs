@@ -42,33 +42,15 @@ pub struct RateLimits {
     /// `rc_joins_per_room`: joins into one room, by anybody.
     #[serde(rename = "rc_joins_per_room")]
     pub joins_per_room: Rate,
-    /// `rc_3pid_validation`: validation mails and messages.
-    #[serde(rename = "rc_3pid_validation")]
-    pub threepid_validation: Rate,
     /// `rc_invites`.
     #[serde(rename = "rc_invites")]
     pub invites: InviteRates,
-    /// `rc_third_party_invite`: invites to third-party ids by a user.
-    #[serde(rename = "rc_third_party_invite")]
-    pub third_party_invite: Rate,
-    /// `rc_media_create`: media ids reserved by a user.
-    #[serde(rename = "rc_media_create")]
-    pub media_create: Rate,
     /// `rc_presence.per_user`: presence updates of a user.
     #[serde(rename = "rc_presence")]
     pub presence: PresenceRates,
-    /// `rc_delayed_event_mgmt`: changes of delayed events by a user.
-    #[serde(rename = "rc_delayed_event_mgmt")]
-    pub delayed_event_mgmt: Rate,
-    /// `rc_reports`: reports of events, rooms and users by a user.
-    #[serde(rename = "rc_reports")]
-    pub reports: Rate,
     /// `rc_room_creation`: rooms made by a user.
     #[serde(rename = "rc_room_creation")]
     pub room_creation: Rate,
-    /// `rc_user_directory`: searches of a user.
-    #[serde(rename = "rc_user_directory")]
-    pub user_directory: Rate,
 }
 
 /// `rc_login`.
@@ -87,8 +69,6 @@ pub struct LoginRates {
 pub struct JoinRates {
     /// Rooms that this server is in already.
     pub local: Rate,
-    /// Rooms that it must join through another server.
-    pub remote: Rate,
 }
 
 /// `rc_invites`.
@@ -121,21 +101,15 @@ impl Default for RateLimits {
                 failed_attempts: Rate::new(0.17, 3.0),
             },
             admin_redaction: None,
-            joins: JoinRates { local: Rate::new(0.1, 10.0), remote: Rate::new(0.01, 10.0) },
+            joins: JoinRates { local: Rate::new(0.1, 10.0) },
             joins_per_room: Rate::new(1.0, 10.0),
-            threepid_validation: Rate::new(0.003, 5.0),
             invites: InviteRates {
                 per_room: Rate::new(0.3, 10.0),
                 per_user: Rate::new(0.003, 5.0),
                 per_issuer: Rate::new(0.3, 10.0),
             },
-            third_party_invite: Rate::new(0.2, 10.0),
-            media_create: Rate::new(10.0, 50.0),
             presence: PresenceRates { per_user: Rate::new(0.1, 1.0) },
-            delayed_event_mgmt: Rate::new(1.0, 5.0),
-            reports: Rate::new(1.0, 5.0),
             room_creation: Rate::new(0.016, 10.0),
-            user_directory: Rate::new(0.016, 200.0),
         }
     }
 }

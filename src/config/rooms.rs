@@ -16,8 +16,6 @@ pub struct Rooms {
     pub encrypted_by_default: EncryptedByDefault,
     /// `allow_public_rooms_without_auth`: whether the directory needs no access token.
     pub allow_public_rooms_without_auth: bool,
-    /// `allow_public_rooms_over_federation`: whether other servers may read the directory.
-    pub allow_public_rooms_over_federation: bool,
     /// `enable_room_list_search`: whether the directory answers at all. Default true.
     pub enable_room_list_search: bool,
     /// `require_membership_for_aliases`: only members may add aliases to a room. Default true.
@@ -37,9 +35,6 @@ pub struct Rooms {
     /// `filter_timeline_limit`: most events in one timeline that a filter can ask for.
     /// Default 100; negative means no limit of the admin's.
     pub filter_timeline_limit: i64,
-    /// `room_prejoin_state`: which state events invited and knocking users are shown.
-    #[serde(rename = "room_prejoin_state")]
-    pub prejoin_state: PrejoinState,
 }
 
 impl Default for Rooms {
@@ -48,7 +43,6 @@ impl Default for Rooms {
             default_version: RoomVersionId::V12,
             encrypted_by_default: EncryptedByDefault::Off,
             allow_public_rooms_without_auth: false,
-            allow_public_rooms_over_federation: false,
             enable_room_list_search: true,
             require_membership_for_aliases: true,
             alias_creation_rules: None,
@@ -58,7 +52,6 @@ impl Default for Rooms {
             forget_rooms_on_leave: false,
             exclude_rooms_from_sync: Vec::new(),
             filter_timeline_limit: 100,
-            prejoin_state: PrejoinState::default(),
         }
     }
 }
@@ -168,17 +161,6 @@ pub struct PowerLevelOverrides {
     pub trusted_private_chat: Option<Map<String, Value>>,
     /// Of the preset `public_chat`.
     pub public_chat: Option<Map<String, Value>>,
-}
-
-/// `room_prejoin_state`.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct PrejoinState {
-    /// Leave out the usual types (create, join rules, canonical alias, avatar, encryption, name,
-    /// topic).
-    pub disable_default_event_types: bool,
-    /// Types to add. Entries are a type, or a pair of type and state key.
-    pub additional_event_types: Vec<Value>,
 }
 
 fn room_version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<RoomVersionId, D::Error> {

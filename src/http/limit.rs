@@ -49,8 +49,6 @@ classes! {
     LoginFailedAttempts = login.failed_attempts;
     /// Joins of rooms that this server is in, by user.
     JoinsLocal = joins.local;
-    /// Joins of rooms that it is not in, by user.
-    JoinsRemote = joins.remote;
     /// Joins by room.
     JoinsPerRoom = joins_per_room;
     /// Invites by room.
@@ -63,8 +61,6 @@ classes! {
     PresencePerUser = presence.per_user;
     /// Rooms that a user creates.
     RoomCreation = room_creation;
-    /// Reports by user.
-    Reports = reports;
 }
 
 struct Bucket {

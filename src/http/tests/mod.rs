@@ -99,7 +99,7 @@ async fn start() -> Running {
     );
     let config = Config::from_texts(&[("test.yaml", &yaml)], &Overrides::default()).unwrap();
     let rates = RateLimits {
-        reports: chatd_config::Rate { per_second: 0.1, burst_count: 1.0 },
+        room_creation: chatd_config::Rate { per_second: 0.1, burst_count: 1.0 },
         ..RateLimits::default()
     };
     let limits = Arc::new(Limits::new(rates, 100, Clock::system()));
@@ -110,7 +110,7 @@ async fn start() -> Running {
         .post(raw("/_matrix/panic"), Auth::None, fails)
         .post(raw("/_matrix/take"), Auth::None, takes)
         .post(raw("/_matrix/report"), Auth::Token, takes)
-        .limit(LimitClass::Reports)
+        .limit(LimitClass::RoomCreation)
         .put(raw("/_matrix/slow"), Auth::None, slow)
         .get(raw("/_matrix/chunks"), Auth::None, chunks)
         .bind(&state);
