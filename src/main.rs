@@ -4,6 +4,7 @@ mod cli;
 mod embedded;
 mod homes;
 mod logging;
+mod status;
 mod wiring;
 
 use std::process::ExitCode;

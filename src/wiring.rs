@@ -9,7 +9,7 @@ use chatd_config::{
     Assignment, Config, Database, DatabaseTls, MAIN, PostgresDatabase, SigningKeys, StreamName,
     TaskName,
 };
-use chatd_http::{Fleet, Limits, Metrics, Server, Serving};
+use chatd_http::{Fleet, Limits, Metrics, Reply, Server, Serving};
 use chatd_rooms::{Rooms, Signer, profile::finish_what_was_begun};
 use chatd_storage::{
     ConnectSettings, Host, Interner, Pool, instances::Card, notices::Notices, positions::StreamId,
@@ -32,6 +32,7 @@ use chatd_users::{Deps, Users, cleanup};
 use crate::{
     embedded::{self, Cluster},
     homes::Homes,
+    status::Status,
 };
 
 /// How long a PostgreSQL that does not answer at the start is waited for.
@@ -116,6 +117,11 @@ async fn serve(
     let app = Arc::new(App { config, clock, limits: Arc::new(limits), users, rooms, sync, reader });
 
     let limits = app.limits.clone();
+    let Deps { pool, streams, .. } = &app.users.deps;
+    let name = app.config.server_name.as_str();
+    let status = Arc::new(Status::new(mine, name, pool, streams, &owners, roster.clone()));
+    let figures = status.clone();
+    metrics.source(move |sheet| figures.figures(sheet));
     let homes = Homes::new(mine, &app.users.deps, &owners, &app.reader, roster);
     let fleet = fleet(&app.config, mine, homes, stop)?;
     let mut routers = chatd_api_client::routers(&app);
@@ -127,6 +133,7 @@ async fn serve(
         users: app.users.tokens.clone(),
         limits,
         metrics,
+        detail: Arc::new(move || Reply::json(&status.detail())),
     };
     tracing::info!("{} is ready as {}", app.config.server_name, mine.instance);
     if mine.instance == MAIN {

@@ -1,12 +1,15 @@
 //! Background tasks that are named, counted, and stopped together.
 
 use std::{
+    collections::BTreeMap,
     future::Future,
     sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use futures::FutureExt;
+use metrics::{Counter, Gauge};
+use parking_lot::RwLock;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -94,12 +97,37 @@ fn spawn_uncounted(work: impl Future<Output = ()> + Send + 'static) -> JoinHandl
 
 /// Runs `work`; false if it panicked.
 async fn guarded(name: &'static str, work: impl Future<Output = ()>) -> bool {
-    metrics::gauge!("chatd_tasks_running", "task" => name).increment(1.0);
+    let meter = Meter::of(name);
+    meter.started.increment(1);
+    meter.running.increment(1.0);
     let ended = std::panic::AssertUnwindSafe(work).catch_unwind().await;
     if ended.is_err() {
         metrics::counter!("chatd_task_panics_total", "task" => name).increment(1);
         tracing::error!(task = name, "a background task panicked");
     }
-    metrics::gauge!("chatd_tasks_running", "task" => name).decrement(1.0);
+    meter.running.decrement(1.0);
     ended.is_ok()
+}
+
+/// What is counted of the tasks of one name. There are few names, and a task for each connection.
+#[derive(Clone)]
+struct Meter {
+    started: Counter,
+    running: Gauge,
+}
+
+static METERS: RwLock<BTreeMap<&'static str, Meter>> = RwLock::new(BTreeMap::new());
+
+impl Meter {
+    fn of(name: &'static str) -> Self {
+        if let Some(meter) = METERS.read().get(name) {
+            return meter.clone();
+        }
+        let meter = Self {
+            started: metrics::counter!("synapse_background_process_start_count_total",
+                "name" => name),
+            running: metrics::gauge!("synapse_background_process_in_flight_count", "name" => name),
+        };
+        METERS.write().entry(name).or_insert(meter).clone()
+    }
 }

@@ -8,8 +8,9 @@ use chatd_config::{Listener, ResourceName, RouterName};
 use crate::{Auth, HeaderValue, Metrics, Reply, Request, Router, Routes, header, raw};
 
 /// Those that `listener` serves.
-pub(crate) fn routers(listener: &Listener, page: &Metrics) -> Vec<Router> {
-    let mut routers = vec![health()];
+pub(crate) fn routers(listener: &Listener, page: &Metrics, detail: &Detail) -> Vec<Router> {
+    let for_operators = listener.serves(ResourceName::Replication);
+    let mut routers = vec![health(for_operators.then(|| detail.clone()))];
     if listener.serves(ResourceName::Metrics) {
         routers.push(metrics(page));
     }
@@ -19,12 +20,24 @@ pub(crate) fn routers(listener: &Listener, page: &Metrics) -> Vec<Router> {
     routers
 }
 
-/// `/health`: 200 while this instance takes requests. On every listener.
-fn health() -> Router {
-    async fn ok(_: Arc<()>, _: Request) -> Result<Reply> {
-        Ok(Reply::text("OK"))
+/// How this instance is, as JSON.
+pub type Detail = Arc<dyn Fn() -> Result<Reply> + Send + Sync>;
+
+/// `/health`: 200 while this instance takes requests. On every listener. With `?detail` it tells
+/// more, where that is for operators.
+fn health(detail: Option<Detail>) -> Router {
+    async fn ok(detail: Arc<Option<Detail>>, request: Request) -> Result<Reply> {
+        match &*detail {
+            Some(detail) if asks_for_detail(&request) => detail(),
+            _ => Ok(Reply::text("OK")),
+        }
     }
-    Routes::of(RouterName::Health).get(raw("/health"), Auth::None, ok).bind(&Arc::new(()))
+    Routes::of(RouterName::Health).get(raw("/health"), Auth::None, ok).bind(&Arc::new(detail))
+}
+
+fn asks_for_detail(request: &Request) -> bool {
+    let query = request.uri().query().unwrap_or_default();
+    query.split('&').any(|part| part.split('=').next() == Some("detail"))
 }
 
 /// `/metrics`, and `/_synapse/metrics` as Synapse has it.

@@ -26,6 +26,7 @@ use subtle::ConstantTimeEq;
 
 use crate::{
     Home, Placement, Reply, Request,
+    carry_meter::{self, Links},
     peers::{PeerError, Peers},
     reply::Body,
     router::Endpoint,
@@ -51,6 +52,7 @@ pub const NOT_OWNER: (u16, &str) = (421, "CHATD_NOT_OWNER");
 pub struct Fleet {
     placement: Arc<dyn Placement>,
     peers: Peers,
+    links: Links,
     secret: Option<Secret>,
     stop: Stop,
 }
@@ -64,7 +66,7 @@ impl Fleet {
         stop: Stop,
     ) -> Result<Self, String> {
         let peers = Peers::new(instances, placement.clone())?;
-        Ok(Self { placement, peers, secret, stop })
+        Ok(Self { placement, peers, links: Links::default(), secret, stop })
     }
 
     /// Answers `request` where it belongs; `here` answers it on this instance.
@@ -84,13 +86,13 @@ impl Fleet {
             let home = self.placement.place(endpoint.router, endpoint.home, &argument).await?;
             let attempt = match &home {
                 None => Attempt::of_local(here(request.clone()).await),
-                Some(instance) => self.carry(instance, &request).await,
+                Some(instance) => self.carry(instance, endpoint, &request).await,
             };
             let why = match attempt {
                 Attempt::Done(outcome) => return outcome,
                 Attempt::Again(why) => why,
             };
-            metrics::counter!("chatd_carry_retries_total").increment(1);
+            carry_meter::RETRIES.increment(1);
             if Instant::now() >= deadline || !self.stop.sleep(pause).await {
                 let instance = home.as_deref().unwrap_or("this instance");
                 tracing::warn!(instance, why, "a request could not be carried");
@@ -106,15 +108,21 @@ impl Fleet {
         self.placement.level().await;
     }
 
-    async fn carry(&self, instance: &str, request: &Request) -> Attempt {
-        let started = Instant::now();
+    async fn carry(&self, instance: &str, endpoint: &Endpoint, request: &Request) -> Attempt {
+        let (sent_at, link) = (Instant::now(), self.links.to(instance));
+        let mut carrying = endpoint.meter.carry();
         let carried = match self.wrapped(request) {
             Ok(carried) => carried,
             Err(refusal) => return Attempt::Done(Err(refusal.into())),
         };
         let sent = self.peers.send(instance, carried).await;
-        metrics::histogram!("chatd_carry_seconds", "instance" => instance.to_owned())
-            .record(started.elapsed());
+        match &sent {
+            Ok(answer) => {
+                carrying.answered(answer.status());
+                link.answered(sent_at);
+            }
+            Err(_) => link.failed(),
+        }
         match sent {
             Ok(answer) if answer.status().as_u16() == NOT_OWNER.0 => {
                 Attempt::Again(format!("{instance} does not own it"))
@@ -185,6 +193,7 @@ impl Fleet {
             head.headers.insert(header::AUTHORIZATION, token);
         }
         let told = |name| head.headers.get(&name).and_then(|value| value.to_str().ok());
+        carry_meter::CARRIED_IN.increment(1);
         Ok(Some(Carried {
             client: told(CLIENT).and_then(|address| address.parse().ok()),
             request: told(REQUEST).map(Into::into),

@@ -10,7 +10,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use chatd_base::{Authenticate, Error, Refusal, Result, cost, cost::Cost, tasks};
@@ -25,6 +25,7 @@ use crate::{
     Fleet, Home, Limits, Reply, Request, auth, body,
     body::Outgoing,
     client,
+    meter::{Counted, Meter},
     router::Endpoint,
     table::{Match, Table},
 };
@@ -44,6 +45,12 @@ pub(crate) struct Edge {
     /// Connections, and requests that write although their clients are gone.
     pub(crate) under_way: TaskTracker,
     pub(crate) count: AtomicU64,
+    /// Of this instance, for ids of requests.
+    pub(crate) instance: String,
+    /// Counts what browsers ask before they send.
+    pub(crate) preflight: Arc<Meter>,
+    /// Counts requests to endpoints that there are not.
+    pub(crate) unknown: Arc<Meter>,
 }
 
 /// What one listener serves, and how.
@@ -63,68 +70,73 @@ pub(crate) async fn answer(
     peer: Option<IpAddr>,
     request: http::Request<Incoming>,
 ) -> Result<Response<Outgoing>, Infallible> {
-    let started = Instant::now();
-    let id = request_id(&edge, &site, &request);
     let gzip = site.compress && body::accepts_gzip(request.headers());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let span = tracing::info_span!("request", %id);
-    let in_flight = InFlight::new();
+    let (mut head, incoming) = request.into_parts();
+    let mut origin = Origin {
+        address: client::address(peer, &head.headers, site.x_forwarded),
+        id: request_id(&edge, &site, &head),
+        is_carried: false,
+    };
+    let table = takes_carried(&edge, &site, &mut head, &mut origin);
+    // What is logged of a carried request has the id that the client's request has where it came.
+    let span = tracing::info_span!("request", id = %origin.id);
+    let found = table.and_then(|table| table.find(&head.method, head.uri.path()));
+    let counted = Counted::begin(edge.meter_of(&method, found.as_ref().ok()));
 
-    let (endpoint, outcome) =
-        handle(&edge, &site, peer, id, request).instrument(span.clone()).await;
+    let outcome = handle(&edge, found, origin, head, incoming).instrument(span.clone()).await;
     let mut reply = outcome.unwrap_or_else(|error| span.in_scope(|| render(error)));
     if gzip {
         body::compress(&mut reply);
     }
-    drop(in_flight);
-    let name = endpoint.as_ref().map_or("none", |endpoint| endpoint.paths.name());
-    span.in_scope(|| note(&method, name, &path, reply.status, started.elapsed()));
+    let took = counted.answered(reply.status);
+    span.in_scope(|| note(&method, &path, reply.status, took));
     Ok(finish(reply))
 }
 
-/// The request's id: what the proxy says, or the method and a number.
-fn request_id(edge: &Edge, site: &Site, request: &http::Request<Incoming>) -> Arc<str> {
-    const LONGEST: usize = 128;
-    let given = site
-        .request_id_header
-        .as_ref()
-        .and_then(|name| request.headers().get(name)?.to_str().ok())
-        .filter(|id| !id.is_empty() && id.len() <= LONGEST);
-    match given {
-        Some(id) => id.into(),
-        None => {
-            let number = edge.count.fetch_add(1, Ordering::Relaxed);
-            format!("{}-{number}", request.method()).into()
+impl Edge {
+    /// The meter of the endpoint that was found, or of those that were not.
+    fn meter_of<'a>(&'a self, method: &Method, found: Option<&'a Match>) -> &'a Arc<Meter> {
+        match found {
+            _ if method == Method::OPTIONS => &self.preflight,
+            Some(found) => &found.endpoint.meter,
+            None => &self.unknown,
         }
     }
 }
 
-/// Finds the endpoint and lets it answer; gives back which it was.
+/// The request's id: what the proxy says, or the method and a number; in a fleet with the name of
+/// the instance, so that it is one request's wherever it is carried.
+fn request_id(edge: &Edge, site: &Site, head: &http::request::Parts) -> Arc<str> {
+    const LONGEST: usize = 128;
+    let given = site
+        .request_id_header
+        .as_ref()
+        .and_then(|name| head.headers.get(name)?.to_str().ok())
+        .filter(|id| !id.is_empty() && id.len() <= LONGEST);
+    if let Some(id) = given {
+        return id.into();
+    }
+    let number = edge.count.fetch_add(1, Ordering::Relaxed);
+    match &edge.fleet {
+        Some(_) => format!("{}-{}-{number}", edge.instance, head.method).into(),
+        None => format!("{}-{number}", head.method).into(),
+    }
+}
+
+/// Lets the endpoint answer that was found.
 async fn handle(
     edge: &Arc<Edge>,
-    site: &Site,
-    peer: Option<IpAddr>,
-    id: Arc<str>,
-    request: http::Request<Incoming>,
-) -> (Option<Arc<Endpoint>>, Result<Reply>) {
+    found: Result<Match>,
+    origin: Origin,
+    head: http::request::Parts,
+    incoming: Incoming,
+) -> Result<Reply> {
     // Browsers ask before they send; every path answers, known or not.
-    if request.method() == Method::OPTIONS {
-        return (None, Ok(Reply::empty()));
+    if head.method == Method::OPTIONS {
+        return Ok(Reply::empty());
     }
-    let (mut head, incoming) = request.into_parts();
-    let mut origin = Origin {
-        address: client::address(peer, &head.headers, site.x_forwarded),
-        id,
-        is_carried: false,
-    };
-    let table = match takes_carried(edge, site, &mut head, &mut origin) {
-        Ok(table) => table,
-        Err(error) => return (None, Err(error)),
-    };
-    let Match { endpoint, args } = match table.find(&head.method, head.uri.path()) {
-        Ok(found) => found,
-        Err(error) => return (None, Err(error)),
-    };
+    let Match { endpoint, args } = found?;
     freshen(edge, &endpoint).await;
     let is_carried = origin.is_carried;
     let request = Request {
@@ -137,12 +149,11 @@ async fn handle(
         requester: None,
         id: origin.id,
     };
-    let outcome = match admit(edge, &endpoint, request, incoming, is_carried).await {
-        Ok(request) if is_carried => run(edge, &endpoint, request).await,
-        Ok(request) => run_at_home(edge, &endpoint, request).await,
-        Err(error) => Err(error),
-    };
-    (Some(endpoint), outcome)
+    let request = admit(edge, &endpoint, request, incoming, is_carried).await?;
+    match is_carried {
+        true => run(edge, &endpoint, request).await,
+        false => run_at_home(edge, &endpoint, request).await,
+    }
 }
 
 /// Brings this instance up to date with the others, for requests that want it.
@@ -320,45 +331,12 @@ fn default_caching(headers: &mut HeaderMap) {
         .or_insert(HeaderValue::from_static("no-cache, no-store, must-revalidate"));
 }
 
-/// Counts an answer and writes the access log.
-fn note(method: &Method, endpoint: &str, path: &str, status: StatusCode, took: Duration) {
-    // Methods are the client's choice: only those that endpoints have become labels.
-    let label = match *method {
-        Method::GET | Method::HEAD => "GET",
-        Method::PUT => "PUT",
-        Method::POST => "POST",
-        Method::DELETE => "DELETE",
-        Method::OPTIONS => "OPTIONS",
-        _ => "other",
-    };
-    let endpoint: Arc<str> = endpoint.into();
-    metrics::counter!("chatd_http_requests_total", "method" => label,
-        "endpoint" => endpoint.clone(), "code" => status.as_u16().to_string())
-    .increment(1);
-    metrics::histogram!("chatd_http_request_duration_seconds", "method" => label,
-        "endpoint" => endpoint)
-    .record(took);
+/// Writes the access log.
+fn note(method: &Method, path: &str, status: StatusCode, took: Duration) {
     tracing::debug!(
         target: "chatd::access",
         %method, path, status = status.as_u16(), duration_ms = took.as_millis(), "answered"
     );
-}
-
-/// Counts a request while it lives, cancelled or not.
-struct InFlight(metrics::Gauge);
-
-impl InFlight {
-    fn new() -> Self {
-        let gauge = metrics::gauge!("chatd_http_requests_in_flight");
-        gauge.increment(1.0);
-        Self(gauge)
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.decrement(1.0);
-    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     pin::pin,
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::Duration,
 };
 
@@ -20,6 +20,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
+use metrics::Gauge;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
@@ -40,6 +41,8 @@ const MAX_HEADERS: usize = 128;
 /// After the end was asked for, connections are served for this long as before, each answer being
 /// the last one of its connection. So only clients that have been silent find theirs closed.
 const LAME_DUCK: Duration = Duration::from_millis(100);
+/// Connections that are open.
+static CONNECTIONS: LazyLock<Gauge> = LazyLock::new(|| metrics::gauge!("chatd_http_connections"));
 /// Pause after a failed accept: there are no file handles left, and a loop would not free any.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -219,8 +222,7 @@ impl Service {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let gauge = metrics::gauge!("chatd_http_connections");
-        gauge.increment(1.0);
+        CONNECTIONS.increment(1.0);
         let (edge, site) = (self.edge, self.site);
         let asked = stop.clone();
         let service = service_fn(move |request| {
@@ -250,7 +252,7 @@ impl Service {
         if let Err(error) = ended {
             tracing::debug!(%error, "a connection broke off");
         }
-        gauge.decrement(1.0);
+        CONNECTIONS.decrement(1.0);
     }
 }
 

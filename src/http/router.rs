@@ -6,7 +6,7 @@ use chatd_base::Result;
 use chatd_config::RouterName;
 use http::Method;
 
-use crate::{Home, LimitClass, Paths, Reply, Request};
+use crate::{Home, LimitClass, Paths, Reply, Request, meter::Meter};
 
 /// Who may call an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +37,7 @@ pub(crate) struct Endpoint<H = Handler> {
     /// Largest body, where it is not the configured one.
     pub(crate) body_limit: Option<usize>,
     pub(crate) handler: H,
+    pub(crate) meter: Arc<Meter>,
 }
 
 impl Endpoint {
@@ -96,7 +97,9 @@ impl<A: Send + Sync + 'static> Routes<A> {
         H: Fn(Arc<A>, Request) -> F + Send + Sync + 'static,
         F: Future<Output = Result<Reply>> + Send + 'static,
     {
+        let meter = Meter::of(&method, paths.name());
         self.endpoints.push(Endpoint {
+            meter,
             router: self.name,
             home: Home::Anywhere,
             method,
@@ -154,10 +157,10 @@ impl<A: Send + Sync + 'static> Routes<A> {
 
 impl<A: Send + Sync + 'static> Endpoint<Unbound<A>> {
     fn bind(self, app: &Arc<A>) -> Endpoint {
-        let Self { router, home, method, paths, auth, limit, body_limit, handler } = self;
+        let Self { router, home, method, paths, auth, limit, body_limit, handler, meter } = self;
         let app = app.clone();
         let handler: Handler = Box::new(move |request| handler(app.clone(), request));
-        Endpoint { router, home, method, paths, auth, limit, body_limit, handler }
+        Endpoint { router, home, method, paths, auth, limit, body_limit, handler, meter }
     }
 }
 

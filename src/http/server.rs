@@ -14,9 +14,10 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    Fleet, HeaderName, Limits, Metrics, Router, builtin,
+    Detail, Fleet, HeaderName, Limits, Method, Metrics, Router, builtin,
     edge::{Edge, Site},
     listener::{self, Bound, Service},
+    meter::Meter,
     table::Table,
     tls,
 };
@@ -31,6 +32,7 @@ pub struct Server {
     shutdown_timeout: Duration,
     expose_cost: bool,
     fresh: Fresh,
+    instance: String,
 }
 
 /// What a server serves.
@@ -43,6 +45,8 @@ pub struct Serving {
     pub users: Arc<dyn Authenticate>,
     pub limits: Arc<Limits>,
     pub metrics: Metrics,
+    /// What `/health?detail` tells operators.
+    pub detail: Detail,
 }
 
 impl Server {
@@ -75,13 +79,14 @@ impl Server {
             shutdown_timeout: config.chatd.shutdown_timeout,
             expose_cost: config.chatd.expose_request_cost,
             fresh: config.chatd.fresh,
+            instance: config.workers.instance_name().to_owned(),
         })
     }
 
     /// Serves until `stop`; then takes no more connections, lets requests finish within
     /// `shutdown_timeout`, and returns. The error is a mistake in a declaration.
     pub async fn serve(self, serving: Serving, stop: Stop) -> Result<(), String> {
-        let Serving { routers, mounted, fleet, users, limits, metrics } = serving;
+        let Serving { routers, mounted, fleet, users, limits, metrics, detail } = serving;
         let edge = Arc::new(Edge {
             users,
             limits,
@@ -93,11 +98,19 @@ impl Server {
             mounted,
             under_way: TaskTracker::new(),
             count: AtomicU64::new(1),
+            instance: self.instance,
+            preflight: Meter::of(&Method::OPTIONS, "none"),
+            unknown: Meter::of(&Method::TRACE, "none"),
         });
         let mut listening = Vec::new();
         for bound in self.bound {
             let service = Service {
-                site: Arc::new(site(&bound.listener, &routers, &edge, &metrics)?),
+                site: Arc::new(site(
+                    &bound.listener,
+                    &routers,
+                    &edge,
+                    builtin::routers(&bound.listener, &metrics, &detail),
+                )?),
                 edge: edge.clone(),
                 tls: self.tls.clone().filter(|_| bound.listener.tls),
                 connections: Arc::new(Semaphore::new(self.max_connections)),
@@ -125,9 +138,8 @@ fn site(
     listener: &Listener,
     routers: &[Router],
     edge: &Edge,
-    metrics: &Metrics,
+    builtin: Vec<Router>,
 ) -> Result<Site, String> {
-    let builtin = builtin::routers(listener, metrics);
     // What is neither answered here nor elsewhere is not there.
     let known = |router: &&Router| edge.fleet.is_some() || edge.mounted.contains(&router.name());
     let served =

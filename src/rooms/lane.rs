@@ -24,6 +24,7 @@ use chatd_streams::{
     Feed, Line,
     events::{EventRow, Events},
 };
+use metrics::Counter;
 use ruma_common::OwnedEventId;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
@@ -133,10 +134,22 @@ impl Lane {
     ) -> Self {
         let (interactive, jobs) = mpsc::channel(limits.queue);
         let (bulk, bulk_jobs) = mpsc::channel(limits.queue);
-        let line = Line::new(pool, feed, seat, stop);
-        let committer = Committer { pool: pool.clone(), line, clock: clock.clone(), limits };
+        let bulk_places = Arc::new(Semaphore::new(limits.queue));
+        let (places, queue) = (bulk_places.clone(), interactive.downgrade());
+        feed.lane.watch_queue(move || {
+            let in_queue = |queue: mpsc::Sender<Job>| queue.max_capacity() - queue.capacity();
+            let in_bulk = limits.queue - places.available_permits();
+            in_bulk + queue.upgrade().map_or(0, in_queue)
+        });
+        let committer = Committer {
+            pool: pool.clone(),
+            line: Line::new(pool, feed, seat, stop),
+            clock: clock.clone(),
+            limits,
+            persisted: metrics::counter!("synapse_storage_events_persisted_events_total"),
+        };
         tasks::spawn_vital("room_lane", stop, committer.run(jobs, bulk_jobs));
-        Self { interactive, bulk, bulk_places: Arc::new(Semaphore::new(limits.queue)) }
+        Self { interactive, bulk, bulk_places }
     }
 
     /// A place in the queue; waits while it is full. `None` when the server is stopping.
@@ -154,6 +167,8 @@ struct Committer {
     line: Line<Events>,
     clock: Clock,
     limits: Limits,
+    /// Counts events that have become durable.
+    persisted: Counter,
 }
 
 impl Committer {
@@ -228,7 +243,6 @@ impl Committer {
 
     /// One transaction for all `jobs`; returns the position of the first event.
     async fn commit(&self, jobs: &[Job]) -> Result<Position, Error> {
-        let started = std::time::Instant::now();
         let events: Vec<&NewEvent> =
             jobs.iter().flat_map(|job| job.events.iter().map(|event| &event.new)).collect();
         let mut heads = BTreeMap::new();
@@ -250,8 +264,7 @@ impl Committer {
             now_ms: i64::try_from(self.clock.now_ms()).unwrap_or(i64::MAX),
         };
         let base = self.line.durable(|seat, after| lane::batch(&commit, seat, after)).await?;
-        metrics::histogram!("chatd_lane_batch_events").record(count as f64);
-        metrics::histogram!("chatd_lane_commit_seconds").record(started.elapsed().as_secs_f64());
+        self.persisted.increment(count as u64);
         Ok(base)
     }
 

@@ -7,6 +7,7 @@
 mod batch;
 mod error;
 mod intern;
+mod meter;
 mod migrate;
 mod pool;
 mod statement;
@@ -45,6 +46,7 @@ pub mod visibility;
 pub use batch::{Batch, BatchRows};
 pub use error::{Error, Result};
 pub use intern::Interner;
+pub use meter::{Meter, PoolState};
 pub use migrate::migrate;
 pub use pool::{ConnectSettings, Host, Pool};
 pub use statement::{ALL_STATEMENTS, Statement};

@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use chatd_base::cost;
@@ -17,7 +17,7 @@ use deadpool_postgres::{
 use tokio_postgres::{Config, NoTls, Row, types::ToSql};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use crate::{Batch, BatchRows, Error, Result, Statement, tls};
+use crate::{Batch, BatchRows, Error, PoolState, Result, Statement, meter, tls};
 
 /// Where PostgreSQL listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,8 +125,22 @@ impl Pool {
 
     /// A connection for work that the other functions do not cover (migrations, `COPY`).
     pub(crate) async fn client(&self) -> Result<Client> {
+        let asked = Instant::now();
         let client = self.inner.get().await.map_err(|error| Error::from_pool(&error));
+        meter::SCHEDULE.record(asked.elapsed());
         client.inspect_err(|error| self.note_lost(error))
+    }
+
+    /// The connections of this moment.
+    pub fn state(&self) -> PoolState {
+        let status = self.inner.status();
+        PoolState {
+            is_connected: !self.is_away.load(Ordering::Relaxed),
+            max: status.max_size,
+            size: status.size,
+            in_use: status.size.saturating_sub(status.available),
+            waiting: status.waiting,
+        }
     }
 
     fn note_lost(&self, error: &Error) {
@@ -158,16 +172,18 @@ impl Pool {
     ) -> Result<T> {
         // If the caller goes away, the driver passes over the answer that is still to come.
         let client = self.client().await?;
+        let begun = Instant::now();
         let work = async {
             let prepared = client.prepare_cached(statement.sql).await?;
             cost::note_round_trip(1);
-            metrics::counter!("chatd_db_statements_total").increment(1);
+            meter::STATEMENTS.increment(1);
             run(&client, &prepared).await
         };
         let outcome = match tokio::time::timeout(LONGEST_STATEMENT, work).await {
             Ok(outcome) => outcome.map_err(|cause| Error::from_postgres(statement.name, cause)),
             Err(_) => Err(Error::Lost(format!("{}: no answer", statement.name))),
         };
+        statement.meter.note(begun.elapsed());
         match &outcome {
             Err(error @ Error::Lost(_)) => {
                 self.note_lost(error);
@@ -201,10 +217,12 @@ impl Pool {
     pub async fn commit(&self, batch: Batch) -> Result<BatchRows> {
         let client = self.client().await?;
         cost::note_round_trip(u32::try_from(batch.len()).unwrap_or(u32::MAX));
-        metrics::counter!("chatd_db_statements_total").increment(batch.len() as u64);
-        metrics::counter!("chatd_db_commits_total").increment(1);
+        meter::STATEMENTS.increment(batch.len() as u64);
+        meter::COMMITS.increment(1);
+        let begun = Instant::now();
         let mut guard = Unfinished(Some(client));
         let outcome = batch.run(guard.client()).await;
+        meter::COMMIT.note(begun.elapsed());
         match &outcome {
             Err(error @ Error::Lost(_)) => self.note_lost(error),
             _ => {

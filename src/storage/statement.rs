@@ -1,25 +1,32 @@
 //! Named SQL, so that every statement is prepared once per connection and checked by a test.
 
+use crate::meter::Meter;
+
 /// One SQL statement and its name in logs.
 #[derive(Debug)]
 pub struct Statement {
     pub name: &'static str,
     pub sql: &'static str,
+    /// Its uses as a transaction of its own.
+    pub meter: Meter,
 }
 
 /// Declares statements of a topic: `statements! { NAME = "SELECT …"; }`. Each file also gets
-/// `pub(crate) const STATEMENTS`, the list that [`ALL_STATEMENTS`] and its test use.
+/// `pub(crate) static STATEMENTS`, the list that [`ALL_STATEMENTS`] and its test use.
 macro_rules! statements {
     ($($(#[$doc:meta])* $name:ident = $sql:expr;)*) => {
-        $($(#[$doc])* pub(crate) const $name: $crate::Statement =
-            $crate::Statement { name: stringify!($name), sql: $sql };)*
-        pub(crate) const STATEMENTS: &[&$crate::Statement] = &[$(&$name),*];
+        $($(#[$doc])* pub(crate) static $name: $crate::Statement = $crate::Statement {
+            name: stringify!($name),
+            sql: $sql,
+            meter: $crate::meter::Meter::new(),
+        };)*
+        pub(crate) static STATEMENTS: &[&$crate::Statement] = &[$(&$name),*];
     };
 }
 pub(crate) use statements;
 
 /// Statements of every topic. A new file with `statements!` adds its list here.
-pub const ALL_STATEMENTS: &[&[&Statement]] = &[
+pub static ALL_STATEMENTS: &[&[&Statement]] = &[
     crate::account_data::STATEMENTS,
     crate::accounts::STATEMENTS,
     crate::cross_signing::STATEMENTS,

@@ -124,4 +124,5 @@ async fn everything_is_missed_while_the_connection_is_lost() {
     assert_eq!(heards.next().await, Some(told));
 }
 
-const FAILS: Statement = Statement { name: "FAILS", sql: "SELECT 1 / 0" };
+static FAILS: Statement =
+    Statement { name: "FAILS", sql: "SELECT 1 / 0", meter: crate::meter::Meter::new() };

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, fmt::Debug, sync::Arc, time::Duration};
 
 use chatd_base::{Position, WriterId};
 use chatd_storage::positions::{Step, StreamId};
+use metrics::Counter;
 use parking_lot::{Mutex, RwLock};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::watch;
@@ -11,6 +12,7 @@ use tokio::sync::watch;
 use crate::{
     StreamToken,
     bus::{Bus, Encode},
+    meter::LaneMeter,
 };
 
 /// A kind of facts.
@@ -52,6 +54,8 @@ type Forget = Box<dyn Fn(WriterId, Position) + Send + Sync>;
 struct Views<S: Stream> {
     folds: Vec<Fold<S>>,
     forgets: Vec<Forget>,
+    /// Counts gaps.
+    skips: Counter,
 }
 
 /// One stream as this instance sees it.
@@ -61,6 +65,11 @@ pub struct Feed<S: Stream> {
     views: Mutex<Views<S>>,
     writers: RwLock<BTreeMap<WriterId, Position>>,
     moved: watch::Sender<StreamToken>,
+    /// By how much the tables were ahead of each other writer when they were compared last.
+    lags: Mutex<BTreeMap<WriterId, i64>>,
+    came_in: Counter,
+    /// What this instance's committer does.
+    pub lane: LaneMeter,
 }
 
 impl<S: Stream> Feed<S> {
@@ -72,8 +81,20 @@ impl<S: Stream> Feed<S> {
             .map(|(_, writer, position)| (*writer, *position))
             .collect();
         let (moved, _) = watch::channel(StreamToken::from_writers(&writers));
-        let views = Mutex::new(Views { folds: Vec::new(), forgets: Vec::new() });
-        Arc::new(Self { bus, views, writers: RwLock::new(writers), moved })
+        let skips = metrics::counter!("chatd_stream_skips_total", "stream" => S::NAME);
+        let views = Views { folds: Vec::new(), forgets: Vec::new(), skips };
+        Arc::new(Self {
+            bus,
+            views: Mutex::new(views),
+            writers: RwLock::new(writers),
+            moved,
+            lags: Mutex::default(),
+            came_in: metrics::counter!(
+                "synapse_replication_tcp_protocol_inbound_rdata_count_total",
+                "stream_name" => S::NAME
+            ),
+            lane: LaneMeter::new(S::NAME),
+        })
     }
 
     /// Adds a view that is to see every row from now on. A fold must be quick and must not wait;
@@ -143,6 +164,17 @@ impl<S: Stream> Feed<S> {
         behind.map(|(writer, _)| *writer).collect()
     }
 
+    /// Folds a frame that came over the bus.
+    pub(crate) fn take(&self, frame: &Frame<S>) {
+        self.came_in.increment(1);
+        self.apply(frame);
+    }
+
+    /// By how much the tables were ahead of `writer` when they were compared last.
+    pub(crate) fn lag_of(&self, writer: WriterId) -> i64 {
+        self.lags.lock().get(&writer).copied().unwrap_or_default()
+    }
+
     /// Folds a frame, then moves the token. A frame that was seen before is ignored, and one that
     /// comes after a gap makes the views forget first (R4).
     pub fn apply(&self, frame: &Frame<S>) {
@@ -166,6 +198,8 @@ impl<S: Stream> Feed<S> {
         let views = self.views.lock();
         // One that is new must be known before its first row, so that tokens do not cover that.
         let known = self.writers.read().get(&writer).copied();
+        let lag = known.map_or(0, |known| (position.0 - known.0).max(0));
+        self.lags.lock().insert(writer, lag);
         if known.is_some_and(|known| position <= known) {
             return;
         }
@@ -179,14 +213,13 @@ impl<S: Stream> Feed<S> {
             writers.insert(writer, position);
             StreamToken::from_writers(&writers)
         };
-        metrics::gauge!("chatd_stream_position", "stream" => S::NAME).set(position.0 as f64);
         self.moved.send_replace(token);
     }
 }
 
 impl<S: Stream> Views<S> {
     fn skip(&self, writer: WriterId, position: Position) {
-        metrics::counter!("chatd_stream_skips_total", "stream" => S::NAME).increment(1);
+        self.skips.increment(1);
         for forget in &self.forgets {
             forget(writer, position);
         }

@@ -10,6 +10,7 @@ mod feed;
 
 mod follow;
 mod level;
+mod meter;
 pub mod owners;
 mod room_token;
 pub mod roster;
@@ -27,18 +28,20 @@ pub mod receipts;
 pub mod to_device;
 pub mod typing;
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use chatd_base::{Position, Result, Stop, WriterId, tasks};
 use chatd_storage::{
     Pool,
     positions::{self, Seat, Step, StreamId},
 };
+use parking_lot::RwLock;
 use serde_json::value::RawValue;
 use tokio::sync::Notify;
 
 pub use feed::{Feed, Frame, Stream};
 pub use level::level;
+pub use meter::{LaneMeter, LaneState, StreamState, WriterState};
 pub use owners::{Owner, Owners};
 pub use room_token::RoomToken;
 pub use roster::Roster;
@@ -55,6 +58,8 @@ pub struct Streams {
     look: Arc<Notify>,
     /// Whether the others do not know yet that this instance writes one of its streams.
     is_new: bool,
+    /// What the instances are called that write.
+    names: RwLock<BTreeMap<WriterId, String>>,
     /// This instance as a writer.
     pub writer: Seat,
     pub events: Arc<Feed<events::Events>>,
@@ -96,6 +101,7 @@ impl Streams {
             look: Arc::default(),
             writer,
             is_new,
+            names: RwLock::new(BTreeMap::from([(writer.writer, instance.to_owned())])),
             events: Feed::new(bus.clone(), &known),
             typing: Feed::new(bus.clone(), &known),
             to_device: Feed::new(bus.clone(), &known),
@@ -122,6 +128,21 @@ impl Streams {
         self.bus.patience().is_some()
     }
 
+    /// Takes note of what instances are called.
+    pub(crate) fn name_writers<'a>(&self, names: impl Iterator<Item = (WriterId, &'a str)>) {
+        let mut known = self.names.write();
+        for (writer, name) in names {
+            if known.get(&writer).is_none_or(|known| known != name) {
+                known.insert(writer, name.to_owned());
+            }
+        }
+    }
+
+    /// The instance behind a writer; its number if it has not been heard of.
+    pub(crate) fn name_of(&self, writer: WriterId) -> String {
+        self.names.read().get(&writer).cloned().unwrap_or_else(|| writer.to_string())
+    }
+
     /// Whether the bus works, as far as this instance knows.
     pub(crate) fn is_bus_calm(&self) -> bool {
         self.bus.is_calm()
@@ -144,7 +165,7 @@ impl Streams {
                 let frame = Frame::decode(frame)?;
                 // Somebody has taken this instance for dead; its next commit finds out.
                 if frame.writer != me {
-                    feed.apply(&frame);
+                    feed.take(&frame);
                 }
             }
             Ok(())

@@ -184,6 +184,7 @@ impl Roster {
             |instance: &Instance| instance.silence < DEAD || instance.name == self.card.name;
         let alive: Arc<[Instance]> = census.instances.into_iter().filter(is_alive).collect();
         metrics::gauge!("chatd_instances_alive").set(alive.len() as f64);
+        self.streams.name_writers(alive.iter().map(|one| (one.writer, one.name.as_str())));
         *self.alive.write() = alive.clone();
         let candidates: Vec<&str> = alive
             .iter()

@@ -1,7 +1,10 @@
 //! The one committer of a stream on this instance: it turns all writes that wait into one
 //! transaction (group commit), which also carries the writer's new position.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use chatd_base::{Position, Result, Stop, WriterId, tasks};
 use chatd_storage::{
@@ -60,6 +63,10 @@ impl<S: Persist> Writer<S> {
     /// Starts the committer.
     pub fn start(pool: &Pool, feed: &Arc<Feed<S>>, seat: Seat, stop: &Stop) -> Self {
         let (queue, jobs) = mpsc::channel(QUEUE);
+        let weak = queue.downgrade();
+        feed.lane.watch_queue(move || {
+            weak.upgrade().map_or(0, |queue| queue.max_capacity() - queue.capacity())
+        });
         let committer = Committer(Line::new(pool, feed, seat, stop));
         tasks::spawn_vital(S::NAME, stop, committer.run(jobs));
         Self { queue }
@@ -208,6 +215,7 @@ impl<S: Stream> Line<S> {
 
     /// Puts the rows of a commit that is durable on the feed.
     pub fn publish(&self, base: Position, rows: Vec<S::Row>) {
+        self.feed.lane.published(rows.len());
         publish(&self.feed, self.seat.writer, base, rows);
     }
 
@@ -219,6 +227,16 @@ impl<S: Stream> Line<S> {
     /// `build` may be called several times. It gets what [`positions::begin`] wants.
     /// [`Error::Lost`] means that this process has lost its seat, and is going to end.
     pub async fn durable(
+        &self,
+        build: impl Fn(Seat, Position) -> (Batch, usize),
+    ) -> Result<Position, Error> {
+        let begun = Instant::now();
+        let base = self.repeat_until_durable(build).await?;
+        self.feed.lane.committed(begun.elapsed());
+        Ok(base)
+    }
+
+    async fn repeat_until_durable(
         &self,
         build: impl Fn(Seat, Position) -> (Batch, usize),
     ) -> Result<Position, Error> {

@@ -5,7 +5,7 @@
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::Duration,
 };
 
@@ -17,6 +17,7 @@ use chatd_rooms::{
 use chatd_storage::{Pool, sync};
 use chatd_streams::{StreamToken, events::Membership};
 use chatd_users::{Deps, Users, keys::KeyCounts};
+use metrics::Gauge;
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
@@ -427,19 +428,22 @@ async fn report_sizes(index: Arc<Index>, stop: Stop) {
     }
 }
 
+/// Syncs that wait for something new.
+static WAITING: LazyLock<Gauge> = LazyLock::new(|| metrics::gauge!("synapse_notifier_listeners"));
+
 /// Counts a waiting sync for as long as it lives: clients go away while they wait.
 struct Waiting;
 
 impl Waiting {
     fn begin() -> Self {
-        metrics::gauge!("chatd_syncs_waiting").increment(1.0);
+        WAITING.increment(1.0);
         Self
     }
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        metrics::gauge!("chatd_syncs_waiting").decrement(1.0);
+        WAITING.decrement(1.0);
     }
 }
 

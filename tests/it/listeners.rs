@@ -117,7 +117,7 @@ async fn unix_socket(path: &Path) {
 async fn metrics_page(ports: &Ports) {
     for request in ["GET /metrics", "GET /_synapse/metrics"] {
         let page = ask(tcp(ports.metrics).await, request).await;
-        assert!(page.contains("chatd_http_requests_total"), "{page}");
+        assert!(page.contains("synapse_http_server_requests_received_total"), "{page}");
     }
     let client = ask(tcp(ports.metrics).await, "GET /_matrix/client/versions").await;
     assert!(client.starts_with("HTTP/1.1 404"), "a metrics listener serves nothing else: {client}");

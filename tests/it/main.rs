@@ -24,3 +24,4 @@ mod syncing;
 mod timeline;
 mod visibility;
 mod voip;
+mod watching;

@@ -10,6 +10,7 @@ pub mod fleet;
 pub mod http;
 pub mod nginx;
 pub mod process;
+pub mod prometheus;
 pub mod redis;
 pub mod room;
 pub mod scenario;

@@ -110,6 +110,7 @@ async fn start(
         users: Arc::new(OneUser),
         limits: Arc::new(Limits::new(RateLimits::default(), 100, Clock::system())),
         metrics: Metrics::detached(),
+        detail: Arc::new(|| Reply::json(&serde_json::json!({"instance": "me"}))),
     };
     let server = Server::bind(&config).await.unwrap();
     let ended = stop.clone();

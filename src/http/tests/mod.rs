@@ -124,6 +124,7 @@ async fn start() -> Running {
             users: Arc::new(OneUser),
             limits,
             metrics: Metrics::detached(),
+            detail: Arc::new(|| Reply::json(&serde_json::json!({"instance": "me"}))),
         };
         server.serve(serving, ended).await.unwrap();
     });

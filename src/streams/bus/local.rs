@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use chatd_base::Stop;
 
-use super::{Bus, Encode};
+use super::{Bus, BusState, Encode};
 use crate::Streams;
 
 /// Carries nothing; the feed has already folded the rows in this process.
@@ -17,6 +17,10 @@ impl Bus for LocalBus {
     fn listen(&self, _streams: &Arc<Streams>, _stop: &Stop) {}
 
     fn patience(&self) -> Option<Duration> {
+        None
+    }
+
+    fn state(&self) -> Option<BusState> {
         None
     }
 

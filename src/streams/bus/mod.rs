@@ -2,6 +2,7 @@
 
 mod local;
 mod redis;
+mod state;
 mod tls;
 mod wire;
 
@@ -13,6 +14,7 @@ use crate::Streams;
 
 pub use local::LocalBus;
 pub use redis::RedisBus;
+pub use state::BusState;
 
 /// Rows that can be put on a wire, serialised only if somebody is there to read them.
 pub trait Encode {
@@ -30,6 +32,9 @@ pub trait Bus: Send + Sync + 'static {
     /// How often positions are to be read from the tables in case frames got lost; `None` if
     /// there is nobody else who writes.
     fn patience(&self) -> Option<Duration>;
+
+    /// How it stands; `None` if there is nobody else.
+    fn state(&self) -> Option<BusState>;
 
     /// Whether frames come in, as far as is known.
     fn is_calm(&self) -> bool;

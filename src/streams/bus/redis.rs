@@ -14,7 +14,11 @@ use chatd_config::Redis;
 use fred::{clients::SubscriberClient, prelude::*, types::config::Options};
 use tokio::sync::{broadcast::error::RecvError, mpsc};
 
-use super::{Bus, Encode, tls, wire};
+use super::{
+    Bus, BusState, Encode,
+    state::{Meter, Sent},
+    tls, wire,
+};
 use crate::Streams;
 
 /// Messages that may wait for Redis (R8). What does not fit is dropped.
@@ -39,6 +43,7 @@ pub struct RedisBus {
     instance: String,
     queue: mpsc::Sender<Outgoing>,
     hears: Arc<AtomicBool>,
+    meter: Arc<Meter>,
 }
 
 impl RedisBus {
@@ -63,15 +68,18 @@ impl RedisBus {
         let (queue, outgoing) = mpsc::channel(QUEUE);
         let channel = format!("{server_name}/chatd");
         let (to, by) = (channel.clone(), instance.to_owned());
-        tasks::spawn("bus", publish_all(client, to, by, outgoing, stop.clone()));
-        Ok(Self { builder, channel, instance: instance.to_owned(), queue, hears: Arc::default() })
+        let meter = Arc::new(Meter::new());
+        let sender = Sender { client, channel: to, instance: by, meter: meter.clone() };
+        tasks::spawn("bus", sender.run(outgoing, stop.clone()));
+        let (instance, hears) = (instance.to_owned(), Arc::default());
+        Ok(Self { builder, channel, instance, queue, hears, meter })
     }
 }
 
 impl Bus for RedisBus {
     fn publish(&self, stream: &'static str, frame: &dyn Encode) {
         let Ok(place) = self.queue.try_reserve() else {
-            metrics::counter!("chatd_bus_dropped_total", "stream" => stream).increment(1);
+            self.meter.dropped(stream);
             return;
         };
         place.send(Outgoing { stream, frame: frame.encode() });
@@ -91,6 +99,7 @@ impl Bus for RedisBus {
             instance: self.instance.clone(),
             streams: streams.clone(),
             hears: self.hears.clone(),
+            meter: self.meter.clone(),
         };
         tasks::spawn("bus listener", listener.run(stop.clone()));
     }
@@ -99,53 +108,62 @@ impl Bus for RedisBus {
         Some(if self.is_calm() { CALM } else { ALERT })
     }
 
+    fn state(&self) -> Option<BusState> {
+        Some(self.meter.state(self.queue.max_capacity() - self.queue.capacity()))
+    }
+
     fn is_calm(&self) -> bool {
         self.hears.load(Ordering::Relaxed)
     }
 }
 
-/// Publishes what comes out of `outgoing`, in order. A message that Redis does not take in time
-/// is dropped: rows that wait are worth less than rows that are fresh.
-async fn publish_all(
+struct Sender {
     client: Client,
     channel: String,
     instance: String,
-    mut outgoing: mpsc::Receiver<Outgoing>,
-    stop: Stop,
-) {
-    client.connect();
-    let once = client.with_options(&Options {
-        max_attempts: Some(1),
-        timeout: Some(SLOW),
-        fail_fast: true,
-        ..Options::default()
-    });
-    let mut is_lost = false;
-    loop {
-        let next = tokio::select! {
-            biased;
-            next = outgoing.recv() => next,
-            () = stop.triggered() => None,
-        };
-        let Some(Outgoing { stream, frame }) = next else { break };
-        let message = wire::message(stream, &instance, &frame);
-        let sent: Result<(), _> = once.publish(&channel, bytes::Bytes::from(message)).await;
-        match sent {
-            Ok(()) => {
-                metrics::counter!("chatd_bus_sent_total", "stream" => stream).increment(1);
-                is_lost = false;
-            }
-            Err(error) => {
-                metrics::counter!("chatd_bus_dropped_total", "stream" => stream).increment(1);
-                if !is_lost {
-                    tracing::warn!(%error, "redis takes no messages; the others poll positions");
+    meter: Arc<Meter>,
+}
+
+impl Sender {
+    /// Publishes what comes out of `outgoing`, in order. A message that Redis does not take in time
+    /// is dropped: rows that wait are worth less than rows that are fresh.
+    async fn run(self, mut outgoing: mpsc::Receiver<Outgoing>, stop: Stop) {
+        let Self { client, channel, instance, meter } = self;
+        client.connect();
+        let once = client.with_options(&Options {
+            max_attempts: Some(1),
+            timeout: Some(SLOW),
+            fail_fast: true,
+            ..Options::default()
+        });
+        let (mut is_lost, mut sent) = (false, Sent::default());
+        loop {
+            let next = tokio::select! {
+                biased;
+                next = outgoing.recv() => next,
+                () = stop.triggered() => None,
+            };
+            let Some(Outgoing { stream, frame }) = next else { break };
+            let message = wire::message(stream, &instance, &frame);
+            let length = message.len();
+            let taken: Result<(), _> = once.publish(&channel, bytes::Bytes::from(message)).await;
+            match taken {
+                Ok(()) => {
+                    sent.note(&meter, stream, length);
+                    is_lost = false;
                 }
-                is_lost = true;
+                Err(error) => {
+                    meter.dropped(stream);
+                    if !is_lost {
+                        tracing::warn!(%error, "redis takes no messages; the others poll positions");
+                    }
+                    is_lost = true;
+                }
             }
         }
+        // It is only being polite to Redis.
+        let _ = client.quit().await;
     }
-    // It is only being polite to Redis.
-    let _ = client.quit().await;
 }
 
 struct Listener {
@@ -154,6 +172,7 @@ struct Listener {
     instance: String,
     streams: Arc<Streams>,
     hears: Arc<AtomicBool>,
+    meter: Arc<Meter>,
 }
 
 impl Listener {
@@ -184,7 +203,7 @@ impl Listener {
             Ok(()) => {
                 tracing::info!("listening to redis");
                 self.hears.store(true, Ordering::Relaxed);
-                metrics::gauge!("chatd_bus_connected").set(1.0);
+                self.meter.connected();
                 // Nobody has kept what was published before.
                 self.streams.look();
             }
@@ -195,7 +214,7 @@ impl Listener {
     fn deaf(&self) {
         if self.hears.swap(false, Ordering::Relaxed) {
             tracing::warn!("lost redis; positions are polled from PostgreSQL");
-            metrics::gauge!("chatd_bus_connected").set(0.0);
+            self.meter.lost();
             self.streams.look();
         }
     }
@@ -206,6 +225,7 @@ impl Listener {
         if parsed.instance == self.instance {
             return;
         }
+        self.meter.came_in(bytes.len());
         if let Err(error) = self.streams.receive(parsed.stream, parsed.frame) {
             tracing::debug!(%error, stream = parsed.stream, "a frame of another release");
             self.streams.look();
