@@ -28,6 +28,7 @@ use chatd_streams::{
 };
 use chatd_sync::Sync;
 use chatd_users::{Deps, Users, cleanup};
+use tokio::sync::watch;
 
 use crate::{
     embedded::{self, Cluster},
@@ -41,8 +42,14 @@ const WAIT_FOR_DATABASE: Duration = Duration::from_secs(60);
 const EMBEDDED_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
-/// Runs this instance until `stop`. On return all requests and commits are finished.
-pub async fn run(config: Arc<Config>, mine: Assignment, stop: Stop) -> Result<()> {
+/// Runs this instance until `stop`; `changes` tells what the configuration has made of it since.
+/// On return all requests and commits are finished.
+pub async fn run(
+    config: Arc<Config>,
+    mine: Assignment,
+    changes: watch::Receiver<Assignment>,
+    stop: Stop,
+) -> Result<()> {
     let metrics = Metrics::install().map_err(|error| anyhow!(error))?;
     // First, so that a port that is taken is told before a database is made.
     let server = Server::bind(&config).await.map_err(|error| anyhow!(error))?;
@@ -51,7 +58,8 @@ pub async fn run(config: Arc<Config>, mine: Assignment, stop: Stop) -> Result<()
     // Requests that are under way need the services until the last of them is answered.
     let services = Stop::new();
     tasks::spawn("failure", stop_on_failure(services.clone(), stop.clone()));
-    let served = serve(config, &mine, settings, server, metrics, &stop, &services).await;
+    let duties = Duties { mine, changes };
+    let served = serve(config, duties, settings, server, metrics, &stop, &services).await;
     services.trigger();
     if let Some(cluster) = cluster {
         cluster.stop().await;
@@ -73,16 +81,25 @@ async fn stop_on_failure(services: Stop, stop: Stop) {
     }
 }
 
+/// What this instance does.
+struct Duties {
+    mine: Assignment,
+    /// What the configuration has made of it since.
+    changes: watch::Receiver<Assignment>,
+}
+
 /// Everything above the database, until `stop`. The services go on until `services`.
 async fn serve(
     config: Arc<Config>,
-    mine: &Assignment,
+    duties: Duties,
     settings: ConnectSettings,
     server: Server,
     metrics: Metrics,
     stop: &Stop,
     services: &Stop,
 ) -> Result<()> {
+    let Duties { mine, changes } = duties;
+    let mine = &mine;
     let pool = Pool::open(&settings)?;
     if !migrate(&pool, stop).await? {
         return Ok(());
@@ -112,6 +129,9 @@ async fn serve(
     users.deps.streams.follow(&users.deps.pool, services);
     users.deps.notices.listen(&users.deps.pool, services);
     let roster = join_fleet(&users.deps, &owners, mine, stop).await?;
+    if let Some(roster) = &roster {
+        tasks::spawn("duties", follow_duties(roster.clone(), changes, stop.clone()));
+    }
     start_tasks(&users, &rooms, mine);
     let admin = chatd_api_admin::App::new(config.clone(), users.clone(), clock.clone());
     let app = Arc::new(App { config, clock, limits: Arc::new(limits), users, rooms, sync, reader });
@@ -197,6 +217,20 @@ async fn join_fleet(
     let roster = Roster::join(&deps.pool, card, &deps.streams, owners, &deps.notices).await?;
     roster.start(stop);
     Ok(Some(roster))
+}
+
+/// Extends rooms, or ceases to, as the configuration has it, until `stop`.
+async fn follow_duties(roster: Arc<Roster>, mut changes: watch::Receiver<Assignment>, stop: Stop) {
+    loop {
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            () = stop.triggered() => return,
+        }
+        let wants = changes.borrow_and_update().writes(StreamName::Events);
+        if let Err(error) = roster.own_rooms(wants).await {
+            tracing::error!(%error, "this instance could not change whether it extends rooms");
+        }
+    }
 }
 
 /// Where the others reach this instance, as its own configuration has it.

@@ -3,9 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use chatd_base::{Stop, tasks};
-use chatd_config::{Assignment, Config, Roles, SigningKeys, assignment};
+use chatd_config::{Assignment, Config, Roles, SigningKeys, StreamName, assignment};
 use tokio::{
     signal::unix::{SignalKind, signal},
+    sync::watch,
     time::Instant,
 };
 
@@ -37,19 +38,53 @@ pub fn execute(source: &Source) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::other(format!("cannot start threads: {error}")))?;
-    let result = runtime.block_on(until_stopped(config, mine));
+    let result = runtime.block_on(until_stopped(source, config, mine));
     // Whatever is left is idle or stuck: the sockets are closed and the commits are done.
     runtime.shutdown_timeout(LEFTOVERS);
     result
 }
 
-async fn until_stopped(config: Config, mine: Assignment) -> Result<(), Failure> {
+async fn until_stopped(source: &Source, config: Config, mine: Assignment) -> Result<(), Failure> {
     let stop = Stop::new();
     stop_on_signals(&stop)
         .map_err(|error| Failure::other(format!("signals cannot be received: {error}")))?;
-    wiring::run(Arc::new(config), mine, stop).await?;
+    let (tell, told) = watch::channel(mine.clone());
+    let mut hangup = signal(SignalKind::hangup())
+        .map_err(|error| Failure::other(format!("signals cannot be received: {error}")))?;
+    let served = wiring::run(Arc::new(config), mine, told, stop);
+    tokio::pin!(served);
+    loop {
+        tokio::select! {
+            ended = &mut served => break ended?,
+            Some(()) = hangup.recv() => reload(source, &tell),
+        }
+    }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Reads the files again and tells of what may change while the instance runs: whether it extends
+/// rooms. Mistakes in the files change nothing.
+fn reload(source: &Source, tell: &watch::Sender<Assignment>) {
+    let read = source.load().and_then(|config| assignment(&config, &Roles::embedded()));
+    let new = match read {
+        Ok(new) => new,
+        Err(error) => return tracing::error!("the configuration was read again: {error}"),
+    };
+    let old = tell.borrow().clone();
+    if new.instance != old.instance || new.role != old.role {
+        return tracing::error!("an instance gets another name or role by a restart only");
+    }
+    let others = |one: &Assignment| {
+        let mut writers = one.writers.clone();
+        writers.remove(&StreamName::Events);
+        (writers, one.tasks.clone())
+    };
+    if others(&new) != others(&old) {
+        tracing::warn!("streams other than events, and tasks, change by a restart only");
+    }
+    tracing::info!("the configuration was read again");
+    tell.send_replace(new);
 }
 
 /// The first SIGTERM or SIGINT asks everybody to end; a later one does not wait for them. Some

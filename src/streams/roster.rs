@@ -8,7 +8,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -23,7 +23,7 @@ use chatd_storage::{
 use parking_lot::RwLock;
 use tokio::sync::Notify;
 
-use crate::{Owners, Streams, share};
+use crate::{Owners, Stream, Streams, events::Events, share};
 
 /// How often an instance beats.
 const BEAT: Duration = Duration::from_secs(2);
@@ -40,6 +40,8 @@ const INTRODUCTION: Duration = Duration::from_secs(10);
 pub struct Roster {
     pool: Pool,
     card: Card,
+    /// Whether this instance is to own rooms; what its card says may be older.
+    owns_rooms: AtomicBool,
     streams: Arc<Streams>,
     owners: Arc<Owners>,
     notices: Arc<Notices>,
@@ -68,6 +70,7 @@ impl Roster {
         });
         let roster = Arc::new(Self {
             pool: pool.clone(),
+            owns_rooms: AtomicBool::new(card.owns_rooms),
             card,
             streams: streams.clone(),
             owners: owners.clone(),
@@ -77,7 +80,7 @@ impl Roster {
             look,
         });
         let mut read_at = Instant::now();
-        let mut census = instances::join(&roster.pool, &roster.card, &roster.notices).await?;
+        let mut census = instances::join(&roster.pool, &roster.card(), &roster.notices).await?;
         if streams.is_new {
             roster.introduce(census.read_us).await?;
             read_at = Instant::now();
@@ -94,7 +97,7 @@ impl Roster {
         let until = Instant::now() + INTRODUCTION;
         loop {
             let knows_us = self.knows_us.load(Ordering::Relaxed);
-            let census = instances::beat(&self.pool, &self.card, knows_us).await?;
+            let census = instances::beat(&self.pool, &self.card(), knows_us).await?;
             self.streams.skip_to(&census.positions);
             self.knows_us.fetch_max(census.read_us, Ordering::Relaxed);
             let is_ignorant = |one: &&Instance| {
@@ -111,6 +114,32 @@ impl Roster {
             }
             tokio::time::sleep(GLANCE).await;
         }
+    }
+
+    /// What this instance says of itself at the moment.
+    fn card(&self) -> Card {
+        let owns_rooms = self.owns_rooms.load(Ordering::Relaxed);
+        Card { owns_rooms, ..self.card.clone() }
+    }
+
+    /// Makes this instance one that owns rooms, or one that does not: then the others take what
+    /// it has. Nobody has to start again for it.
+    pub async fn own_rooms(&self, wants: bool) -> Result<()> {
+        if self.owns_rooms.load(Ordering::Relaxed) == wants {
+            return Ok(());
+        }
+        if wants {
+            let seat = self.card.seat;
+            let is_new = positions::register(&self.pool, &[Events::ID], seat.writer).await?;
+            if is_new {
+                let census = instances::join(&self.pool, &self.card(), &self.notices).await?;
+                self.introduce(census.read_us).await?;
+            }
+        }
+        self.owns_rooms.store(wants, Ordering::Relaxed);
+        let read_at = Instant::now();
+        let census = instances::join(&self.pool, &self.card(), &self.notices).await?;
+        self.take_in(census, read_at).await
     }
 
     /// Starts to beat, until `stop`; then this instance leaves, and the others take its shards.
@@ -164,7 +193,7 @@ impl Roster {
     /// chance to beat as this instance, and are not yet missed.
     async fn beat(&self, since: Duration, read_at: Instant) -> Result<()> {
         let knows_us = self.knows_us.load(Ordering::Relaxed);
-        let mut census = instances::beat(&self.pool, &self.card, knows_us).await?;
+        let mut census = instances::beat(&self.pool, &self.card(), knows_us).await?;
         let late = since.saturating_sub(2 * BEAT);
         for instance in &mut census.instances {
             instance.silence = instance.silence.saturating_sub(late);
