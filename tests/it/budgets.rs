@@ -46,7 +46,7 @@ async fn initial_sync_cost(alice: &User, bob: &User, rooms: usize, filter: &Valu
 }
 
 scenario! {
-    async fn what_everybody_asks_is_free(server: Server) {
+    async fn what_everybody_asks_is_free(server: Server) in (monolith, fleet) {
         let alice = server.user("alice").await;
         for url in ["/_matrix/client/versions", "/account/whoami", "/capabilities"] {
             let cost = warm(async || alice.get(url).await).await;
@@ -54,7 +54,7 @@ scenario! {
         }
     }
 
-    async fn a_warm_send_reads_nothing(server: Server) {
+    async fn a_warm_send_reads_nothing(server: Server) in (monolith, fleet) {
         let (alice, bob) = (server.user("alice").await, server.user("bob").await);
         let room = alice.create_room().member(&bob).await;
         let cost = warm(async || alice.send_text(&room, "hello").await).await;
@@ -64,7 +64,7 @@ scenario! {
         assert_eq!(alice.send_text(&other, "another room").await.cost(), Cost::ZERO);
     }
 
-    async fn an_empty_sync_is_free(server: Server) {
+    async fn an_empty_sync_is_free(server: Server) in (monolith, fleet) {
         let (alice, bob) = (server.user("alice").await, server.user("bob").await);
         alice.create_room().member(&bob).await;
         for filter in [json!({}), json!({"room": {"state": {"lazy_load_members": true}}})] {
@@ -75,7 +75,7 @@ scenario! {
         }
     }
 
-    async fn news_come_from_memory(server: Server) {
+    async fn news_come_from_memory(server: Server) in (monolith, fleet) {
         let (alice, bob) = (server.user("alice").await, server.user("bob").await);
         let mut rooms = Vec::new();
         for _ in 0..10 {
@@ -101,7 +101,7 @@ scenario! {
         }
     }
 
-    async fn lazy_senders_are_read_together(server: Server) {
+    async fn lazy_senders_are_read_together(server: Server) in (monolith, fleet) {
         let alice = server.user("alice").await;
         let room = alice.create_room().preset("public_chat").with("name", "kitchen").await;
         let mut others = Vec::new();
@@ -129,7 +129,7 @@ scenario! {
         within("a sync with new speakers", costs[1], Cost { statements: 2, round_trips: 2 });
     }
 
-    async fn an_initial_sync_costs_the_same_for_any_number_of_rooms(server: Server) {
+    async fn an_initial_sync_costs_the_same_for_any_number_of_rooms(server: Server) in (monolith, fleet) {
         let (alice, bob) = (server.user("alice").await, server.user("bob").await);
         let lazy = json!({"room": {"state": {"lazy_load_members": true}}});
         for filter in [json!({}), lazy] {
@@ -140,7 +140,7 @@ scenario! {
         }
     }
 
-    async fn a_page_of_history_costs_two_statements(server: Server) {
+    async fn a_page_of_history_costs_two_statements(server: Server) in (monolith, fleet) {
         let (alice, bob) = (server.user("alice").await, server.user("bob").await);
         let room = alice.create_room().member(&bob).await;
         for number in 0..20 {
@@ -157,7 +157,7 @@ scenario! {
         }
     }
 
-    async fn state_and_members_cost_one_statement(server: Server) {
+    async fn state_and_members_cost_one_statement(server: Server) in (monolith, fleet) {
         let (alice, bob) = (server.user("alice").await, server.user("bob").await);
         let room = alice.create_room().with("name", "kitchen").member(&bob).await;
         let urls = [
@@ -176,7 +176,7 @@ scenario! {
         }
     }
 
-    async fn what_is_typed_and_read_costs_a_look(server: Server) {
+    async fn what_is_typed_and_read_costs_a_look(server: Server) in (monolith, fleet) {
         let (alice, bob) = (server.user("alice").await, server.user("bob").await);
         let room = alice.create_room().member(&bob).await;
         let typing = warm(async || alice.typing(&room, true).await).await;
@@ -195,7 +195,7 @@ scenario! {
         within("read markers", markers.await, Cost { statements: 3, round_trips: 3 });
     }
 
-    async fn messages_to_devices_cost_a_look(server: Server) {
+    async fn messages_to_devices_cost_a_look(server: Server) in (monolith, fleet) {
         let (alice, bob) = (server.user("alice").await, server.user("bob").await);
         let mut number = 0;
         let cost = warm(async || {

@@ -227,7 +227,7 @@ scenario! {
             .with("registration_shared_secret", Value::Null)
             .with("registration_shared_secret_path", secret_file())
     ) {
-        let here = server.process().folder().to_owned();
+        let here = server.folder().to_owned();
         let url = server.url();
         let register = |line: &str| chatd(&here, &format!("register-user {line}"));
         let made = register("-c homeserver.yaml -u alice -p first --admin").end();

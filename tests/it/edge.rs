@@ -190,7 +190,7 @@ scenario! {
         still_works(&alice).await;
     }
 
-    async fn odd_ids_and_paths_are_refused(server: Server) {
+    async fn odd_ids_and_paths_are_refused(server: Server) in (monolith) {
         let alice = server.user("alice").await;
         let room = alice.create_room().await;
         for path in [
@@ -328,7 +328,7 @@ scenario! {
         assert_eq!(fine.len(), 16, "{statuses:?}");
     }
 
-    async fn percent_encoding_is_taken_literally(server: Server) {
+    async fn percent_encoding_is_taken_literally(server: Server) in (monolith) {
         let alice = server.user("alice").await;
         let room = alice.create_room().await;
         let key = "../a/b?c=d#e%20 ü";
@@ -363,7 +363,7 @@ scenario! {
         }
     }
 
-    async fn what_needs_no_account(server: Server) {
+    async fn what_needs_no_account(server: Server) in (monolith, random) {
         assert_eq!(server.request("GET", "/health").await.text, "OK");
         let versions = server.request("GET", "/_matrix/client/versions").await;
         assert!(versions.ok()["versions"].as_array().is_some_and(|v| v.contains(&json!("v1.11"))));

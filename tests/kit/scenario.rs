@@ -1,25 +1,25 @@
 //! `scenario!`: one description, one test for each shape of server.
 
-/// Declares scenarios. Each gets a server of its own, and runs once for each shape.
+/// Declares scenarios. Each gets a server of its own, and runs once for each shape:
+/// `monolith`; `fleet`, whose proxy is set up as `chatd proxy-config` says; and `random`, a fleet
+/// whose proxy sends each request to any instance.
 ///
 /// ```ignore
 /// scenario! {
 ///     async fn a_message_is_sent(server: Server) { … }
 ///     async fn limits_are_told(server: Server) with (Settings::new().with("rc_message", …)) { … }
+///     async fn bytes_are_counted(server: Server) in (monolith) { … }
 /// }
 /// ```
-///
-/// A shape is one more `#[tokio::test]` in the inner module, which starts the server its way.
 #[macro_export]
 macro_rules! scenario {
     () => {};
-    ($(#[$meta:meta])* async fn $name:ident($server:ident: Server) $body:block $($rest:tt)*) => {
-        $crate::scenario! {
-            $(#[$meta])* async fn $name($server: Server) with ($crate::Settings::new()) $body
-            $($rest)*
-        }
-    };
-    ($(#[$meta:meta])* async fn $name:ident($server:ident: Server) with ($settings:expr) $body:block $($rest:tt)*) => {
+    (
+        $(#[$meta:meta])*
+        async fn $name:ident($server:ident: Server)
+        $(in ($($shape:ident),+))? $(with ($settings:expr))? $body:block
+        $($rest:tt)*
+    ) => {
         $(#[$meta])*
         mod $name {
             #[allow(unused_imports, clippy::allow_attributes, reason = "not every scenario needs them")]
@@ -28,25 +28,58 @@ macro_rules! scenario {
             #[allow(unused_mut, clippy::allow_attributes, reason = "only some scenarios kill it")]
             async fn scenario(mut $server: $crate::Server) $body
 
-            #[tokio::test]
-            async fn monolith() {
-                scenario($crate::Server::start(env!("CARGO_BIN_EXE_chatd"), $settings).await).await;
+            fn settings() -> $crate::Settings {
+                $crate::settings_of!($($settings)?)
             }
 
-            #[tokio::test]
-            async fn fleet() {
-                let binary = env!("CARGO_BIN_EXE_chatd");
-                let spread = $crate::Spread::Generated;
-                scenario($crate::Server::fleet(binary, $settings, spread).await).await;
-            }
-
-            #[tokio::test]
-            async fn random() {
-                let binary = env!("CARGO_BIN_EXE_chatd");
-                let spread = $crate::Spread::Random;
-                scenario($crate::Server::fleet(binary, $settings, spread).await).await;
-            }
+            $crate::shapes! { $($($shape),+)? }
         }
         $crate::scenario! { $($rest)* }
+    };
+}
+
+/// The settings of a scenario.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! settings_of {
+    () => {
+        $crate::Settings::new()
+    };
+    ($settings:expr) => {
+        $settings
+    };
+}
+
+/// The tests of a scenario.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! shapes {
+    () => { $crate::shapes! { monolith, fleet, random } };
+    ($($shape:ident),+) => { $($crate::shape! { $shape })+ };
+}
+
+/// The test of a scenario in one shape.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! shape {
+    (monolith) => {
+        #[tokio::test]
+        async fn monolith() {
+            scenario($crate::Server::start(env!("CARGO_BIN_EXE_chatd"), settings()).await).await;
+        }
+    };
+    (fleet) => {
+        #[tokio::test]
+        async fn fleet() {
+            let (binary, spread) = (env!("CARGO_BIN_EXE_chatd"), $crate::Spread::Generated);
+            scenario($crate::Server::fleet(binary, settings(), spread).await).await;
+        }
+    };
+    (random) => {
+        #[tokio::test]
+        async fn random() {
+            let (binary, spread) = (env!("CARGO_BIN_EXE_chatd"), $crate::Spread::Random);
+            scenario($crate::Server::fleet(binary, settings(), spread).await).await;
+        }
     };
 }
