@@ -23,7 +23,8 @@ migrations![
     "0009_seats",
     "0010_forks",
     "0011_profile_changes",
-    "0012_fleet"
+    "0012_fleet",
+    "0014_inbox_removed"
 ];
 
 /// Key of the advisory lock that makes instances migrate one after the other.

@@ -147,10 +147,16 @@ statements! {
                                     (SELECT h.membership FROM membership_history h
                                      WHERE h.user_nid = m.user_nid AND h.room = m.room
                                            AND h.pos <= $2 ORDER BY h.pos DESC LIMIT 1)";
-    GET_DELIVERED = "SELECT pos FROM to_device_delivered WHERE user_nid = $1 AND device_id = $2";
-    SET_DELIVERED = "INSERT INTO to_device_delivered (user_nid, device_id, pos) VALUES ($1, $2, $3)
+    GET_DELIVERED = "SELECT pos, removed FROM to_device_delivered
+                     WHERE user_nid = $1 AND device_id = $2";
+    /// Returns what was there before.
+    SET_DELIVERED = "WITH before AS (SELECT pos, removed FROM to_device_delivered
+                                     WHERE user_nid = $1 AND device_id = $2 FOR UPDATE)
+                     INSERT INTO to_device_delivered (user_nid, device_id, pos) VALUES ($1, $2, $3)
                      ON CONFLICT (user_nid, device_id)
-                     DO UPDATE SET pos = greatest(to_device_delivered.pos, excluded.pos)";
+                     DO UPDATE SET pos = greatest(to_device_delivered.pos, excluded.pos)
+                     RETURNING (SELECT before.pos FROM before),
+                               (SELECT before.removed FROM before)";
 }
 
 /// What a user is in a room.
@@ -443,14 +449,34 @@ pub async fn list_arrived_users(
     Ok(users(&pool.query(&LIST_ARRIVED_USERS, &[&rooms, &after.0, &upto.0]).await?))
 }
 
-/// Up to where a device's inbox has been put into responses made for it; 0 if never.
-pub async fn get_delivered(pool: &Pool, user: UserNid, device: &str) -> Result<Position> {
-    let row = pool.query_opt(&GET_DELIVERED, &[&user.0, &device]).await?;
-    Ok(row.map_or(Position(0), |row| Position(row.get(0))))
+/// What has become of a device's inbox, for all instances.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Delivered {
+    /// Up to where it has been put into responses made for the device; 0 if never.
+    pub delivered: Position,
+    /// Up to where confirmed messages have been removed.
+    pub removed: Position,
 }
 
-/// Notes that a response made for the device holds its inbox up to `upto`.
-pub async fn set_delivered(pool: &Pool, user: UserNid, device: &str, upto: Position) -> Result<()> {
-    pool.execute(&SET_DELIVERED, &[&user.0, &device, &upto.0]).await?;
-    Ok(())
+/// What has become of a device's inbox.
+pub async fn get_delivered(pool: &Pool, user: UserNid, device: &str) -> Result<Delivered> {
+    let row = pool.query_opt(&GET_DELIVERED, &[&user.0, &device]).await?;
+    Ok(row.as_ref().map(delivered).unwrap_or_default())
+}
+
+/// Notes that a response made for the device holds its inbox up to `upto`; returns what was known
+/// before.
+pub async fn set_delivered(
+    pool: &Pool,
+    user: UserNid,
+    device: &str,
+    upto: Position,
+) -> Result<Delivered> {
+    let row = pool.query_opt(&SET_DELIVERED, &[&user.0, &device, &upto.0]).await?;
+    Ok(row.as_ref().map(delivered).unwrap_or_default())
+}
+
+fn delivered(row: &Row) -> Delivered {
+    let position = |column| Position(row.get::<_, Option<i64>>(column).unwrap_or_default());
+    Delivered { delivered: position(0), removed: position(1) }
 }

@@ -58,6 +58,7 @@ impl Heards {
     async fn start() -> Self {
         let database = Database::empty(Cluster::shared().unwrap()).await.unwrap();
         let pool = open(&database);
+        migrate(&pool).await.unwrap();
         let stop = chatd_base::Stop::new();
         let (first, second) = (Notices::new(WriterId(1), true), Notices::new(WriterId(2), true));
         let (tell, heard) = tokio::sync::mpsc::unbounded_channel();
@@ -115,7 +116,8 @@ async fn everything_is_missed_while_the_connection_is_lost() {
     let mut heards = Heards::start().await;
     let admin = heards.database.connect().await.unwrap();
     let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-               WHERE datname = current_database() AND query LIKE 'LISTEN%'";
+               WHERE datname = current_database()
+                     AND (query LIKE 'LISTEN%' OR query LIKE '%FROM stream_positions')";
     assert_eq!(admin.query(sql, &[]).await.unwrap().len(), 1);
     assert_eq!(heards.next().await, None, "lost");
     assert_eq!(heards.next().await, None, "and back");

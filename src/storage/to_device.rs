@@ -15,7 +15,9 @@ statements! {
     LIST_MESSAGES = "SELECT pos, message FROM to_device_inbox
                      WHERE user_nid = $1 AND device_id = $2 AND pos > $3 AND pos <= $4
                      ORDER BY pos LIMIT $5";
-    DELETE_MESSAGES = "DELETE FROM to_device_inbox
+    DELETE_MESSAGES = "WITH noted AS (UPDATE to_device_delivered SET removed = greatest(removed, $3)
+                                      WHERE user_nid = $1 AND device_id = $2)
+                       DELETE FROM to_device_inbox
                        WHERE user_nid = $1 AND device_id = $2 AND pos <= $3";
     DELETE_OLD_TXNS = "DELETE FROM request_txns WHERE added_ts < $1";
     HAS_REQUEST_TXN = "SELECT 1 FROM request_txns WHERE digest = $1";

@@ -36,7 +36,10 @@ async fn told(
     let left_is_right = |seen: BTreeSet<String>| {
         let (left, gone) = (set(left), set(gone));
         assert!(seen.is_superset(&left), "left {seen:?}, not {left:?}");
-        assert!(seen.iter().all(|user| left.contains(user) || gone.contains(user)), "left {seen:?}");
+        assert!(
+            seen.iter().all(|user| left.contains(user) || gone.contains(user)),
+            "left {seen:?}"
+        );
     };
     let mut next = String::new();
     for rooms in [json!({}), json!({"rooms": []})] {

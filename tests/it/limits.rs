@@ -1,4 +1,6 @@
 //! Rate limits: every `rc_` key that has an effect slows somebody down, and says for how long.
+//! Each instance of a fleet counts what comes to it, so how much gets through there depends on the
+//! proxy; here it is one.
 
 use chatd_kit::{Answer, SERVER_NAME, Server, Settings, User, path, scenario, user::password_of};
 use serde_json::{Value, json};
@@ -42,7 +44,7 @@ async fn join(user: &User, room: &str) -> Answer {
 }
 
 scenario! {
-    async fn rc_message(server: Server) with (Settings::new().with("rc_message", slow())) {
+    async fn rc_message(server: Server) in (monolith) with (Settings::new().with("rc_message", slow())) {
         let (alice, bob) = (server.user("alice").await, server.user("bob").await);
         let room = alice.public_room().await;
         bob.join(&room).await.ok();
@@ -54,7 +56,7 @@ scenario! {
         bob.send_text(&room, "another user may").await.ok();
     }
 
-    async fn rc_admin_redaction(server: Server) with (Settings::new()
+    async fn rc_admin_redaction(server: Server) in (monolith) with (Settings::new()
         .with("rc_admin_redaction", slow()))
     {
         let alice = server.user("alice").await;
@@ -71,7 +73,7 @@ scenario! {
         alice.send_text(&room, "messages are counted apart").await.ok();
     }
 
-    async fn rc_registration(server: Server)
+    async fn rc_registration(server: Server) in (monolith)
         with (Settings::new().with("rc_registration", slow()))
     {
         three_and_no_more(|number| {
@@ -84,7 +86,7 @@ scenario! {
         .await;
     }
 
-    async fn rc_registration_token_validity(server: Server)
+    async fn rc_registration_token_validity(server: Server) in (monolith)
         with (Settings::new().with("rc_registration_token_validity", slow()))
     {
         three_and_no_more(|_| {
@@ -94,7 +96,7 @@ scenario! {
         .await;
     }
 
-    async fn rc_login_address(server: Server) with (Settings::new().with(
+    async fn rc_login_address(server: Server) in (monolith) with (Settings::new().with(
         "rc_login", json!({"address": slow(), "account": fast(), "failed_attempts": fast()})))
     {
         three_and_no_more(|number| {
@@ -105,7 +107,7 @@ scenario! {
         .await;
     }
 
-    async fn rc_login_account(server: Server) with (Settings::new().with(
+    async fn rc_login_account(server: Server) in (monolith) with (Settings::new().with(
         "rc_login", json!({"address": fast(), "account": slow(), "failed_attempts": fast()})))
     {
         server.user("alice").await;
@@ -116,7 +118,7 @@ scenario! {
         log_in(&server, "bob", &password_of("bob")).await.ok();
     }
 
-    async fn rc_login_failed_attempts(server: Server) with (Settings::new().with(
+    async fn rc_login_failed_attempts(server: Server) in (monolith) with (Settings::new().with(
         "rc_login", json!({"address": fast(), "account": fast(), "failed_attempts": slow()})))
     {
         let alice = server.user("alice").await;
@@ -142,7 +144,7 @@ scenario! {
         is_slowed_down(&alice.post("/delete_devices", &body).await);
     }
 
-    async fn rc_joins(server: Server)
+    async fn rc_joins(server: Server) in (monolith)
         with (Settings::new().with("rc_joins", json!({"local": slow(), "remote": fast()})))
     {
         let (alice, bob) = (server.user("alice").await, server.user("bob").await);
@@ -153,7 +155,7 @@ scenario! {
         three_and_no_more(|number| join(&bob, &rooms[number])).await;
     }
 
-    async fn rc_joins_per_room(server: Server)
+    async fn rc_joins_per_room(server: Server) in (monolith)
         with (Settings::new().with("rc_joins_per_room", slow()))
     {
         let alice = server.user("alice").await;
@@ -166,7 +168,7 @@ scenario! {
         users[3].join(&other).await.ok();
     }
 
-    async fn rc_invites_per_issuer(server: Server) with (Settings::new().with("rc_invites",
+    async fn rc_invites_per_issuer(server: Server) in (monolith) with (Settings::new().with("rc_invites",
         json!({"per_room": fast(), "per_user": fast(), "per_issuer": slow()})))
     {
         let (alice, bob) = (server.user("alice").await, server.user("bob").await);
@@ -177,7 +179,7 @@ scenario! {
         three_and_no_more(|number| alice.invite(&rooms[number], &bob).into_future()).await;
     }
 
-    async fn rc_invites_per_room(server: Server) with (Settings::new().with("rc_invites",
+    async fn rc_invites_per_room(server: Server) in (monolith) with (Settings::new().with("rc_invites",
         json!({"per_room": slow(), "per_user": fast(), "per_issuer": fast()})))
     {
         let alice = server.user("alice").await;
@@ -189,7 +191,7 @@ scenario! {
         three_and_no_more(|number| alice.invite(&room, &users[number]).into_future()).await;
     }
 
-    async fn rc_invites_per_user(server: Server) with (Settings::new().with("rc_invites",
+    async fn rc_invites_per_user(server: Server) in (monolith) with (Settings::new().with("rc_invites",
         json!({"per_room": fast(), "per_user": slow(), "per_issuer": fast()})))
     {
         let bob = server.user("bob").await;
@@ -206,7 +208,7 @@ scenario! {
         .await;
     }
 
-    async fn rc_presence(server: Server)
+    async fn rc_presence(server: Server) in (monolith)
         with (Settings::new().with("rc_presence", json!({"per_user": slow()})))
     {
         let alice = server.user("alice").await;
@@ -218,7 +220,7 @@ scenario! {
         .await;
     }
 
-    async fn rc_room_creation(server: Server)
+    async fn rc_room_creation(server: Server) in (monolith)
         with (Settings::new().with("rc_room_creation", slow()))
     {
         let alice = server.user("alice").await;
