@@ -13,14 +13,15 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
     cargo build --release --locked && cp target/release/chatd /chatd
 
 FROM debian:bookworm-slim
-# Only PostgreSQL's programs are wanted, not the cluster that the package makes.
+# Only PostgreSQL's programs are wanted, not the cluster that the package makes. /sockets is for
+# instances in containers of one machine; see config-examples/twelve-containers.
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates curl postgresql-common \
     && echo 'create_main_cluster = false' > /etc/postgresql-common/createcluster.conf \
     && apt-get install -y --no-install-recommends postgresql \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --system --home-dir /data --shell /usr/sbin/nologin chatd \
-    && install -d -o chatd -g chatd -m 755 /data
+    && useradd --system --uid 10001 --home-dir /data --shell /usr/sbin/nologin chatd \
+    && install -d -o chatd -g chatd -m 755 /data /sockets
 COPY --from=build /chatd /usr/local/bin/chatd
 COPY config-examples/container.yaml /etc/chatd/homeserver.yaml
 USER chatd

@@ -1,6 +1,8 @@
 //! The command line. One file per command; what they share is here.
 
 mod check_config;
+#[cfg(test)]
+mod examples;
 mod explain;
 mod explain_fleet;
 mod failure;

@@ -278,6 +278,10 @@ fn by_name(member: &Member) -> (Vec<Target>, &'static str) {
     if writes {
         return (Vec::new(), "because it writes streams");
     }
+    let public = [RouterName::ClientVersions, RouterName::FederationSend];
+    if !public.iter().any(|router| member.answers(*router)) {
+        return (Vec::new(), "because it has no listener for clients or servers");
+    }
     (vec![Target::Clients], "because nothing else is said of it")
 }
 
