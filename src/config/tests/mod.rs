@@ -4,6 +4,7 @@ mod assignments;
 mod examples;
 mod fleets;
 mod proxies;
+mod seeds;
 mod values;
 mod wrong;
 
