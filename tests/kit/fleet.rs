@@ -170,7 +170,6 @@ fn write_files(folder: &Path, settings: &Settings, database: &Value) -> Result<(
             }),
         )
         .with("listeners", listeners(folder, "main"))
-        .with_chatd("fresh", "always")
         .with_chatd("proxy_pools", json!({"sync": ["sync1", "sync2"]}));
     std::fs::write(folder.join("homeserver.yaml"), shared.to_yaml(None, database, folder))?;
     for name in WORKERS {

@@ -28,7 +28,7 @@ macro_rules! scenario {
             #[allow(unused_mut, clippy::allow_attributes, reason = "only some scenarios kill it")]
             async fn scenario(mut $server: $crate::Server) $body
 
-            fn settings() -> $crate::Settings {
+            fn scenario_settings() -> $crate::Settings {
                 $crate::settings_of!($($settings)?)
             }
 
@@ -65,21 +65,22 @@ macro_rules! shape {
     (monolith) => {
         #[tokio::test]
         async fn monolith() {
-            scenario($crate::Server::start(env!("CARGO_BIN_EXE_chatd"), settings()).await).await;
+            scenario($crate::Server::start(env!("CARGO_BIN_EXE_chatd"), scenario_settings()).await)
+                .await;
         }
     };
     (fleet) => {
         #[tokio::test]
         async fn fleet() {
             let (binary, spread) = (env!("CARGO_BIN_EXE_chatd"), $crate::Spread::Generated);
-            scenario($crate::Server::fleet(binary, settings(), spread).await).await;
+            scenario($crate::Server::fleet(binary, scenario_settings(), spread).await).await;
         }
     };
     (random) => {
         #[tokio::test]
         async fn random() {
             let (binary, spread) = (env!("CARGO_BIN_EXE_chatd"), $crate::Spread::Random);
-            scenario($crate::Server::fleet(binary, settings(), spread).await).await;
+            scenario($crate::Server::fleet(binary, scenario_settings(), spread).await).await;
         }
     };
 }

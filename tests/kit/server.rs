@@ -52,6 +52,8 @@ impl Server {
     pub async fn fleet(binary: impl AsRef<Path>, settings: Settings, spread: Spread) -> Self {
         let binary = binary.as_ref();
         let database = Database::create(binary).await.expect("a database for the test");
+        // Scenarios look at once for what they have done, also where syncs show it.
+        let settings = settings.with_chatd("fresh", "always");
         let fleet = Fleet::start(binary, &settings, &database.config(), spread)
             .await
             .unwrap_or_else(|error| panic!("the fleet does not start: {error:?}"));

@@ -6,6 +6,7 @@
 
 mod check;
 mod device;
+mod fleet;
 mod load;
 mod outage;
 mod proxy;
@@ -40,12 +41,8 @@ async fn rounds(
     mut postgres: impl AsyncFnMut(&Process, Fault, Duration),
 ) {
     let mut process = start(database).await;
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
-    let seed = number("CHATD_FAULT_SEED").unwrap_or_else(rand::random);
-    let rounds = number("CHATD_FAULT_ROUNDS").unwrap_or(4);
-    say(format!("CHATD_FAULT_SEED={seed} CHATD_FAULT_ROUNDS={rounds}"));
-    let mut random = StdRng::seed_from_u64(seed);
-    let world = World::make(&process.url(), random.random()).await;
+    let (rounds, mut random) = plan();
+    let world = World::make(&process.url(), random.random(), false).await;
     let load = world.start();
     for round in 0..rounds {
         tokio::time::sleep(Duration::from_millis(random.random_range(20..500))).await;
@@ -66,6 +63,15 @@ async fn rounds(
     world.alice().get("/sync").query("timeout", 0).start().await;
     let devices = load.finish().await;
     check::all(&world, &devices).await;
+}
+
+/// How often something is killed, and what decides when and what.
+fn plan() -> (u64, StdRng) {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    let seed = number("CHATD_FAULT_SEED").unwrap_or_else(rand::random);
+    let rounds = number("CHATD_FAULT_ROUNDS").unwrap_or(4);
+    say(format!("CHATD_FAULT_SEED={seed} CHATD_FAULT_ROUNDS={rounds}"));
+    (rounds, StdRng::seed_from_u64(seed))
 }
 
 /// Another process takes over while this one is paused under load; then this one comes back.

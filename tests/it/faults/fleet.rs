@@ -1,0 +1,124 @@
+//! A fleet under load whose instances, bus and database are killed, paused and cut one after the
+//! other: what must hold is the same as for one process.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use chatd_kit::{Database, Fleet, Settings, Spread, cluster::Cluster, process::signal, say};
+use rand::{Rng, rngs::StdRng};
+
+use super::{BINARY, check, load::World, plan};
+
+/// What is done to a fleet.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    /// An instance is killed and starts again.
+    Kill(&'static str),
+    /// An instance is paused until the others take it for dead, and goes on after that.
+    Pause(&'static str),
+    /// An instance is asked to end, and starts again: what a rolling update does.
+    Restart(&'static str),
+    /// Redis is killed, and is away for some time.
+    Redis,
+    /// PostgreSQL is killed, and is away for some time.
+    Postgres,
+}
+
+/// Longer than the silence after which an instance counts as dead.
+const TAKEN_FOR_DEAD: Duration = Duration::from_secs(9);
+
+/// Faults until all have happened that `faults` lists, in its order.
+async fn suffer(fleet: &mut Fleet, cluster: &Cluster, faults: &[Fault], random: &mut StdRng) {
+    for fault in faults {
+        let away = Duration::from_millis(random.random_range(0..1_500));
+        say(format!("{fault:?}, {away:?}"));
+        match *fault {
+            Fault::Kill(name) => {
+                fleet.instance(name).kill9().unwrap();
+                tokio::time::sleep(away).await;
+                fleet.launch().await.unwrap();
+            }
+            Fault::Pause(name) => {
+                let pid = fleet.instance(name).pid().unwrap();
+                signal(pid, "STOP").unwrap();
+                tokio::time::sleep(TAKEN_FOR_DEAD).await;
+                signal(pid, "CONT").unwrap();
+            }
+            Fault::Restart(name) => {
+                assert!(fleet.instance(name).sigterm().await.unwrap().success());
+                fleet.launch().await.unwrap();
+            }
+            Fault::Redis => {
+                fleet.redis().kill9();
+                tokio::time::sleep(away).await;
+                fleet.redis().restart().await;
+            }
+            Fault::Postgres => {
+                cluster.kill9().unwrap();
+                tokio::time::sleep(away / 3).await;
+                cluster.restart().unwrap();
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(random.random_range(300..1_500))).await;
+    }
+}
+
+/// Load on a fleet behind its generated proxy configuration while `faults` happen, then the check.
+async fn survives(faults: &[Fault]) {
+    let folder = tempfile::Builder::new().prefix("chatd-pg-").tempdir().unwrap();
+    let cluster = Cluster::private(folder.path()).unwrap();
+    let database = Database::empty(cluster.clone()).await.unwrap();
+    let (_, mut random) = plan();
+    let settings = Settings::new();
+    let mut fleet =
+        Fleet::start(Path::new(BINARY), &settings, &database.config(), Spread::Generated)
+            .await
+            .unwrap();
+    let world = World::make(&fleet.url(), random.random(), true).await;
+    let load = world.start();
+    suffer(&mut fleet, &cluster, faults, &mut random).await;
+    let healing = Instant::now();
+    world.until_answered(|| world.alice().get("/sync").query("timeout", 0)).await.ok();
+    let devices = load.finish().await;
+    say(format!("everything had come after {:?}", healing.elapsed()));
+    check::all(&world, &devices).await;
+    drop(fleet);
+    cluster.kill9().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_when_an_instance_is_killed() {
+    survives(&[
+        Fault::Kill("persister1"),
+        Fault::Kill("stream1"),
+        Fault::Kill("sync1"),
+        Fault::Kill("stream2"),
+        Fault::Kill("main"),
+        Fault::Kill("persister2"),
+    ])
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_when_an_instance_is_paused() {
+    survives(&[Fault::Pause("persister1"), Fault::Pause("stream1")]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_when_redis_or_postgresql_is_killed() {
+    survives(&[Fault::Redis, Fault::Postgres, Fault::Redis]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn instances_are_restarted_one_after_the_other() {
+    survives(&[
+        Fault::Restart("persister1"),
+        Fault::Restart("persister2"),
+        Fault::Restart("stream1"),
+        Fault::Restart("sync2"),
+        Fault::Restart("main"),
+    ])
+    .await;
+}
