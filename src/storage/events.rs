@@ -52,6 +52,18 @@ macro_rules! filter {
     };
 }
 
+/// What one token covers and an earlier one does not, where some writers are ahead of others.
+macro_rules! coverage {
+    () => {
+        " AND ($12::int2[] IS NULL OR (
+               e.pos <= coalesce((SELECT c.high FROM unnest($12, $14::int8[]) AS c(writer, high)
+                                  WHERE c.writer = e.writer), $16::int8)
+               AND (w.low < $15::int8 OR
+                    e.pos > coalesce((SELECT c.low FROM unnest($12, $13::int8[]) AS c(writer, low)
+                                      WHERE c.writer = e.writer), $15)))) "
+    };
+}
+
 pub(crate) use {columns, joins};
 
 statements! {
@@ -84,14 +96,14 @@ statements! {
         CROSS JOIN LATERAL (
             SELECT e.* FROM events e
             WHERE e.room = w.room AND e.pos > w.low AND e.pos <= w.high AND e.flags & 7 = 0",
-            filter!(), "ORDER BY e.pos DESC LIMIT $11) AS e", joins!(),
+            filter!(), coverage!(), "ORDER BY e.pos DESC LIMIT $11) AS e", joins!(),
         "ORDER BY e.room, e.pos DESC");
     LIST_OLDEST = concat!("SELECT ", columns!(), "
         FROM unnest($1::int4[], $2::int8[], $3::int8[]) AS w(room, low, high)
         CROSS JOIN LATERAL (
             SELECT e.* FROM events e
             WHERE e.room = w.room AND e.pos > w.low AND e.pos <= w.high AND e.flags & 7 = 0",
-            filter!(), "ORDER BY e.pos LIMIT $11) AS e", joins!(),
+            filter!(), coverage!(), "ORDER BY e.pos LIMIT $11) AS e", joins!(),
         "ORDER BY e.room, e.pos");
 }
 
@@ -337,14 +349,31 @@ pub async fn locate(
     })
 }
 
+/// What lies between two tokens, where writers are at different positions.
+#[derive(Clone, Debug, Default)]
+pub struct Between {
+    /// Writers that are not at the least position of both tokens.
+    pub writers: Vec<i16>,
+    /// Where the earlier token has each of `writers`.
+    pub lows: Vec<i64>,
+    /// Where the later token has each of them.
+    pub highs: Vec<i64>,
+    /// Where the earlier token has all others; spans that begin below it are of rooms of which
+    /// nothing has been seen.
+    pub low: i64,
+    /// Where the later token has all others.
+    pub high: i64,
+}
+
 /// Up to `limit` events of each span that pass `filter`, rooms one after the other, in the order
-/// that `end` says.
+/// that `end` says; with `between`, those that lie there too.
 pub async fn list_timelines(
     pool: &Pool,
     spans: &[Span],
     end: End,
     limit: usize,
     filter: &EventFilter,
+    between: Option<&Between>,
 ) -> Result<Vec<Arc<StoredEvent>>> {
     if spans.is_empty() || limit == 0 {
         return Ok(Vec::new());
@@ -372,6 +401,11 @@ pub async fn list_timelines(
                 &filter.related_by_rel_types,
                 &filter.related_by_senders,
                 &limit,
+                &between.map(|between| &between.writers),
+                &between.map(|between| &between.lows),
+                &between.map(|between| &between.highs),
+                &between.map(|between| between.low),
+                &between.map(|between| between.high),
             ],
         )
         .await?;

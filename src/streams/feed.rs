@@ -148,6 +148,12 @@ impl<S: Stream> Feed<S> {
         self.bus.patience().is_some()
     }
 
+    /// Tells the others where a writer stands in the tables.
+    pub(crate) fn announce(&self, writer: WriterId, position: Position) {
+        let rows = Arc::new([]);
+        self.bus.publish(S::NAME, &Frame::<S> { writer, previous: position, position, rows });
+    }
+
     /// Takes in that a writer was moved without rows, and tells the others.
     pub(crate) fn publish_step(&self, step: &Step) {
         let Step { writer, stood_at: previous, stands_at: position, .. } = *step;

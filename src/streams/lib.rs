@@ -195,6 +195,16 @@ impl Streams {
         each_feed!(self, |feed| publish(feed, steps));
     }
 
+    /// Takes note of where the writers of room events are, and tells the others before anything
+    /// that this instance writes after it.
+    pub(crate) fn announce(&self, known: &[(i16, WriterId, Position)]) {
+        self.skip_to(known);
+        let events = known.iter().filter(|(stream, ..)| *stream == events::Events::ID.number);
+        for (_, writer, position) in events.filter(|(_, writer, _)| *writer != self.writer.writer) {
+            self.events.announce(*writer, *position);
+        }
+    }
+
     /// Takes note of positions that stand in the tables.
     pub(crate) fn skip_to(&self, known: &[(i16, WriterId, Position)]) {
         fn skip<S: Stream>(feed: &Feed<S>, me: WriterId, known: &[(i16, WriterId, Position)]) {

@@ -237,6 +237,8 @@ impl Roster {
         let moved = instances::take_over(&self.pool, &self.notices, &wanted, me).await?;
         tracing::info!(count = moved.len(), "took shards of rooms over");
         metrics::counter!("chatd_shards_taken_total").increment(moved.len() as u64);
+        // Whoever sees what this instance writes has to have seen what was written there before.
+        self.streams.announce(&positions::list(&self.pool).await?);
         self.owners.refresh().await
     }
 

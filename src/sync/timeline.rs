@@ -8,9 +8,9 @@ use chatd_base::{Position, Result, RoomNid};
 use chatd_rooms::{client_event::Bundles, filter::EventFilter, visibility::Lens};
 use chatd_storage::{
     Pool,
-    events::{self, End, Span, StoredEvent},
+    events::{self, Between, End, Span, StoredEvent},
 };
-use chatd_streams::events::Membership;
+use chatd_streams::{StreamToken, events::Membership};
 use ruma_common::OwnedUserId;
 
 use crate::{
@@ -78,7 +78,7 @@ pub async fn read(pool: &Pool, asker: &Asker, plan: &Plan, limit: usize) -> Resu
     }
     let mut bundles = Bundles::default();
     if !from_tables.is_empty() {
-        let read = read_tables(pool, asker, &from_tables, &plan.ignored, limit).await?;
+        let read = read_tables(pool, asker, plan, &from_tables, limit).await?;
         let shown: Vec<Arc<StoredEvent>> =
             read.values().flat_map(|t| t.events.iter().map(|shown| shown.event.clone())).collect();
         bundles = chatd_rooms::bundle::load(pool, asker.user, &shown).await?;
@@ -126,18 +126,40 @@ fn is_welcome(event: &StoredEvent, ignored: &HashSet<OwnedUserId>) -> bool {
     event.state_key.is_some() || ignored.is_empty() || !ignored.contains(&event.sender)
 }
 
+/// What lies between the tokens of two syncs; `None` where spans of positions say it.
+fn between(since: Option<&StreamToken>, now: &StreamToken) -> Option<Between> {
+    let start = StreamToken::default();
+    let since = since.unwrap_or(&start);
+    let mut writers: Vec<_> =
+        since.ahead.iter().chain(&now.ahead).map(|(writer, _)| *writer).collect();
+    if writers.is_empty() {
+        return None;
+    }
+    writers.sort_unstable();
+    writers.dedup();
+    Some(Between {
+        lows: writers.iter().map(|writer| since.of(*writer).0).collect(),
+        highs: writers.iter().map(|writer| now.of(*writer).0).collect(),
+        writers: writers.into_iter().map(|writer| writer.0).collect(),
+        low: since.min.0,
+        high: now.min.0,
+    })
+}
+
 async fn read_tables(
     pool: &Pool,
     asker: &Asker,
+    plan: &Plan,
     plans: &[&RoomPlan],
-    ignored: &HashSet<OwnedUserId>,
     limit: usize,
 ) -> Result<BTreeMap<RoomNid, Timeline>> {
     let spans: Vec<Span> =
         plans.iter().map(|p| Span { room: p.room, low: p.low, high: p.high }).collect();
     let filter = asker.filter.room.timeline.to_storage();
+    let between = between(plan.since.as_ref().map(|since| &since.room), &plan.now.room);
+    let (ignored, most) = (&plan.ignored, limit.saturating_add(1));
     let found =
-        events::list_timelines(pool, &spans, End::Newest, limit.saturating_add(1), &filter).await?;
+        events::list_timelines(pool, &spans, End::Newest, most, &filter, between.as_ref()).await?;
     let mut newest: HashMap<RoomNid, Vec<Arc<StoredEvent>>> = HashMap::new();
     for event in found {
         newest.entry(event.room).or_default().push(event);

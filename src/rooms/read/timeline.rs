@@ -175,7 +175,8 @@ impl Reader {
             End::Oldest => spans.truncate(most),
         }
         let filter = filter.to_storage();
-        let mut found = events::list_timelines(&self.pool, &spans, end, limit, &filter).await?;
+        let mut found =
+            events::list_timelines(&self.pool, &spans, end, limit, &filter, None).await?;
         found.truncate(limit);
         Ok(found)
     }

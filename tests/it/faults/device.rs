@@ -148,12 +148,40 @@ fn ids(events: &Value) -> Vec<String> {
     events.map(|event| event["event_id"].as_str().unwrap().to_owned()).collect()
 }
 
+/// How far a token is in one stream: for all writers, and for those that are ahead of that.
+struct Part {
+    min: u64,
+    ahead: BTreeMap<u64, u64>,
+}
+
+impl Part {
+    /// `123`, `s123` or `m123~1.456~2.130`.
+    fn read(text: &str) -> Option<Self> {
+        let mut parts = text.trim_start_matches(['s', 'm']).split('~');
+        let min = parts.next()?.parse().ok()?;
+        let writer = |part: &str| {
+            let (writer, position) = part.split_once('.')?;
+            Some((writer.parse().ok()?, position.parse().ok()?))
+        };
+        Some(Self { min, ahead: parts.map(writer).collect::<Option<_>>()? })
+    }
+
+    fn of(&self, writer: u64) -> u64 {
+        self.ahead.get(&writer).copied().unwrap_or(self.min)
+    }
+
+    fn is_at_least(&self, earlier: &Self) -> bool {
+        self.min >= earlier.min && earlier.ahead.iter().all(|(writer, at)| self.of(*writer) >= *at)
+    }
+}
+
 /// Whether no part of a token is behind that of an earlier one.
 fn is_at_least(token: &str, earlier: &str) -> bool {
-    let parts = |token: &str| -> Vec<u64> {
-        let numbers = token.trim_start_matches('s').split('_');
-        numbers.map(|number| number.parse().unwrap_or_else(|_| panic!("{token}"))).collect()
+    let parts = |token: &str| -> Vec<Part> {
+        let read = |part| Part::read(part).unwrap_or_else(|| panic!("{token}"));
+        token.split('_').map(read).collect()
     };
     let (token, earlier) = (parts(token), parts(earlier));
-    token.len() == earlier.len() && token.iter().zip(&earlier).all(|(new, old)| new >= old)
+    let mut pairs = token.iter().zip(&earlier);
+    token.len() == earlier.len() && pairs.all(|(new, old)| new.is_at_least(old))
 }
