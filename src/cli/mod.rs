@@ -13,6 +13,7 @@ mod proxy_config;
 mod register_user;
 mod roles;
 mod run;
+mod top;
 
 use std::{
     io::{self, Write},
@@ -46,6 +47,8 @@ enum Command {
     Explain(explain::Arguments),
     /// Write a configuration for a reverse proxy in front of a fleet or a single server
     ProxyConfig(proxy_config::Arguments),
+    /// Watch the instances of a fleet: state, positions and lag, lanes, bus
+    Top(top::Arguments),
     /// List the roles that `worker_app` can name
     Roles,
     /// Make an account on a running server, by the shared secret
@@ -87,6 +90,7 @@ impl Cli {
             Some(Command::CheckConfig) => check_config::execute(source),
             Some(Command::Explain(arguments)) => explain::execute(source, &arguments),
             Some(Command::ProxyConfig(arguments)) => proxy_config::execute(source, arguments),
+            Some(Command::Top(arguments)) => top::execute(source, &arguments),
             Some(Command::Roles) => roles::execute(),
             Some(Command::RegisterUser(arguments)) => register_user::execute(source, arguments),
             Some(Command::HashPassword(arguments)) => hash_password::execute(source, &arguments),

@@ -5,7 +5,7 @@ use std::fmt;
 use tracing::{Event, Subscriber};
 use tracing_subscriber::{
     fmt::{
-        FmtContext, FormatEvent, FormatFields,
+        FmtContext, FormatEvent, FormatFields, FormattedFields,
         format::Writer,
         time::{FormatTime, SystemTime},
     },
@@ -98,6 +98,7 @@ where
     }
 }
 
+/// The spans by their ids, where they have one: that of the request.
 fn write_spans<S, N>(context: &FmtContext<'_, S, N>, writer: &mut Writer<'_>) -> fmt::Result
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
@@ -106,7 +107,10 @@ where
     let Some(scope) = context.event_scope() else { return writer.write_char('-') };
     for (index, span) in scope.from_root().enumerate() {
         let separator = if index == 0 { "" } else { ":" };
-        write!(writer, "{separator}{}", span.name())?;
+        let extensions = span.extensions();
+        let fields = extensions.get::<FormattedFields<N>>();
+        let id = fields.and_then(|fields| fields.fields.strip_prefix("id="));
+        write!(writer, "{separator}{}", id.unwrap_or(span.name()))?;
     }
     Ok(())
 }

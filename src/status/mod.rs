@@ -86,6 +86,8 @@ pub struct Peer {
     pub role: String,
     /// Since its last beat, when that was looked at.
     pub silence_ms: u64,
+    /// Where its replication listener is, if it has one; JSON as in `instance_map`.
+    pub address: Option<String>,
 }
 
 /// Where the answers come from.
@@ -154,6 +156,7 @@ impl Status {
             name: one.name.clone(),
             role: one.role.clone(),
             silence_ms: whole_ms(one.silence),
+            address: one.address.clone(),
         });
         peers.collect()
     }

@@ -1,19 +1,39 @@
-//! A server seen from outside: health, what operators are told, and the metrics page.
+//! A server seen from outside: health, what operators are told, the metrics page, `chatd top`,
+//! and requests in the logs of two instances.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use chatd_kit::{Command, Database, User, command::Running, http::Http, prometheus::Page};
+use chatd_kit::{
+    Command, Database, Server, Settings, Spread, User,
+    command::{Ended, Running},
+    fleet::{metrics_socket, public_socket, replication_socket},
+    http::Http,
+    prometheus::Page,
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// Metrics that need other instances, or something that goes wrong.
+const BINARY: &str = env!("CARGO_BIN_EXE_chatd");
+
+/// Metrics of what is not to happen, or only to clients who ask for too much.
+const RARE: &[&str] = &[
+    "chatd_bus_dropped_total",
+    "chatd_carry_unreached_total",
+    "chatd_http_rate_limited_total",
+    "chatd_task_panics_total",
+];
+/// Metrics that need other instances.
 const NOT_IN_A_MONOLITH: &[&str] = &[
     "chatd_bus_",
     "chatd_carry_seconds",
     "chatd_carry_unreached_total",
     "chatd_instances_alive",
     "chatd_notices_connected",
-    "chatd_task_panics_total",
     "synapse_outgoing_replication_requests_total",
     "synapse_pending_outgoing_replication_requests",
     "synapse_replication_tcp_",
@@ -31,7 +51,7 @@ struct Watched {
 
 impl Watched {
     async fn start() -> Self {
-        let binary = Path::new(env!("CARGO_BIN_EXE_chatd"));
+        let binary = Path::new(BINARY);
         let database = Database::create(binary).await.unwrap();
         let folder = tempfile::tempdir().unwrap();
         let free = || {
@@ -66,9 +86,7 @@ impl Watched {
     }
 
     async fn page(&self) -> Page {
-        let answer = self.metrics.request("GET", "/_synapse/metrics").await;
-        assert_eq!(answer.status, 200, "{answer}");
-        Page::parse(&answer.text).unwrap()
+        page(&self.metrics).await
     }
 
     /// What `curl --unix-socket` says.
@@ -76,6 +94,26 @@ impl Watched {
         let line = format!("-sS --max-time 20 --unix-socket {socket} http://x{path}");
         Command::new("curl", self.folder.path(), &line).end().ok().to_owned()
     }
+}
+
+async fn page(listener: &Http) -> Page {
+    let answer = listener.request("GET", "/_synapse/metrics").await;
+    assert_eq!(answer.status, 200, "{answer}");
+    Page::parse(&answer.text).unwrap()
+}
+
+/// Waits until `check` finds something; panics after a minute.
+async fn until<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>) -> T {
+    let found = async {
+        loop {
+            if let Some(found) = check().await {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let found = tokio::time::timeout(Duration::from_secs(60), found).await;
+    found.unwrap_or_else(|_| panic!("it did not happen: {what}"))
 }
 
 /// Name and labels of each metric in the documentation.
@@ -91,6 +129,15 @@ fn documented() -> BTreeMap<String, Vec<String>> {
         known.then(|| (name.to_owned(), labels))
     });
     rows.collect()
+}
+
+/// Documented metrics that are on none of these pages, apart from rare ones.
+fn not_there(pages: &[Page]) -> Vec<String> {
+    let is_there = |name: &str| {
+        pages.iter().any(|page| page.families.get(name).is_some_and(|one| !one.samples.is_empty()))
+    };
+    let all = documented().into_keys().filter(|name| !RARE.contains(&name.as_str()));
+    all.filter(|name| !is_there(name)).collect()
 }
 
 /// Asserts that nothing is on the page that is not documented, label by label.
@@ -128,11 +175,10 @@ async fn every_metric_is_documented_and_every_documented_one_is_there() {
 
     let page = watched.page().await;
     is_documented(&page);
-    let is_rare = |name: &str| NOT_IN_A_MONOLITH.iter().any(|start| name.starts_with(start));
-    for name in documented().keys().filter(|name| !is_rare(name)) {
-        let family = page.families.get(name);
-        assert!(family.is_some_and(|family| !family.samples.is_empty()), "{name} is not there");
-    }
+    assert!(page.sum("chatd_http_rate_limited_total", &[]) > Some(0.0));
+    let not_there = not_there(&[page.clone()]);
+    let of_fleets = |name: &&String| NOT_IN_A_MONOLITH.iter().any(|start| name.starts_with(start));
+    assert!(not_there.iter().all(|name| of_fleets(&name)), "{not_there:?}");
     let sends = [("servlet", "RoomSendEventRestServlet"), ("code", "200"), ("method", "PUT")];
     assert_eq!(page.sum("synapse_http_server_response_time_seconds_count", &sends), Some(1.0));
     assert_eq!(page.sum("chatd_db_connected", &[]), Some(1.0));
@@ -169,4 +215,174 @@ async fn health_is_told_everywhere_and_details_to_operators_only() {
     let pid = detail["process"]["pid"].as_u64().unwrap();
     assert!(Path::new(&format!("/proc/{pid}")).exists());
     assert_eq!(watched.server.sigterm().await, Some(0));
+}
+
+/// The sockets of one instance of a fleet.
+struct Instance {
+    public: Http,
+    metrics: Http,
+    replication: Http,
+}
+
+impl Instance {
+    fn of(server: &Server, name: &str) -> Self {
+        let at =
+            |socket: fn(&Path, &str) -> PathBuf| Http::on_socket(&socket(server.folder(), name));
+        Self {
+            public: at(public_socket),
+            metrics: at(metrics_socket),
+            replication: at(replication_socket),
+        }
+    }
+
+    async fn detail(&self) -> Value {
+        self.replication.request("GET", "/health?detail").await.ok().clone()
+    }
+}
+
+const EVERYBODY: &[&str] =
+    &["main", "persister1", "persister2", "stream1", "stream2", "sync1", "sync2"];
+
+#[tokio::test]
+async fn a_fleet_counts_what_goes_between_its_instances() {
+    let server = Server::fleet(BINARY, Settings::new(), Spread::Random).await;
+    let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+    let room = alice.create_room().await;
+    alice.invite(&room, &bob).await.ok();
+    bob.join(&room).await.ok();
+    for _ in 0..10 {
+        let event = alice.send(&room, "hello").await;
+        bob.read(&room, &event).await.ok();
+        bob.sync().await;
+    }
+    let mut pages = Vec::new();
+    for name in EVERYBODY {
+        let page = page(&Instance::of(&server, name).metrics).await;
+        is_documented(&page);
+        assert_eq!(page.sum("chatd_bus_connected", &[]), Some(1.0), "{name}");
+        assert_eq!(page.sum("chatd_instances_alive", &[]), Some(7.0), "{name}");
+        pages.push(page);
+    }
+    assert_eq!(not_there(&pages), ["synapse_notifier_listeners"]);
+    let sum = |name: &str| pages.iter().filter_map(|page| page.sum(name, &[])).sum::<f64>();
+    assert_eq!(sum("chatd_shards_owned"), 64.0);
+    assert_eq!(sum("synapse_outgoing_replication_requests_total"), sum("chatd_carried_in_total"));
+    assert_eq!(sum("synapse_pending_outgoing_replication_requests"), 0.0);
+}
+
+#[tokio::test]
+async fn redis_that_is_lost_is_seen_and_so_is_its_return() {
+    let mut server = Server::fleet(BINARY, Settings::new(), Spread::Random).await;
+    let sync1 = Instance::of(&server, "sync1");
+    let bus_is = async |state: &str| {
+        let (detail, page) = (sync1.detail().await, page(&sync1.metrics).await);
+        let connected = if state == "connected" { 1.0 } else { 0.0 };
+        let is_told = page.sum("chatd_bus_connected", &[]) == Some(connected);
+        (detail["bus"]["state"] == state && is_told).then_some(page)
+    };
+    until("redis is there", async || bus_is("connected").await).await;
+    server.members().redis().kill9();
+    until("redis is lost", async || bus_is("polling").await).await;
+    assert_eq!(sync1.public.request("GET", "/health").await.text, "OK");
+    server.members().redis().restart().await;
+    let page = until("redis is back", async || bus_is("connected").await).await;
+    assert!(page.sum("chatd_bus_reconnects_total", &[]) >= Some(1.0));
+}
+
+#[tokio::test]
+async fn a_carried_request_has_one_id_in_the_logs_of_both_instances() {
+    let folder = tempfile::tempdir().unwrap();
+    let log_config = folder.path().join("log.yaml");
+    let text = "version: 1\nformatters: {plain: {format: '%(request)s %(message)s'}}\n\
+                handlers: {all: {class: logging.StreamHandler, formatter: plain}}\n\
+                root: {level: INFO, handlers: [all]}\n\
+                loggers: {synapse.access: {level: DEBUG}}\n";
+    fs::write(&log_config, text).unwrap();
+    let settings = Settings::new().with("worker_log_config", log_config.to_string_lossy());
+    let mut server = Server::fleet(BINARY, settings, Spread::Random).await;
+    let alice = server.user("alice").await;
+    let room = alice.create_room().await;
+    let sync1 = Instance::of(&server, "sync1");
+    alice.at(&sync1.public).send(&room, "hello").await;
+
+    // The answer is logged when it has gone out.
+    let id_in = |log: &str| {
+        let line = log.lines().find(|line| line.contains("/send/m.room.message"))?;
+        line.split(' ').next().map(str::to_owned)
+    };
+    let here =
+        until("the request is logged", async || id_in(&server.members().instance("sync1").log()))
+            .await;
+    assert!(here.starts_with("sync1-PUT-"), "{here}");
+    let there = until("it is logged where it was carried to", async || {
+        let logs = ["persister1", "persister2"];
+        logs.iter().find_map(|name| id_in(&server.members().instance(name).log()))
+    })
+    .await;
+    assert_eq!(there, here);
+}
+
+/// What `chatd top` says in the fleet's folder.
+fn top(server: &Server, arguments: &str) -> Ended {
+    let line = format!("top --once -c homeserver.yaml {arguments}");
+    Command::new(BINARY, server.folder(), &line).end()
+}
+
+#[tokio::test]
+async fn top_shows_every_instance_and_who_is_away() {
+    let mut server = Server::fleet(BINARY, Settings::new(), Spread::Random).await;
+    let alice = server.user("alice").await;
+    let room = alice.create_room().await;
+    alice.send(&room, "hello").await;
+    let look =
+        |server: &Server| -> Value { serde_json::from_str(top(server, "--json").ok()).unwrap() };
+    let seen = look(&server);
+    let names: Vec<_> =
+        seen["instances"].as_array().unwrap().iter().map(|one| one["name"].as_str()).collect();
+    assert_eq!(names, EVERYBODY.iter().map(|name| Some(*name)).collect::<Vec<_>>());
+    for instance in seen["instances"].as_array().unwrap() {
+        assert_eq!(instance["reachable"], true, "{instance:#}");
+        assert_eq!(instance["detail"]["fleet"].as_array().unwrap().len(), 7, "{instance:#}");
+    }
+    let of_events =
+        seen["streams"].as_array().unwrap().iter().filter(|one| one["stream"] == "events");
+    let furthest = of_events.max_by_key(|one| one["position"].as_i64()).unwrap();
+    assert!(furthest["position"].as_i64() > Some(0), "{furthest}");
+    assert!(furthest["writer"].as_str().unwrap().starts_with("persister"), "{furthest}");
+    until("everybody has seen everything", async || {
+        let seen = look(&server);
+        let streams = seen["streams"].as_array().unwrap();
+        streams.iter().all(|one| one["behind"] == json!({})).then_some(())
+    })
+    .await;
+
+    server.members().instance("sync2").kill9().unwrap();
+    let text = top(&server, "").ok().to_owned();
+    assert!(text.starts_with("test.local   6 of 7 instances answer\n"), "{text}");
+    let line = |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+    assert!(line("sync2").contains("unreachable: "), "{text}");
+    assert!(
+        line("sync1").contains("generic_worker") && line("sync1").contains("connected"),
+        "{text}"
+    );
+    assert!(line("events").contains("persister"), "{text}");
+
+    server.kill9().unwrap();
+    top(&server, "").failed(69, &["no instance answers"]);
+}
+
+#[tokio::test]
+async fn top_is_live_at_a_terminal() {
+    let mut watched = Watched::start().await;
+    let folder = watched.folder.path();
+    let mut terminal = Command::new(BINARY, folder, "top -c hs.yaml --interval 0.2").on_terminal();
+    terminal.shows("test.local   1 of 1 instances answer");
+    terminal.shows("main");
+    terminal.shows("local");
+    // It is drawn again.
+    terminal.shows("test.local   1 of 1 instances answer");
+    terminal.types("q");
+    assert_eq!(terminal.end().0, Some(0));
+    Command::new(BINARY, folder, "top -c hs.yaml").end().failed(2, &["--once"]);
+    watched.server.until_it_says("listening").await;
 }

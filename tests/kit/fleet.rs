@@ -145,6 +145,11 @@ pub fn replication_socket(folder: &Path, name: &str) -> PathBuf {
     folder.join(format!("{name}-replication.sock"))
 }
 
+/// Where its metrics page is.
+pub fn metrics_socket(folder: &Path, name: &str) -> PathBuf {
+    folder.join(format!("{name}-metrics.sock"))
+}
+
 fn write_files(folder: &Path, settings: &Settings, database: &Value) -> Result<()> {
     let everybody = std::iter::once(&"main").chain(WORKERS);
     let map: serde_json::Map<String, Value> = everybody
@@ -196,6 +201,11 @@ fn listeners(folder: &Path, name: &str) -> Value {
             "type": "http",
             "path": replication_socket(folder, name),
             "resources": [{"names": ["replication"]}],
+        },
+        {
+            "type": "http",
+            "path": metrics_socket(folder, name),
+            "resources": [{"names": ["metrics"]}],
         },
     ])
 }

@@ -1,6 +1,6 @@
 //! Requests and answers. Every JSON answer is checked against the specification (`spec`).
 
-use std::{future::IntoFuture, pin::Pin, time::Duration};
+use std::{future::IntoFuture, path::Path, pin::Pin, time::Duration};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Method, header::HeaderMap};
@@ -44,6 +44,13 @@ impl Http {
             .build()
             .expect("a client without TLS has nothing that can fail");
         Self { client, base }
+    }
+
+    /// Talks to whoever listens on a unix socket.
+    pub fn on_socket(path: &Path) -> Self {
+        let client = reqwest::Client::builder().no_proxy().timeout(LIMIT).unix_socket(path);
+        let client = client.build().expect("a client without TLS has nothing that can fail");
+        Self { client, base: "http://localhost".to_owned() }
     }
 
     /// The base that it was made with.

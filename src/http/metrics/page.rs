@@ -14,6 +14,11 @@ pub(super) fn write(text: &mut String, figures: &[Figure]) {
     }
     for (name, figures) in by_name {
         if let Some(metric) = catalogue::find(name) {
+            let has_labels = |figure: &&Figure| {
+                let names = figure.labels.iter().map(|(name, _)| *name);
+                names.eq(metric.labels.iter().copied())
+            };
+            debug_assert!(figures.iter().all(has_labels), "labels of {name}");
             let _ = writeln!(text, "# HELP {name} {}", metric.meaning);
             let _ = writeln!(text, "# TYPE {name} {}", metric.kind.as_str());
         }
