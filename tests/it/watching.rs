@@ -356,6 +356,17 @@ async fn top_shows_every_instance_and_who_is_away() {
     })
     .await;
 
+    // An instance that this file does not name is heard of from the others.
+    let file = fs::read_to_string(server.folder().join("homeserver.yaml")).unwrap();
+    let mut config: Value = serde_json::from_str(&file).unwrap();
+    config["instance_map"].as_object_mut().unwrap().remove("sync1");
+    fs::write(server.folder().join("partial.yaml"), config.to_string()).unwrap();
+    let line = "top --once --json -c partial.yaml";
+    let seen = Command::new(BINARY, server.folder(), line).end();
+    let seen: Value = serde_json::from_str(seen.ok()).unwrap();
+    let is_sync1 = |one: &&Value| one["name"] == "sync1" && one["reachable"] == true;
+    assert!(seen["instances"].as_array().unwrap().iter().any(|one| is_sync1(&one)), "{seen:#}");
+
     server.members().instance("sync2").kill9().unwrap();
     let text = top(&server, "").ok().to_owned();
     assert!(text.starts_with("test.local   6 of 7 instances answer\n"), "{text}");

@@ -1,7 +1,7 @@
 //! Asks all instances at once.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -38,10 +38,13 @@ impl Asker {
         Ok(Self { runtime, probe, names: instances.into_keys().collect(), before: BTreeMap::new() })
     }
 
-    /// Asks all of them. Those that one of them tells of are asked from the next look on.
+    /// Asks all of them, and those that one of them tells of.
     pub fn look(&mut self) -> Snapshot {
-        let asked = self.names.iter().map(|name| ask(&self.probe, name));
-        let mut instances = self.runtime.block_on(join_all(asked));
+        let mut instances = self.ask_all(&self.names);
+        let found = self.learn(&instances);
+        instances.extend(self.ask_all(&found));
+        self.names.extend(found);
+        instances.sort_by(|one, other| one.name.cmp(&other.name));
         for seen in &mut instances {
             let Some(detail) = &seen.detail else { continue };
             let before = self.before.get(&seen.name);
@@ -49,20 +52,28 @@ impl Asker {
             seen.rates = Some(Rates::between(before, detail));
             self.before.insert(seen.name.clone(), (detail.clone(), Instant::now()));
         }
-        self.learn(&instances);
         Snapshot::new(instances)
     }
 
-    fn learn(&mut self, instances: &[Seen]) {
+    fn ask_all(&self, names: &[String]) -> Vec<Seen> {
+        self.runtime.block_on(join_all(names.iter().map(|name| ask(&self.probe, name))))
+    }
+
+    /// Instances that the others know and that were not asked. One without a replication listener
+    /// cannot be.
+    fn learn(&self, instances: &[Seen]) -> Vec<String> {
         let details = instances.iter().filter_map(|seen| seen.detail.as_ref());
+        let mut found = BTreeSet::new();
         for peer in details.flat_map(|detail| &detail.fleet) {
+            if self.names.contains(&peer.name) || !found.insert(peer.name.clone()) {
+                continue;
+            }
             let address = peer.address.as_deref().and_then(|text| serde_json::from_str(text).ok());
-            if let Some(address) = address.filter(|_| !self.names.contains(&peer.name)) {
+            if let Some(address) = address {
                 self.probe.learn(&peer.name, address);
-                self.names.push(peer.name.clone());
             }
         }
-        self.names.sort();
+        found.into_iter().collect()
     }
 }
 

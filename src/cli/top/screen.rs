@@ -14,6 +14,9 @@ use crossterm::{
 
 use super::{Failure, ask::Asker, snapshot::Snapshot, text};
 
+/// Lines of a page.
+const PAGE: usize = 10;
+
 /// Shows looks until a person presses `q`, Escape or Ctrl-C.
 pub fn show(asker: &mut Asker, interval: Duration) -> Result<(), Failure> {
     let screen = Screen::open().map_err(failed)?;
@@ -27,18 +30,20 @@ fn failed(error: io::Error) -> Failure {
 }
 
 fn watch(asker: &mut Asker, interval: Duration) -> io::Result<()> {
+    let mut first_line = 0_usize;
     loop {
         let snapshot = asker.look();
-        draw(&snapshot)?;
+        draw(&snapshot, &mut first_line)?;
         let until = Instant::now() + interval;
         while let Some(left) = until.checked_duration_since(Instant::now())
             && event::poll(left)?
         {
             match event::read()? {
                 Event::Key(key) if is_end(key) => return Ok(()),
-                Event::Resize(..) => draw(&snapshot)?,
+                Event::Key(key) => first_line = scrolled(first_line, key.code),
                 _ => {}
             }
+            draw(&snapshot, &mut first_line)?;
         }
     }
 }
@@ -53,8 +58,20 @@ fn is_end(key: KeyEvent) -> bool {
         }
 }
 
+/// The first line that is shown after a key.
+fn scrolled(first_line: usize, key: KeyCode) -> usize {
+    match key {
+        KeyCode::Down => first_line.saturating_add(1),
+        KeyCode::Up => first_line.saturating_sub(1),
+        KeyCode::PageDown => first_line.saturating_add(PAGE),
+        KeyCode::PageUp => first_line.saturating_sub(PAGE),
+        KeyCode::Home => 0,
+        _ => first_line,
+    }
+}
+
 /// Writes over what is there line by line, so that nothing flickers.
-fn draw(snapshot: &Snapshot) -> io::Result<()> {
+fn draw(snapshot: &Snapshot, first_line: &mut usize) -> io::Result<()> {
     // A terminal over a line that knows no size says 0.
     let (width, height) = match terminal::size()? {
         (0, _) | (_, 0) => (80, 24),
@@ -64,12 +81,14 @@ fn draw(snapshot: &Snapshot) -> io::Result<()> {
     queue!(out, cursor::MoveTo(0, 0))?;
     let text = text::of(snapshot, Some(usize::from(width)));
     let last = height.saturating_sub(1);
-    for line in text.lines().take(usize::from(last)) {
+    let most = text.lines().count().saturating_sub(usize::from(last));
+    *first_line = most.min(*first_line);
+    for line in text.lines().skip(*first_line).take(usize::from(last)) {
         write!(out, "{line}")?;
         queue!(out, Clear(ClearType::UntilNewLine), cursor::MoveToNextLine(1))?;
     }
     queue!(out, Clear(ClearType::FromCursorDown), cursor::MoveTo(0, last))?;
-    write!(out, "q ends")?;
+    write!(out, "q ends, arrows scroll")?;
     out.flush()
 }
 
