@@ -145,6 +145,26 @@ impl Refusal {
             .with("owner", owner.into())
     }
 
+    /// Code of [`Refusal::repeat`].
+    pub const REPEAT: &str = "CHATD_REPEAT";
+
+    /// What was to be written was written by an earlier request. Never shown to clients.
+    pub fn repeat() -> Self {
+        Self::new(409, Self::REPEAT, "this was done before")
+    }
+
+    /// The refusal that `status` and the JSON object `body` stand for: the reverse of
+    /// [`Refusal::to_json`].
+    pub fn from_json(status: u16, body: Map<String, Value>) -> Self {
+        let mut extra = body;
+        let mut text = |name| match extra.remove(name) {
+            Some(Value::String(text)) => text,
+            _ => String::new(),
+        };
+        let (errcode, message) = (text("errcode"), text("error"));
+        Self { status, errcode: errcode.into(), message, extra }
+    }
+
     /// 429 with the time to wait, in milliseconds.
     pub fn limit_exceeded(retry_after_ms: u64) -> Self {
         Self::new(429, "M_LIMIT_EXCEEDED", "too many requests; wait before trying again")

@@ -16,7 +16,7 @@ pub(crate) async fn requester(
     uri: &Uri,
     address: Option<IpAddr>,
 ) -> Result<Option<Arc<Requester>>> {
-    if auth == Auth::None {
+    if matches!(auth, Auth::None | Auth::Peer) {
         return Ok(None);
     }
     let Some(token) = access_token(headers, uri)? else {

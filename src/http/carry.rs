@@ -7,25 +7,19 @@
 //! goes to the new owner.
 
 use std::{
-    borrow::Cow,
-    collections::BTreeMap,
-    future::Future,
-    net::IpAddr,
-    sync::Arc,
-    time::{Duration, Instant},
+    borrow::Cow, collections::BTreeMap, future::Future, net::IpAddr, sync::Arc, time::Instant,
 };
 
 use bytes::Bytes;
-use chatd_base::{Refusal, Result, Stop};
+use chatd_base::{Patience, Refusal, Result, Stop};
 use chatd_config::{InstanceAddress, Secret};
 use futures::{StreamExt, TryStreamExt};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request::Parts};
 use http_body_util::{BodyExt, Full};
 use serde_json::{Map, Value};
-use subtle::ConstantTimeEq;
 
 use crate::{
-    Home, Placement, Reply, Request,
+    Caller, Home, Placement, Reply, Request,
     carry_meter::{self, Links},
     peers::{PeerError, Peers},
     reply::Body,
@@ -37,13 +31,7 @@ const PREFIX: &str = "/_synapse/replication/carry";
 /// What the carrying instance tells of the client.
 const CLIENT: HeaderName = HeaderName::from_static("x-chatd-client");
 const TOKEN: HeaderName = HeaderName::from_static("x-chatd-authorization");
-const REQUEST: HeaderName = HeaderName::from_static("x-chatd-request");
-
-/// How long a home is looked for: shards that move and instances that restart are back by then.
-const PATIENCE: Duration = Duration::from_secs(20);
-/// Between attempts; doubles up to the second.
-const FIRST_PAUSE: Duration = Duration::from_millis(20);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+pub(crate) const REQUEST: HeaderName = HeaderName::from_static("x-chatd-request");
 
 /// Status and code of the answer of an instance that does not own the room.
 pub const NOT_OWNER: (u16, &str) = (421, "CHATD_NOT_OWNER");
@@ -53,7 +41,6 @@ pub struct Fleet {
     placement: Arc<dyn Placement>,
     peers: Peers,
     links: Links,
-    secret: Option<Secret>,
     stop: Stop,
 }
 
@@ -65,8 +52,8 @@ impl Fleet {
         secret: Option<Secret>,
         stop: Stop,
     ) -> Result<Self, String> {
-        let peers = Peers::new(instances, placement.clone())?;
-        Ok(Self { placement, peers, links: Links::default(), secret, stop })
+        let peers = Peers::new(instances, placement.clone(), secret)?;
+        Ok(Self { placement, peers, links: Links::default(), stop })
     }
 
     /// Answers `request` where it belongs; `here` answers it on this instance.
@@ -79,8 +66,7 @@ impl Fleet {
     where
         F: Future<Output = Result<Reply>>,
     {
-        let deadline = Instant::now() + PATIENCE;
-        let mut pause = FIRST_PAUSE;
+        let mut patience = Patience::default();
         loop {
             let argument = argument_of(endpoint.home, &request);
             let home = self.placement.place(endpoint.router, endpoint.home, &argument).await?;
@@ -93,12 +79,11 @@ impl Fleet {
                 Attempt::Again(why) => why,
             };
             carry_meter::RETRIES.increment(1);
-            if Instant::now() >= deadline || !self.stop.sleep(pause).await {
+            if !patience.wait(&self.stop).await {
                 let instance = home.as_deref().unwrap_or("this instance");
                 tracing::warn!(instance, why, "a request could not be carried");
                 return Err(unreachable(instance).into());
             }
-            pause = (pause * 2).min(LONGEST_PAUSE);
             self.placement.doubt(home.as_deref()).await;
         }
     }
@@ -156,11 +141,6 @@ impl Fleet {
         if let Some(token) = request.headers.get(header::AUTHORIZATION) {
             headers.insert(TOKEN, sensitive(token.clone()));
         }
-        if let Some(secret) = &self.secret
-            && let Ok(value) = HeaderValue::from_str(&format!("Bearer {}", secret.expose()))
-        {
-            headers.insert(header::AUTHORIZATION, sensitive(value));
-        }
         let client = request.address.map(|address| address.to_string()).unwrap_or_default();
         for (name, value) in [(CLIENT, client.as_str()), (REQUEST, &request.id)] {
             if let Ok(value) = HeaderValue::from_str(value) {
@@ -170,12 +150,24 @@ impl Fleet {
         Ok(carried)
     }
 
-    /// Whether the caller of a replication listener knows the secret.
-    fn admits(&self, headers: &HeaderMap) -> bool {
-        let Some(secret) = &self.secret else { return true };
-        let told = headers.get(header::AUTHORIZATION).map_or(&b""[..], HeaderValue::as_bytes);
-        let told = told.strip_prefix(b"Bearer ").unwrap_or_default();
-        told.ct_eq(secret.expose().as_bytes()).into()
+    /// Refuses those who do not know the secret.
+    pub(crate) fn admit(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+        if self.peers.admits(headers) {
+            return Ok(());
+        }
+        Err(Refusal::forbidden("the replication secret is wrong"))
+    }
+
+    /// The id of the request that another instance works for; `None` if it is not another
+    /// instance that says so.
+    pub(crate) fn request_id(&self, headers: &HeaderMap) -> Option<Arc<str>> {
+        let told = headers.get(REQUEST).filter(|_| self.peers.admits(headers))?;
+        Some(told.to_str().ok()?.into())
+    }
+
+    /// Makes calls to the same instances.
+    pub fn caller(&self) -> Caller {
+        Caller::new(&self.peers)
     }
 
     /// Takes the wrapping off a carried request, so that it is as the client sent it. Refuses
@@ -183,9 +175,7 @@ impl Fleet {
     pub(crate) fn unwrap(&self, head: &mut Parts) -> Result<Option<Carried>> {
         let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
         let Some(path) = path.strip_prefix(PREFIX) else { return Ok(None) };
-        if !self.admits(&head.headers) {
-            return Err(Refusal::forbidden("the replication secret is wrong").into());
-        }
+        self.admit(&head.headers)?;
         let uri = path.parse().map_err(|_| Refusal::unrecognized("unrecognized request"))?;
         head.uri = uri;
         head.headers.remove(header::AUTHORIZATION);
@@ -194,10 +184,7 @@ impl Fleet {
         }
         let told = |name| head.headers.get(&name).and_then(|value| value.to_str().ok());
         carry_meter::CARRIED_IN.increment(1);
-        Ok(Some(Carried {
-            client: told(CLIENT).and_then(|address| address.parse().ok()),
-            request: told(REQUEST).map(Into::into),
-        }))
+        Ok(Some(Carried { client: told(CLIENT).and_then(|address| address.parse().ok()) }))
     }
 }
 
@@ -217,7 +204,6 @@ fn argument_of(home: Home, request: &Request) -> Cow<'_, str> {
 /// What the carrying instance says of a request.
 pub(crate) struct Carried {
     pub(crate) client: Option<IpAddr>,
-    pub(crate) request: Option<Arc<str>>,
 }
 
 enum Attempt {

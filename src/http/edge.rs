@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use chatd_base::{Authenticate, Error, Refusal, Result, cost, cost::Cost, tasks};
+use chatd_base::{Authenticate, Error, Refusal, Result, cost, cost::Cost, request_id, tasks};
 use chatd_config::{Fresh, RouterName};
 use futures::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
@@ -22,7 +22,7 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 use crate::{
-    Fleet, Home, Limits, Reply, Request, auth, body,
+    Auth, Fleet, Home, Limits, Reply, Request, auth, body,
     body::Outgoing,
     client,
     meter::{Counted, Meter},
@@ -105,10 +105,14 @@ impl Edge {
     }
 }
 
-/// The request's id: what the proxy says, or the method and a number; in a fleet with the name of
+/// The request's id: what another instance or the proxy says, or the method and a number; in a fleet with the name of
 /// the instance, so that it is one request's wherever it is carried.
 fn request_id(edge: &Edge, site: &Site, head: &http::request::Parts) -> Arc<str> {
     const LONGEST: usize = 128;
+    let of_peer = edge.fleet.as_ref().filter(|_| site.carried.is_some());
+    if let Some(id) = of_peer.and_then(|fleet| fleet.request_id(&head.headers)) {
+        return id;
+    }
     let given = site
         .request_id_header
         .as_ref()
@@ -189,9 +193,6 @@ fn takes_carried<'a>(
     let Some(told) = fleet.unwrap(head)? else { return Ok(&site.table) };
     origin.address = told.client;
     origin.is_carried = true;
-    if let Some(id) = told.request {
-        origin.id = id;
-    }
     Ok(carried)
 }
 
@@ -219,6 +220,10 @@ async fn admit(
     incoming: Incoming,
     is_carried: bool,
 ) -> Result<Request> {
+    if endpoint.auth == Auth::Peer {
+        let stranger = || Refusal::unrecognized("unrecognized request");
+        edge.fleet.as_ref().ok_or_else(stranger)?.admit(&request.headers)?;
+    }
     let users = edge.users.as_ref();
     request.requester =
         auth::requester(endpoint.auth, users, &request.headers, &request.uri, request.address)
@@ -257,7 +262,9 @@ async fn run(edge: &Arc<Edge>, endpoint: &Arc<Endpoint>, request: Request) -> Re
 async fn guarded(expose_cost: bool, endpoint: Arc<Endpoint>, request: Request) -> Result<Reply> {
     // A handler that panicked leaves nothing behind that another request could see half done:
     // what it shares is in the database, or behind locks that are held for no await.
-    let work = AssertUnwindSafe(async move { (endpoint.handler)(request).await }).catch_unwind();
+    let id = request.id.clone();
+    let work = request_id::scope(id, async move { (endpoint.handler)(request).await });
+    let work = AssertUnwindSafe(work).catch_unwind();
     let (outcome, cost) =
         if expose_cost { cost::scope(work).await } else { (work.await, Cost::default()) };
     let reply = outcome.unwrap_or_else(|_| {

@@ -9,6 +9,7 @@
 mod auth;
 mod body;
 mod builtin;
+mod call;
 mod carry;
 mod carry_meter;
 mod client;
@@ -31,6 +32,7 @@ mod tests;
 mod tls;
 
 pub use builtin::Detail;
+pub use call::Caller;
 pub use carry::{Fleet, NOT_OWNER};
 pub use home::{Home, Placement};
 pub use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};

@@ -12,9 +12,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use chatd_config::InstanceAddress;
+use chatd_config::{InstanceAddress, Secret};
 use futures::future::BoxFuture;
-use http::{Request, Response, Uri};
+use http::{HeaderMap, HeaderValue, Request, Response, Uri, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::{
@@ -26,6 +26,7 @@ use hyper_util::{
 };
 use parking_lot::RwLock;
 use rustls::pki_types::ServerName;
+use subtle::ConstantTimeEq;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
@@ -55,6 +56,7 @@ pub(crate) struct Peers {
     client: Client<Connector, Full<Bytes>>,
     placement: Arc<dyn Placement>,
     places: Places,
+    secret: Option<Arc<Secret>>,
 }
 
 /// By what stands for the instance in a URI.
@@ -83,6 +85,7 @@ impl Peers {
     pub(crate) fn new(
         instances: &BTreeMap<String, InstanceAddress>,
         placement: Arc<dyn Placement>,
+        secret: Option<Secret>,
     ) -> Result<Self, String> {
         let places = instances
             .iter()
@@ -101,16 +104,22 @@ impl Peers {
             .http2_keep_alive_while_idle(true)
             .http2_adaptive_window(true)
             .build(Connector { places: places.clone() });
-        Ok(Self { client, placement, places })
+        Ok(Self { client, placement, places, secret: secret.map(Arc::new) })
     }
 
-    /// Sends a request whose URI is a path, and returns the head of the answer.
+    /// Sends a request whose URI is a path, with the secret, and returns the head of the answer.
     pub(crate) async fn send(
         &self,
         instance: &str,
         mut request: Request<Full<Bytes>>,
     ) -> Result<Response<Incoming>, PeerError> {
         let authority = self.find(instance).map_err(PeerError::Unreached)?;
+        if let Some(secret) = &self.secret
+            && let Ok(mut value) = HeaderValue::from_str(&format!("Bearer {}", secret.expose()))
+        {
+            value.set_sensitive(true);
+            request.headers_mut().insert(header::AUTHORIZATION, value);
+        }
         let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
         *request.uri_mut() = format!("http://{authority}{path}")
             .parse()
@@ -130,6 +139,14 @@ impl Peers {
 }
 
 impl Peers {
+    /// Whether the caller of a replication listener knows the secret.
+    pub(crate) fn admits(&self, headers: &HeaderMap) -> bool {
+        let Some(secret) = &self.secret else { return true };
+        let told = headers.get(header::AUTHORIZATION).map_or(&b""[..], HeaderValue::as_bytes);
+        let told = told.strip_prefix(b"Bearer ").unwrap_or_default();
+        told.ct_eq(secret.expose().as_bytes()).into()
+    }
+
     /// What stands for the instance in a URI. One that is in no `instance_map` here has told its
     /// place itself.
     fn find(&self, instance: &str) -> Result<String, String> {

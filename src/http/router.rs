@@ -19,6 +19,8 @@ pub enum Auth {
     Token,
     /// A user or a guest.
     Guest,
+    /// Another instance.
+    Peer,
 }
 
 type Answer = Pin<Box<dyn Future<Output = Result<Reply>> + Send>>;
@@ -43,7 +45,7 @@ pub(crate) struct Endpoint<H = Handler> {
 impl Endpoint {
     /// Whether every instance answers it itself.
     pub(crate) fn is_builtin(&self) -> bool {
-        matches!(self.router, RouterName::Health | RouterName::Metrics)
+        matches!(self.router, RouterName::Health | RouterName::Metrics | RouterName::Replication)
     }
 }
 

@@ -7,14 +7,14 @@ use std::{
     time::Duration,
 };
 
-use chatd_base::{Authenticate, Stop, tasks};
+use chatd_base::{Authenticate, Calls, Stop, tasks};
 use chatd_config::{Config, Fresh, Listener, ResourceName, RouterName};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    Detail, Fleet, HeaderName, Limits, Method, Metrics, Router, builtin,
+    Detail, Fleet, HeaderName, Limits, Method, Metrics, Router, builtin, call,
     edge::{Edge, Site},
     listener::{self, Bound, Service},
     meter::Meter,
@@ -42,6 +42,8 @@ pub struct Serving {
     pub mounted: BTreeSet<RouterName>,
     /// The other instances; absent where there are none.
     pub fleet: Option<Fleet>,
+    /// What this instance does for the others.
+    pub calls: Arc<Calls>,
     pub users: Arc<dyn Authenticate>,
     pub limits: Arc<Limits>,
     pub metrics: Metrics,
@@ -86,7 +88,7 @@ impl Server {
     /// Serves until `stop`; then takes no more connections, lets requests finish within
     /// `shutdown_timeout`, and returns. The error is a mistake in a declaration.
     pub async fn serve(self, serving: Serving, stop: Stop) -> Result<(), String> {
-        let Serving { routers, mounted, fleet, users, limits, metrics, detail } = serving;
+        let Serving { routers, mounted, fleet, calls, users, limits, metrics, detail } = serving;
         let edge = Arc::new(Edge {
             users,
             limits,
@@ -109,6 +111,7 @@ impl Server {
                     &bound.listener,
                     &routers,
                     &edge,
+                    &calls,
                     builtin::routers(&bound.listener, &metrics, &detail),
                 )?),
                 edge: edge.clone(),
@@ -138,17 +141,19 @@ fn site(
     listener: &Listener,
     routers: &[Router],
     edge: &Edge,
-    builtin: Vec<Router>,
+    calls: &Arc<Calls>,
+    mut builtin: Vec<Router>,
 ) -> Result<Site, String> {
     // What is neither answered here nor elsewhere is not there.
     let known = |router: &&Router| edge.fleet.is_some() || edge.mounted.contains(&router.name());
     let served =
         routers.iter().filter(known).filter(|router| listener.serves(router.name().resource()));
     let mine = routers.iter().filter(|router| edge.mounted.contains(&router.name()));
-    let carried = match edge.fleet.is_some() && listener.serves(ResourceName::Replication) {
-        true => Some(Table::new(mine)?),
-        false => None,
-    };
+    let mut carried = None;
+    if edge.fleet.is_some() && listener.serves(ResourceName::Replication) {
+        carried = Some(Table::new(mine)?);
+        builtin.push(call::router(calls));
+    }
     let compress = [ResourceName::Client, ResourceName::Federation, ResourceName::Static]
         .iter()
         .any(|resource| listener.compresses(*resource));

@@ -140,6 +140,10 @@ catalogue! {
         "attempts that did not reach the instance, or were broken off by it";
     Counter chatd_carried_in_total { }
         "requests that other instances carried here";
+    Histogram chatd_call_seconds { instance }
+        "time until another instance had done what this one asked of it";
+    Counter chatd_call_retries_total { }
+        "calls of other instances that had to be repeated";
 
     Gauge synapse_util_caches_cache_size { name }
         "entries of a cache";

@@ -10,7 +10,8 @@ use std::{
     },
 };
 
-use chatd_base::{Clock, Refusal, Result, Stop, tasks};
+use bytes::Bytes;
+use chatd_base::{CallError, Calls, Clock, Refusal, Result, Stop, request_id, tasks};
 use chatd_config::{Config, InstanceAddress, Overrides, RateLimits, RouterName, Secret};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -19,8 +20,8 @@ use tokio::{
 
 use super::OneUser;
 use crate::{
-    Auth, Fleet, Home, Limits, Metrics, NOT_OWNER, Placement, Reply, Request, Routes, Server,
-    Serving, raw,
+    Auth, Caller, Fleet, Home, Limits, Metrics, NOT_OWNER, Placement, Reply, Request, Routes,
+    Server, Serving, raw,
 };
 
 /// Everything belongs to `b` until it is asked for a second time, then to `a`.
@@ -81,7 +82,7 @@ async fn start(
     name: &'static str,
     secret: &str,
     owns: bool,
-) -> (Arc<Instance>, Stop) {
+) -> (Arc<Instance>, Caller) {
     let yaml = format!(
         "server_name: example.org\nlisteners:\n  - path: {0}/{name}.sock\n    type: http\n    \
          x_forwarded: true\n    resources:\n      - names: [client]\n  - path: {0}/{name}.rpc\n    \
@@ -96,8 +97,12 @@ async fn start(
     let app = Arc::new(Instance { name, owns, asked: AtomicU32::new(0) });
     let moves = Moves { to_a: AtomicBool::new(false), is_a: name == "a" };
     let stop = Stop::new();
-    let fleet =
-        Fleet::new(Arc::new(moves), &instances.into(), Some(Secret::new(secret)), stop.clone());
+    let secret = Some(Secret::new(secret));
+    let fleet = Fleet::new(Arc::new(moves), &instances.into(), secret, stop.clone()).unwrap();
+    let caller = fleet.caller();
+    let calls = Arc::new(Calls::default());
+    let called = app.clone();
+    calls.on("tell", move |body| answer(called.clone(), body));
     let serving = Serving {
         routers: vec![
             Routes::of(RouterName::ClientRooms)
@@ -106,7 +111,8 @@ async fn start(
                 .bind(&app),
         ],
         mounted: BTreeSet::from([RouterName::ClientRooms]),
-        fleet: Some(fleet.unwrap()),
+        fleet: Some(fleet),
+        calls,
         users: Arc::new(OneUser),
         limits: Arc::new(Limits::new(RateLimits::default(), 100, Clock::system())),
         metrics: Metrics::detached(),
@@ -115,7 +121,17 @@ async fn start(
     let server = Server::bind(&config).await.unwrap();
     let ended = stop.clone();
     tasks::spawn("test_server", async move { server.serve(serving, ended).await.unwrap() });
-    (app, stop)
+    (app, caller)
+}
+
+/// What is answered to a call.
+async fn answer(app: Arc<Instance>, body: Bytes) -> Result<Vec<u8>> {
+    app.asked.fetch_add(1, Ordering::SeqCst);
+    let id = request_id::current();
+    match &*body {
+        b"\"refuse\"" => Err(Refusal::forbidden("never").with("why", "so").into()),
+        _ => Ok(format!("{{\"id\":{id:?},\"body\":{}}}", String::from_utf8_lossy(&body)).into()),
+    }
 }
 
 async fn ask(socket: &Path, head: &str) -> String {
@@ -178,6 +194,48 @@ async fn strangers_cannot_carry() {
     let head =
         "PUT /_synapse/replication/carry/_matrix/tell HTTP/1.1\r\nAuthorization: Bearer secret";
     let answer = ask(&folder.path().join("b.sock"), head).await;
+    assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
+    assert_eq!(b.asked.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn an_instance_answers_calls() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, a) = start(folder.path(), "a", "secret", true).await;
+    let (b, _) = start(folder.path(), "b", "secret", true).await;
+    let call = request_id::scope("PUT-7".into(), a.call("b", "tell", Bytes::from_static(b"[1]")));
+    assert_eq!(call.await.unwrap(), "{\"id\":Some(\"PUT-7\"),\"body\":[1]}");
+    match a.call("b", "tell", Bytes::from_static(b"\"refuse\"")).await {
+        Err(CallError::Refused(refusal)) => {
+            assert_eq!(refusal, Refusal::forbidden("never").with("why", "so"));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(b.asked.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn calls_that_nobody_answers_are_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, a) = start(folder.path(), "a", "secret", true).await;
+    let (_, _) = start(folder.path(), "b", "secret", true).await;
+    for (instance, name) in [("b", "sing"), ("away", "tell"), ("nobody", "tell")] {
+        let answer = a.call(instance, name, Bytes::from_static(b"1")).await;
+        assert!(matches!(answer, Err(CallError::Lost(_))), "{instance} {name}: {answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn strangers_cannot_call() {
+    let folder = tempfile::tempdir().unwrap();
+    let (b, _) = start(folder.path(), "b", "secret", true).await;
+    let path = "POST /_synapse/replication/call/tell HTTP/1.1";
+    for token in ["", "\r\nAuthorization: Bearer secre", "\r\nAuthorization: Bearer good"] {
+        let answer = ask(&folder.path().join("b.rpc"), &format!("{path}{token}")).await;
+        assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
+    }
+    let head = format!("{path}\r\nAuthorization: Bearer secret");
+    let answer = ask(&folder.path().join("b.sock"), &head).await;
     assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
     assert_eq!(b.asked.load(Ordering::SeqCst), 0);
 }

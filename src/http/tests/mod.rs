@@ -121,6 +121,7 @@ async fn start() -> Running {
             routers: vec![router],
             mounted: BTreeSet::from([RouterName::ClientRooms]),
             fleet: None,
+            calls: Arc::default(),
             users: Arc::new(OneUser),
             limits,
             metrics: Metrics::detached(),
