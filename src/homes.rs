@@ -1,13 +1,14 @@
 //! Which instance a request belongs to: the one that writes the stream, owns the room, or has the
-//! endpoint at all.
+//! endpoint at all. And how other work gets there, of which a request is only the cause.
 
 use std::{future::Future, pin::Pin, sync::Arc};
 
-use chatd_base::{Refusal, Result};
+use bytes::Bytes;
+use chatd_base::{CallError, Refusal, Result};
 use chatd_config::{Assignment, InstanceAddress, MAIN, Roles, RouterName, StreamName};
-use chatd_http::{Home, Placement};
+use chatd_http::{Caller, Home, Placement};
 use chatd_rooms::read::Reader;
-use chatd_streams::{Owner, Owners, Roster, level};
+use chatd_streams::{Colleagues, Owner, Owners, Roster, level};
 use chatd_users::Deps;
 use rand::seq::IteratorRandom;
 use ruma_common::{OwnedRoomAliasId, RoomId};
@@ -106,6 +107,27 @@ impl Homes {
             Owner::Here { .. } => None,
             Owner::At(instance) => Some(instance),
         })
+    }
+}
+
+/// The fleet as the services see it.
+pub struct Fellows {
+    pub homes: Arc<Homes>,
+    pub caller: Caller,
+}
+
+impl Colleagues for Fellows {
+    fn writer_of(&self, stream: StreamName) -> Option<String> {
+        self.homes.writer_of(stream)
+    }
+
+    fn call<'a>(
+        &'a self,
+        instance: &'a str,
+        name: &'a str,
+        body: Bytes,
+    ) -> Pin<Box<dyn Future<Output = Result<Bytes, CallError>> + Send + 'a>> {
+        Box::pin(self.caller.call(instance, name, body))
     }
 }
 

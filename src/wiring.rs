@@ -11,20 +11,11 @@ use chatd_config::{
 };
 use chatd_http::{Fleet, Limits, Metrics, Reply, Server, Serving};
 use chatd_rooms::{Rooms, Signer, profile::finish_what_was_begun};
-use chatd_storage::{
-    ConnectSettings, Host, Interner, Pool, instances::Card, notices::Notices, positions::StreamId,
-};
+use chatd_storage::{ConnectSettings, Host, Interner, Pool, instances::Card, notices::Notices};
 use chatd_streams::{
-    Owners, Roster, Stream, Streams,
-    account_data::AccountData,
+    Owners, Roster, Streams,
     bus::{Bus, LocalBus, RedisBus},
-    device_lists::DeviceLists,
-    events::Events,
-    presence::Presence,
-    push_rules::PushRules,
-    receipts::Receipts,
     seat,
-    to_device::ToDevice,
 };
 use chatd_sync::Sync;
 use chatd_users::{Deps, Users, cleanup};
@@ -32,7 +23,7 @@ use tokio::sync::watch;
 
 use crate::{
     embedded::{self, Cluster},
-    homes::Homes,
+    homes::{Fellows, Homes},
     status::Status,
 };
 
@@ -107,7 +98,7 @@ async fn serve(
     let clock = Clock::system();
     let limits = Limits::new(config.rates.clone(), config.chatd.rate_limit_cache, clock.clone());
     let bus = bus(&config, mine, services)?;
-    let streams = Streams::open(&pool, bus, &mine.instance, &written_by(mine)).await?;
+    let streams = Streams::open(&pool, bus, &mine.instance, &mine.writers, services).await?;
     let owners = Arc::new(Owners::open(&pool, &mine.instance, !streams.has_others()).await?);
     tasks::spawn("seat", seat::watch(pool.clone(), streams.writer, services.clone()));
     let notices = Notices::new(streams.writer.writer, streams.has_others());
@@ -132,24 +123,29 @@ async fn serve(
     if let Some(roster) = &roster {
         tasks::spawn("duties", follow_duties(roster.clone(), changes, stop.clone()));
     }
-    start_tasks(&users, &rooms, mine);
     let admin = chatd_api_admin::App::new(config.clone(), users.clone(), clock.clone());
     let app = Arc::new(App { config, clock, limits: Arc::new(limits), users, rooms, sync, reader });
 
     let limits = app.limits.clone();
-    let Deps { pool, streams, .. } = &app.users.deps;
+    let deps = &app.users.deps;
+    let Deps { pool, streams, .. } = deps;
     let name = app.config.server_name.as_str();
     let status = Arc::new(Status::new(mine, name, pool, streams, &owners, roster.clone()));
     let figures = status.clone();
     metrics.source(move |sheet| figures.figures(sheet));
-    let homes = Homes::new(mine, &app.users.deps, &owners, &app.reader, roster);
-    let fleet = fleet(&app.config, mine, homes, stop)?;
+    let homes = Arc::new(Homes::new(mine, deps, &owners, &app.reader, roster));
+    let fleet = fleet(&app.config, mine, &homes, stop)?;
+    if let Some(caller) = fleet.as_ref().map(Fleet::caller) {
+        streams.others.join(Arc::new(Fellows { homes, caller }));
+    }
+    start_tasks(&app.users, &app.rooms, mine);
     let mut routers = chatd_api_client::routers(&app);
     routers.extend(chatd_api_admin::routers(&Arc::new(admin)));
     let serving = Serving {
         routers,
         mounted: mine.routers.clone(),
         fleet,
+        calls: app.users.deps.streams.calls.clone(),
         users: app.users.tokens.clone(),
         limits,
         metrics,
@@ -180,20 +176,6 @@ fn bus(config: &Config, mine: &Assignment, stop: &Stop) -> Result<Arc<dyn Bus>> 
     let bus = RedisBus::start(redis, config.server_name.as_str(), &mine.instance, stop)
         .map_err(|error| anyhow!(error))?;
     Ok(Arc::new(bus))
-}
-
-/// The streams with a table that this instance writes.
-fn written_by(mine: &Assignment) -> Vec<StreamId> {
-    let all = [
-        (StreamName::Events, Events::ID),
-        (StreamName::ToDevice, ToDevice::ID),
-        (StreamName::AccountData, AccountData::ID),
-        (StreamName::Receipts, Receipts::ID),
-        (StreamName::Presence, Presence::ID),
-        (StreamName::PushRules, PushRules::ID),
-        (StreamName::DeviceLists, DeviceLists::ID),
-    ];
-    all.into_iter().filter(|(name, _)| mine.writes(*name)).map(|(_, id)| id).collect()
 }
 
 /// Takes this instance's place among the others, if there are any: until `stop` it owns its share
@@ -257,13 +239,18 @@ fn start_tasks(users: &Users, rooms: &Arc<Rooms>, mine: &Assignment) {
 }
 
 /// The other instances, if the configuration says how to reach any.
-fn fleet(config: &Config, mine: &Assignment, homes: Homes, stop: &Stop) -> Result<Option<Fleet>> {
+fn fleet(
+    config: &Config,
+    mine: &Assignment,
+    homes: &Arc<Homes>,
+    stop: &Stop,
+) -> Result<Option<Fleet>> {
     let workers = &config.workers;
     if workers.instance_map.keys().all(|name| *name == mine.instance) {
         return Ok(None);
     }
     let secret = workers.replication_secret.clone();
-    Fleet::new(Arc::new(homes), &workers.instance_map, secret, stop.clone())
+    Fleet::new(homes.clone(), &workers.instance_map, secret, stop.clone())
         .map(Some)
         .map_err(|error| anyhow!(error))
 }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use chatd_base::{Refusal, Result};
-use chatd_config::RouterName;
-use chatd_http::{Auth, Reply, Request, Routes, v3};
+use chatd_config::{RouterName, StreamName};
+use chatd_http::{Auth, Home, Reply, Request, Routes, v3};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -17,7 +17,9 @@ pub fn routes() -> Routes<App> {
     Routes::of(RouterName::ClientAccount)
         .get(v3("/account/whoami"), Auth::Guest, whoami)
         .post(v3("/account/password"), Auth::Token, change_password)
+        .home(Home::Stream(StreamName::DeviceLists))
         .post(v3("/account/deactivate"), Auth::Token, deactivate)
+        .home(Home::Stream(StreamName::DeviceLists))
 }
 
 async fn whoami(_: Arc<App>, request: Request) -> Result<Reply> {

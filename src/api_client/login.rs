@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use chatd_base::{Refusal, Result};
-use chatd_config::RouterName;
-use chatd_http::{Auth, LimitClass, Reply, Request, Routes, v1, v3};
+use chatd_config::{RouterName, StreamName};
+use chatd_http::{Auth, Home, LimitClass, Reply, Request, Routes, v1, v3};
 use chatd_users::{
     accounts::Account,
     logins::{GivenTokens, Login, LoginRequest},
@@ -25,7 +25,9 @@ pub fn routes() -> Routes<App> {
         .post(v1("/login/get_token"), Auth::Token, get_token)
         .post(v3("/refresh").or(v1("/refresh")), Auth::None, refresh)
         .post(v3("/logout"), Auth::Guest, logout)
+        .home(Home::Stream(StreamName::DeviceLists))
         .post(v3("/logout/all"), Auth::Guest, logout_all)
+        .home(Home::Stream(StreamName::DeviceLists))
 }
 
 async fn flows(app: Arc<App>, _: Request) -> Result<Reply> {

@@ -18,6 +18,7 @@ pub mod accounts;
 pub mod cross_signing;
 pub mod devices;
 pub mod directory;
+pub mod effects;
 pub mod events;
 pub mod filters;
 pub mod graph;

@@ -24,6 +24,7 @@ migrations![
     "0010_forks",
     "0011_profile_changes",
     "0012_fleet",
+    "0013_effects",
     "0014_inbox_removed"
 ];
 

@@ -32,6 +32,7 @@ pub static ALL_STATEMENTS: &[&[&Statement]] = &[
     crate::cross_signing::STATEMENTS,
     crate::devices::STATEMENTS,
     crate::directory::STATEMENTS,
+    crate::effects::STATEMENTS,
     crate::events::STATEMENTS,
     crate::filters::STATEMENTS,
     crate::graph::STATEMENTS,

@@ -1,6 +1,7 @@
 //! Account data of users, global and per room, tags included.
 
 use chatd_base::{RoomNid, UserNid};
+use chatd_config::StreamName;
 use chatd_storage::{Batch, account_data, positions::StreamId};
 use serde::{Deserialize, Serialize};
 
@@ -10,6 +11,7 @@ pub struct AccountData;
 
 impl Stream for AccountData {
     const NAME: &'static str = "account_data";
+    const KIND: StreamName = StreamName::AccountData;
     const ID: StreamId = StreamId { number: 4, sequence: "stream_account_data" };
     type Row = AccountDataRow;
 }

@@ -1,6 +1,7 @@
 //! Whose devices or cross-signing keys have changed.
 
 use chatd_base::UserNid;
+use chatd_config::StreamName;
 use chatd_storage::{Batch, devices, positions::StreamId};
 use ruma_common::OwnedUserId;
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,7 @@ pub struct DeviceLists;
 
 impl Stream for DeviceLists {
     const NAME: &'static str = "device_lists";
+    const KIND: StreamName = StreamName::DeviceLists;
     const ID: StreamId = StreamId { number: 8, sequence: "stream_device_lists" };
     type Row = DeviceListRow;
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use chatd_base::{EventNid, KeyNid, Position, RoomNid, SnapshotId, UserNid};
+use chatd_config::StreamName;
 use chatd_storage::{
     events::{ReplacedEvent, StoredEvent, Transaction, flags},
     positions::{self, StreamId},
@@ -16,6 +17,7 @@ pub struct Events;
 
 impl Stream for Events {
     const NAME: &'static str = "events";
+    const KIND: StreamName = StreamName::Events;
     const ID: StreamId = positions::EVENTS;
     type Row = Arc<EventRow>;
 }

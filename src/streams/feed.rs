@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, fmt::Debug, sync::Arc, time::Duration};
 
 use chatd_base::{Position, WriterId};
+use chatd_config::StreamName;
 use chatd_storage::positions::{Step, StreamId};
 use metrics::Counter;
 use parking_lot::{Mutex, RwLock};
@@ -15,9 +16,14 @@ use crate::{
     meter::LaneMeter,
 };
 
+/// How long a frame that is on its way is waited for.
+const FRAMES_WITHIN: Duration = Duration::from_secs(1);
+
 /// A kind of facts.
 pub trait Stream: Send + Sync + Sized + 'static {
     const NAME: &'static str;
+    /// What the configuration calls it.
+    const KIND: StreamName;
     const ID: StreamId;
     /// One fact; carries all that readers need, so that nobody reads it back.
     type Row: Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static;
@@ -135,6 +141,20 @@ impl<S: Stream> Feed<S> {
         let mut moved = self.moved.subscribe();
         let reached = moved.wait_for(|now| now.is_at_least(token));
         matches!(tokio::time::timeout(bound, reached).await, Ok(Ok(_)))
+    }
+
+    /// Returns when what `writer` has put at `position` is known here: its frame has come, or, if
+    /// that takes too long, the views read it from the tables.
+    pub(crate) async fn reach(&self, writer: WriterId, position: Position) {
+        if self.position_of(writer) >= position {
+            return;
+        }
+        let bound = if self.bus.is_calm() { FRAMES_WITHIN } else { Duration::ZERO };
+        let mut moved = self.moved.subscribe();
+        let reached = moved.wait_for(|_| self.position_of(writer) >= position);
+        if !matches!(tokio::time::timeout(bound, reached).await, Ok(Ok(_))) {
+            self.skip(writer, position);
+        }
     }
 
     /// Takes in a durable frame of this instance's own writer and hands it to the others.

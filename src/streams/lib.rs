@@ -11,6 +11,7 @@ mod feed;
 mod follow;
 mod level;
 mod meter;
+mod others;
 pub mod owners;
 mod room_token;
 pub mod roster;
@@ -28,9 +29,13 @@ pub mod receipts;
 pub mod to_device;
 pub mod typing;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-use chatd_base::{Position, Result, Stop, WriterId, tasks};
+use chatd_base::{Calls, Position, Result, Stop, WriterId, tasks};
+use chatd_config::StreamName;
 use chatd_storage::{
     Pool,
     positions::{self, Seat, Step, StreamId},
@@ -42,6 +47,7 @@ use tokio::sync::Notify;
 pub use feed::{Feed, Frame, Stream};
 pub use level::level;
 pub use meter::{LaneMeter, LaneState, StreamState, WriterState};
+pub use others::{Colleagues, Others, away};
 pub use owners::{Owner, Owners};
 pub use room_token::RoomToken;
 pub use roster::Roster;
@@ -60,6 +66,12 @@ pub struct Streams {
     is_new: bool,
     /// What the instances are called that write.
     names: RwLock<BTreeMap<WriterId, String>>,
+    /// The streams that this instance writes.
+    written: BTreeSet<StreamName>,
+    /// What this instance does for the others.
+    pub calls: Arc<Calls>,
+    /// What it has them do.
+    pub others: Arc<Others>,
     /// This instance as a writer.
     pub writer: Seat,
     pub events: Arc<Feed<events::Events>>,
@@ -86,20 +98,26 @@ use each_feed;
 
 impl Streams {
     /// Takes the place of any earlier process of this instance, and reads where every writer of
-    /// every stream is. `written` are the streams that this instance writes.
+    /// every stream is. `written` are the streams that this instance writes; a [`Writer`] of
+    /// another one has it written elsewhere.
     pub async fn open(
         pool: &Pool,
         bus: Arc<dyn bus::Bus>,
         instance: &str,
-        written: &[StreamId],
+        written: &BTreeSet<StreamName>,
+        stop: &Stop,
     ) -> Result<Self> {
         let writer = positions::take_seat(pool, instance).await?;
         let has_others = bus.patience().is_some();
-        let is_new = has_others && positions::register(pool, written, writer.writer).await?;
+        let is_new =
+            has_others && positions::register(pool, &with_table(written), writer.writer).await?;
         let known = positions::list(pool).await?;
         Ok(Self {
             look: Arc::default(),
             writer,
+            written: written.clone(),
+            calls: Arc::default(),
+            others: Others::new(stop),
             is_new,
             names: RwLock::new(BTreeMap::from([(writer.writer, instance.to_owned())])),
             events: Feed::new(bus.clone(), &known),
@@ -121,6 +139,11 @@ impl Streams {
         if self.has_others() {
             tasks::spawn("positions", follow::run(self.clone(), pool.clone(), stop.clone()));
         }
+    }
+
+    /// Whether this instance writes `stream`.
+    pub fn writes(&self, stream: StreamName) -> bool {
+        self.written.contains(&stream)
     }
 
     /// Whether there are other instances.
@@ -215,6 +238,23 @@ impl Streams {
         }
         each_feed!(self, |feed| skip(feed, self.writer.writer, known));
     }
+}
+
+/// Those of `written` that have a table.
+fn with_table(written: &BTreeSet<StreamName>) -> Vec<StreamId> {
+    fn of<S: Stream>() -> (StreamName, StreamId) {
+        (S::KIND, S::ID)
+    }
+    let all = [
+        of::<events::Events>(),
+        of::<to_device::ToDevice>(),
+        of::<account_data::AccountData>(),
+        of::<receipts::Receipts>(),
+        of::<presence::Presence>(),
+        of::<push_rules::PushRules>(),
+        of::<device_lists::DeviceLists>(),
+    ];
+    all.into_iter().filter(|(kind, _)| written.contains(kind)).map(|(_, id)| id).collect()
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Presence of users.
 
 use chatd_base::UserNid;
+use chatd_config::StreamName;
 use chatd_storage::{Batch, positions::StreamId, presence};
 use ruma_common::OwnedUserId;
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,7 @@ pub struct Presence;
 
 impl Stream for Presence {
     const NAME: &'static str = "presence";
+    const KIND: StreamName = StreamName::Presence;
     const ID: StreamId = StreamId { number: 6, sequence: "stream_presence" };
     type Row = PresenceRow;
 }

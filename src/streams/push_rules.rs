@@ -1,6 +1,7 @@
 //! Push rules of users.
 
 use chatd_base::UserNid;
+use chatd_config::StreamName;
 use chatd_storage::{Batch, positions::StreamId, push_rules};
 use serde::{Deserialize, Serialize};
 
@@ -10,6 +11,7 @@ pub struct PushRules;
 
 impl Stream for PushRules {
     const NAME: &'static str = "push_rules";
+    const KIND: StreamName = StreamName::PushRules;
     const ID: StreamId = StreamId { number: 7, sequence: "stream_push_rules" };
     type Row = PushRulesRow;
 }

@@ -1,6 +1,7 @@
 //! Read receipts.
 
 use chatd_base::{Position, RoomNid, UserNid};
+use chatd_config::StreamName;
 use chatd_storage::{Batch, positions::StreamId, receipts};
 use ruma_common::{OwnedEventId, OwnedRoomId, OwnedUserId};
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,7 @@ pub struct Receipts;
 
 impl Stream for Receipts {
     const NAME: &'static str = "receipts";
+    const KIND: StreamName = StreamName::Receipts;
     const ID: StreamId = StreamId { number: 5, sequence: "stream_receipts" };
     type Row = ReceiptRow;
 }

@@ -1,10 +1,12 @@
 //! Several instances on one real PostgreSQL: who owns which rooms, and what becomes of writers
 //! that stand still or die.
 
-use std::{sync::Arc, time::Duration};
+mod append;
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use chatd_base::{Position, ShardId, Stop};
-use chatd_config::DatabaseTls;
+use chatd_config::{DatabaseTls, StreamName};
 use chatd_kit::{
     Database,
     cluster::{Cluster, USER},
@@ -73,11 +75,12 @@ struct Member {
 impl Member {
     /// An instance that has joined and does not beat yet.
     async fn silent(pool: &Pool, name: &str, owns_rooms: bool) -> Self {
-        let streams = Streams::open(pool, Arc::new(Deaf), name, &[EVENTS]).await.unwrap();
+        let stop = Stop::new();
+        let written = BTreeSet::from([StreamName::Events]);
+        let streams = Streams::open(pool, Arc::new(Deaf), name, &written, &stop).await.unwrap();
         let streams = Arc::new(streams);
         let owners = Arc::new(Owners::open(pool, name, false).await.unwrap());
         let notices = Notices::new(streams.writer.writer, true);
-        let stop = Stop::new();
         notices.listen(pool, &stop);
         let card = Card {
             name: name.to_owned(),
@@ -190,8 +193,9 @@ async fn a_take_over_waits_for_commits_and_tells_of_what_is_lost() {
 
 /// A process that writes events, and hears nothing of the others but by their positions.
 async fn writer(pool: &Pool, name: &str) -> (Arc<Streams>, Line<Events>) {
-    let streams = Streams::open(pool, Arc::new(Deaf), name, &[EVENTS]).await.unwrap();
-    let line = Line::new(pool, &streams.events, streams.writer, &Stop::new());
+    let (written, stop) = (BTreeSet::from([StreamName::Events]), Stop::new());
+    let streams = Streams::open(pool, Arc::new(Deaf), name, &written, &stop).await.unwrap();
+    let line = Line::new(pool, &streams.events, streams.writer, &stop);
     (Arc::new(streams), line)
 }
 

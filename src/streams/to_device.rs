@@ -1,6 +1,7 @@
 //! Messages from device to device. Durable until the receiving device has confirmed them.
 
 use chatd_base::UserNid;
+use chatd_config::StreamName;
 use chatd_storage::{Batch, positions::StreamId, to_device};
 use ruma_common::OwnedDeviceId;
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,7 @@ pub struct ToDevice;
 
 impl Stream for ToDevice {
     const NAME: &'static str = "to_device";
+    const KIND: StreamName = StreamName::ToDevice;
     const ID: StreamId = StreamId { number: 3, sequence: "stream_to_device" };
     type Row = ToDeviceRow;
 }
@@ -25,6 +27,7 @@ pub struct ToDeviceRow {
 }
 
 /// All messages of one request.
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Send {
     pub messages: Vec<ToDeviceRow>,
     /// Digest of sender, device and transaction id; a repeat is a unique violation.

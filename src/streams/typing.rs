@@ -2,6 +2,7 @@
 //! when the server restarts.
 
 use chatd_base::{Position, RoomNid, WriterId};
+use chatd_config::StreamName;
 use chatd_storage::positions::StreamId;
 use ruma_common::{OwnedRoomId, OwnedUserId};
 use serde::{Deserialize, Serialize};
@@ -12,6 +13,7 @@ pub struct Typing;
 
 impl Stream for Typing {
     const NAME: &'static str = "typing";
+    const KIND: StreamName = StreamName::Typing;
     const ID: StreamId = StreamId { number: 2, sequence: "" };
     type Row = TypingRow;
 }

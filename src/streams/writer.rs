@@ -1,19 +1,26 @@
 //! The one committer of a stream on this instance: it turns all writes that wait into one
 //! transaction (group commit), which also carries the writer's new position.
+//!
+//! Where the configuration gives the stream to others, there is no committer: a [`Writer`] has one
+//! of them write, by a call with a key that is committed with the change, and returns when this
+//! instance has the row as well (a client reads here what it has written here).
 
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use chatd_base::{Position, Result, Stop, WriterId, tasks};
+use bytes::Bytes;
+use chatd_base::{Position, Refusal, Result, Stop, WriterId, tasks};
 use chatd_storage::{
-    Batch, Error, Pool,
+    Batch, Error, Pool, effects,
     positions::{self, POSITION_BLOCK, Seat, Step},
 };
+use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::{mpsc, oneshot};
+use uuid::Uuid;
 
-use crate::{Feed, Frame, Stream, seat};
+use crate::{Feed, Frame, Others, Stream, Streams, seat};
 
 /// How a stream's changes are stored.
 pub trait Persist: Stream {
@@ -28,19 +35,49 @@ pub trait Persist: Stream {
     fn persist(batch: &mut Batch, changes: &[(i64, &Self::Change)]);
 }
 
+/// Where a change was put: by whom, and the position of its last row.
+type Written = (WriterId, Position);
+
 struct Job<S: Persist> {
     change: S::Change,
-    done: oneshot::Sender<Result<Position, Error>>,
+    /// Of a change that another instance asks for.
+    key: Option<Uuid>,
+    done: oneshot::Sender<Result<Written, Error>>,
 }
 
-/// Handle to the committer. Cheap to clone.
-pub struct Writer<S: Persist> {
-    queue: mpsc::Sender<Job<S>>,
+/// The way into a stream. Cheap to clone.
+pub struct Writer<S: Persist>(Place<S>);
+
+enum Place<S: Persist> {
+    Here(Queue<S>),
+    Elsewhere(Arc<Away<S>>),
 }
+
+/// Handle to the committer.
+struct Queue<S: Persist>(mpsc::Sender<Job<S>>);
+
+/// The way to the committers of other instances.
+struct Away<S: Persist> {
+    feed: Arc<Feed<S>>,
+    others: Arc<Others>,
+    encode: Encode<S>,
+}
+
+/// Makes a call of a change; `None` if it cannot travel.
+type Encode<S> = fn(Uuid, &<S as Persist>::Change) -> Option<serde_json::Result<Vec<u8>>>;
 
 impl<S: Persist> Clone for Writer<S> {
     fn clone(&self) -> Self {
-        Self { queue: self.queue.clone() }
+        Self(match &self.0 {
+            Place::Here(queue) => Place::Here(queue.clone()),
+            Place::Elsewhere(away) => Place::Elsewhere(away.clone()),
+        })
+    }
+}
+
+impl<S: Persist> Clone for Queue<S> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
     }
 }
 
@@ -59,31 +96,102 @@ const IDLE: Duration = Duration::from_secs(3);
 /// How often a transaction is sent again that met another one.
 const REPEATS: u32 = 5;
 
+impl<S: Persist> Writer<S>
+where
+    S::Change: Serialize + DeserializeOwned,
+{
+    /// The way to the committer, which is started if this instance writes the stream. Others may
+    /// call it then.
+    pub fn open(streams: &Streams, feed: &Arc<Feed<S>>, pool: &Pool, stop: &Stop) -> Self {
+        let writer = Self::open_here(streams, feed, pool, stop);
+        match writer.0 {
+            Place::Here(queue) => {
+                let answers = queue.clone();
+                streams.calls.on(call_name::<S>(), move |body| answer(answers.clone(), body));
+                Self(Place::Here(queue))
+            }
+            Place::Elsewhere(_) => {
+                let encode: Encode<S> = |key, change| Some(serde_json::to_vec(&(key, change)));
+                let (feed, others) = (feed.clone(), streams.others.clone());
+                Self(Place::Elsewhere(Arc::new(Away { feed, others, encode })))
+            }
+        }
+    }
+}
+
 impl<S: Persist> Writer<S> {
-    /// Starts the committer.
-    pub fn start(pool: &Pool, feed: &Arc<Feed<S>>, seat: Seat, stop: &Stop) -> Self {
+    /// As [`Writer::open`], for changes that cannot travel: whole requests go to where the stream
+    /// is written, and a change elsewhere is an internal error.
+    pub fn open_here(streams: &Streams, feed: &Arc<Feed<S>>, pool: &Pool, stop: &Stop) -> Self {
+        if !streams.writes(S::KIND) {
+            let (feed, others) = (feed.clone(), streams.others.clone());
+            return Self(Place::Elsewhere(Arc::new(Away { feed, others, encode: |_, _| None })));
+        }
         let (queue, jobs) = mpsc::channel(QUEUE);
         let weak = queue.downgrade();
         feed.lane.watch_queue(move || {
             weak.upgrade().map_or(0, |queue| queue.max_capacity() - queue.capacity())
         });
-        let committer = Committer(Line::new(pool, feed, seat, stop));
+        let committer = Committer(Line::new(pool, feed, streams.writer, stop));
         tasks::spawn_vital(S::NAME, stop, committer.run(jobs));
-        Self { queue }
+        Self(Place::Here(Queue(queue)))
     }
 
-    /// Writes `change`. On return it is durable (R1) and folded on this instance; the position is
-    /// that of its last row. A unique violation is returned as it is, alone.
-    pub async fn append(&self, change: S::Change) -> Result<Position, Error> {
+    /// Writes `change`. On return it is durable (R1) and known on this instance. Refuses
+    /// ([`Refusal::repeat`]) what violates a unique constraint.
+    pub async fn append(&self, change: S::Change) -> Result<()> {
+        match &self.0 {
+            Place::Here(queue) => queue.append(change, None).await.map(drop),
+            Place::Elsewhere(away) => away.append(&change).await,
+        }
+    }
+}
+
+impl<S: Persist> Queue<S> {
+    async fn append(&self, change: S::Change, key: Option<Uuid>) -> Result<Written> {
         let (done, outcome) = oneshot::channel();
         let gone = || Error::Lost("the server is stopping".to_owned());
         let written = async {
-            self.queue.send(Job { change, done }).await.map_err(|_| gone())?;
+            self.0.send(Job { change, key, done }).await.map_err(|_| gone())?;
             outcome.await.map_err(|_| gone())?
         };
         let late = |_| Error::Lost("the database did not answer in time".to_owned());
-        tokio::time::timeout(PATIENCE, written).await.map_err(late)?
+        let written = tokio::time::timeout(PATIENCE, written).await.map_err(late)?;
+        written.map_err(|error| match error.is_unique_violation() {
+            true => Refusal::repeat().into(),
+            false => error.into(),
+        })
     }
+}
+
+impl<S: Persist> Away<S> {
+    async fn append(&self, change: &S::Change) -> Result<()> {
+        let elsewhere = || format!("{} is written by another instance", S::NAME);
+        let body = (self.encode)(Uuid::from_u128(rand::random()), change)
+            .ok_or_else(|| chatd_base::Error::internal(elsewhere()))?
+            .map_err(chatd_base::Error::internal)?;
+        let answer = self.others.ask_writer(S::KIND, &call_name::<S>(), body.into()).await?;
+        let (writer, position) =
+            serde_json::from_slice(&answer).map_err(chatd_base::Error::internal)?;
+        self.feed.reach(writer, position).await;
+        Ok(())
+    }
+}
+
+/// What a call to a committer is named.
+fn call_name<S: Stream>() -> String {
+    format!("append.{}", S::NAME)
+}
+
+/// Writes what another instance asks for.
+async fn answer<S: Persist>(queue: Queue<S>, body: Bytes) -> Result<Vec<u8>>
+where
+    S::Change: DeserializeOwned,
+{
+    let (key, change) = serde_json::from_slice(&body)
+        .map_err(|error| Refusal::bad_json(format!("not a change of {}: {error}", S::NAME)))?;
+    let written = queue.append(change, Some(key)).await?;
+    serde_json::to_vec(&written).map_err(chatd_base::Error::internal)
 }
 
 struct Committer<S: Persist>(Line<S>);
@@ -127,7 +235,7 @@ impl<S: Persist> Committer<S> {
                 Ok(positions) => {
                     for (job, position) in jobs.into_iter().zip(positions) {
                         // A caller that has gone away needs no answer.
-                        let _ = job.done.send(Ok(position));
+                        let _ = job.done.send(Ok((self.0.seat.writer, position)));
                     }
                 }
                 Err(Error::Lost(why)) => {
@@ -137,7 +245,8 @@ impl<S: Persist> Committer<S> {
                 }
                 Err(error) if jobs.len() == 1 => {
                     if let Some(job) = jobs.pop() {
-                        let _ = job.done.send(Err(error));
+                        let outcome = self.earlier(&job, error).await;
+                        let _ = job.done.send(outcome);
                     }
                 }
                 Err(_) => {
@@ -146,6 +255,18 @@ impl<S: Persist> Committer<S> {
                     stack.push(jobs);
                 }
             }
+        }
+    }
+
+    /// What a change that failed by itself has come to: one that was asked for twice gets the
+    /// answer of the first.
+    async fn earlier(&self, job: &Job<S>, error: Error) -> Result<Written, Error> {
+        match job.key.filter(|_| error.is_unique_violation()) {
+            Some(key) => {
+                let earlier = effects::get(&self.0.pool, key).await?;
+                earlier.and_then(|effect| effect.at).ok_or(error)
+            }
+            None => Err(error),
         }
     }
 
@@ -165,6 +286,8 @@ impl<S: Persist> Committer<S> {
             let changes: Vec<_> =
                 offsets.iter().copied().zip(jobs.iter().map(|job| &job.change)).collect();
             S::persist(&mut batch, &changes);
+            let keys = jobs.iter().zip(&last).filter_map(|(job, last)| Some((job.key?, *last)));
+            effects::insert_positions(&mut batch, S::ID, seat.writer, keys.collect());
             positions::advance(&mut batch, S::ID, seat.writer, rows.len());
             (batch, begun)
         });

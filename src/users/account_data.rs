@@ -35,7 +35,7 @@ pub struct AccountData {
 impl AccountData {
     pub(crate) fn new(deps: &Deps, rooms: &Arc<RoomNids>) -> Self {
         let streams = &deps.streams;
-        let writer = Writer::start(&deps.pool, &streams.account_data, streams.writer, &deps.stop);
+        let writer = Writer::open(streams, &streams.account_data, &deps.pool, &deps.stop);
         Self { deps: deps.clone(), writer, rooms: rooms.clone(), locks: UserLocks::new() }
     }
 

@@ -1,10 +1,10 @@
-//! Removes what has expired and nobody asks for any more: ui-auth sessions, login tokens, and
-//! transaction ids of requests.
+//! Removes what has expired and nobody asks for any more: ui-auth sessions, login tokens,
+//! transaction ids of requests, and what instances have done for each other.
 
 use std::time::Duration;
 
 use chatd_base::{Clock, Stop};
-use chatd_storage::{Pool, rooms, to_device, tokens, uia};
+use chatd_storage::{Pool, effects, rooms, to_device, tokens, uia};
 
 use crate::{logins::ts, uia::session_horizon_ms};
 
@@ -30,6 +30,7 @@ async fn remove_expired(pool: &Pool, now_ms: u64, stop: &Stop) -> chatd_storage:
     let keep_ms = u64::try_from(KEEP_TXNS.as_millis()).unwrap_or(u64::MAX);
     let before_ms = ts(now_ms.saturating_sub(keep_ms));
     to_device::delete_request_txns(pool, before_ms).await?;
+    effects::delete_old(pool, before_ms).await?;
     while !stop.is_triggered() && rooms::delete_event_txns(pool, before_ms).await? == STEP {}
     Ok(())
 }

@@ -114,7 +114,7 @@ impl Users {
     pub fn new(deps: Deps) -> Self {
         let streams = &deps.streams;
         let device_lists =
-            Writer::start(&deps.pool, &streams.device_lists, streams.writer, &deps.stop);
+            Writer::open_here(streams, &streams.device_lists, &deps.pool, &deps.stop);
         let seen = seen::LastSeen::start(&deps.pool, &deps.stop);
         let passwords = Arc::new(passwords::Passwords::new(&deps.config));
         let cached = deps.config.chatd.token_cache;

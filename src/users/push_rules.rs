@@ -60,7 +60,7 @@ pub struct PushRules {
 impl PushRules {
     pub(crate) fn new(deps: &Deps) -> Self {
         let streams = &deps.streams;
-        let writer = Writer::start(&deps.pool, &streams.push_rules, streams.writer, &deps.stop);
+        let writer = Writer::open(streams, &streams.push_rules, &deps.pool, &deps.stop);
         let loaded = Arc::new(Loaded {
             rules: Cache::new("push_rules", CACHED_USERS),
             changes: Mutex::default(),

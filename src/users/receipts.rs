@@ -58,7 +58,7 @@ pub struct Receipts {
 impl Receipts {
     pub(crate) fn new(deps: &Deps, account_data: &Arc<AccountData>) -> Self {
         let streams = &deps.streams;
-        let writer = Writer::start(&deps.pool, &streams.receipts, streams.writer, &deps.stop);
+        let writer = Writer::open(streams, &streams.receipts, &deps.pool, &deps.stop);
         let account_data = account_data.clone();
         Self { deps: deps.clone(), writer, account_data, locks: UserLocks::new() }
     }

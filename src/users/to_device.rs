@@ -34,7 +34,7 @@ pub struct ToDevice {
 impl ToDevice {
     pub(crate) fn new(deps: &Deps) -> Self {
         let streams = &deps.streams;
-        let writer = Writer::start(&deps.pool, &streams.to_device, streams.writer, &deps.stop);
+        let writer = Writer::open(streams, &streams.to_device, &deps.pool, &deps.stop);
         Self { deps: deps.clone(), writer }
     }
 
@@ -66,8 +66,8 @@ impl ToDevice {
         let txn = digest::of(&["to_device", who.user_id.as_str(), device, txn_id]);
         let now_ms = ts(self.deps.clock.now_ms());
         match self.writer.append(Send { messages: rows.rows, txn: Some(txn), now_ms }).await {
-            Err(error) if error.is_unique_violation() => Ok(()),
-            outcome => Ok(outcome.map(drop)?),
+            Err(error) if error.errcode() == Some(Refusal::REPEAT) => Ok(()),
+            outcome => outcome,
         }
     }
 

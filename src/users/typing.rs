@@ -1,4 +1,8 @@
 //! Who is typing. Memory only; one timer ends what clients do not end themselves.
+//!
+//! All of this is at the one writer of the stream, to which clients' requests go. There it follows
+//! the events of all rooms, so whoever has sent what they typed is seen to stop; elsewhere nobody
+//! types.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -7,6 +11,7 @@ use std::{
 };
 
 use chatd_base::{Refusal, Requester, Result, RoomNid, tasks};
+use chatd_config::StreamName;
 use chatd_streams::{
     events::{EventRow, Membership},
     typing::{self, TypingRow},
@@ -148,7 +153,11 @@ impl Typing {
         self.0.state.lock().of_room(room)
     }
 
+    /// What is not at the writer of the stream changes nothing.
     fn change(&self, room: RoomNid, room_id: &RoomId, user: &OwnedUserId, until_ms: Option<u64>) {
+        if !self.0.deps.streams.writes(StreamName::Typing) {
+            return;
+        }
         let _line = self.0.publishing.lock();
         let users = {
             let mut state = self.0.state.lock();

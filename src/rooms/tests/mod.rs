@@ -6,7 +6,7 @@ mod forks;
 use std::sync::Arc;
 
 use chatd_base::{Clock, Stop};
-use chatd_config::{Config, DatabaseTls, Overrides};
+use chatd_config::{Config, DatabaseTls, Overrides, StreamName};
 use chatd_kit::{
     Database,
     cluster::{Cluster, USER},
@@ -75,7 +75,8 @@ impl House {
         let text = "server_name: here.example";
         let config = Config::from_texts(&[("test", text)], &Overrides::default()).unwrap();
         let stop = Stop::new();
-        let streams = Streams::open(&pool, Arc::new(LocalBus), "main", &[]).await.unwrap();
+        let all = StreamName::ALL.iter().copied().collect();
+        let streams = Streams::open(&pool, Arc::new(LocalBus), "main", &all, &stop).await.unwrap();
         let notices = Notices::new(streams.writer.writer, false);
         let owners = Owners::open(&pool, "main", true).await.unwrap();
         let users = Arc::new(Users::new(Deps {

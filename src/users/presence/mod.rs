@@ -123,7 +123,7 @@ impl Presence {
                 sync_ms: ms(config.sync_online_timeout),
                 active_ms: ms(config.last_active_granularity),
             },
-            writer: Writer::start(&deps.pool, &streams.presence, streams.writer, &deps.stop),
+            writer: Writer::open(streams, &streams.presence, &deps.pool, &deps.stop),
             state: Mutex::default(),
             wake: Notify::new(),
             writing: tokio::sync::Mutex::default(),
@@ -310,7 +310,7 @@ impl Presence {
                 Ok(_) => state.note_written(row),
                 Err(error) => {
                     state.dirty.insert(row.user);
-                    outcome = Err(error.into());
+                    outcome = Err(error);
                 }
             }
         }
