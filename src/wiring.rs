@@ -116,6 +116,7 @@ async fn serve(
     // Before anything is written, so that its memory is complete from the start.
     let sync = Arc::new(Sync::new(&users));
     let rooms = Arc::new(Rooms::new(&users, owners.clone(), signer(&config)?));
+    rooms.answer_calls();
     let reader = rooms.reader.clone();
     users.deps.streams.follow(&users.deps.pool, services);
     users.deps.notices.listen(&users.deps.pool, services);

@@ -130,10 +130,9 @@ fn new_event(
         auth_ids: effect.auth_ids.clone(),
         content: sealed.content.clone(),
         rest: sealed.rest.clone(),
-        txn: with.txn.zip(draft.txn.as_ref()).map(|(digest, (device_id, txn_id))| NewTransaction {
-            digest,
-            device_id: device_id.clone(),
-            txn_id: txn_id.clone(),
+        txn: with.txn.map(|digest| {
+            let (device_id, txn_id) = draft.txn.clone().unwrap_or_default();
+            NewTransaction { digest, device_id, txn_id }
         }),
         relation: relation
             .filter(|_| effect.flags & flags::REJECTED == 0)

@@ -16,6 +16,7 @@ pub mod visibility;
 mod compose;
 mod directory;
 mod effect;
+mod everywhere;
 mod lane;
 mod lenses;
 mod live;

@@ -161,18 +161,10 @@ impl Rooms {
         user: &UserId,
         room_id: &RoomId,
         membership: Membership,
-        mut content: Map<String, Value>,
+        content: Map<String, Value>,
         extra: Extra,
     ) -> Result<()> {
-        content.insert("membership".to_owned(), membership.as_str().into());
-        if let Some(reason) = extra.reason {
-            content.insert("reason".to_owned(), reason.into());
-        }
-        if extra.is_direct {
-            content.insert("is_direct".to_owned(), true.into());
-        }
-        let mut draft = Draft::state(sender.to_owned(), "m.room.member", user.as_str(), content);
-        draft.is_bulk = extra.is_bulk;
+        let draft = membership_draft(sender, user, membership, content, extra);
         self.send(room_id, &draft).await.map(|_| ())
     }
 
@@ -231,4 +223,24 @@ fn restriction(live: &Live) -> Option<Vec<String>> {
         .flatten()
         .filter(|entry| entry.get("type").and_then(Value::as_str) == Some("m.room_membership"));
     Some(rooms.filter_map(|entry| Some(entry.get("room_id")?.as_str()?.to_owned())).collect())
+}
+
+/// The event by which `sender` gives `user` a membership.
+pub(crate) fn membership_draft(
+    sender: &UserId,
+    user: &UserId,
+    membership: Membership,
+    mut content: Map<String, Value>,
+    extra: Extra,
+) -> Draft {
+    content.insert("membership".to_owned(), membership.as_str().into());
+    if let Some(reason) = extra.reason {
+        content.insert("reason".to_owned(), reason.into());
+    }
+    if extra.is_direct {
+        content.insert("is_direct".to_owned(), true.into());
+    }
+    let mut draft = Draft::state(sender.to_owned(), "m.room.member", user.as_str(), content);
+    draft.is_bulk = extra.is_bulk;
+    draft
 }

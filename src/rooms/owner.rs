@@ -185,7 +185,9 @@ impl RoomOwner {
 
     /// Appends a draft to a room that this instance owns. On return the event is durable (R1).
     pub async fn append(&self, room_id: &RoomId, draft: &Draft) -> Result<Sent> {
-        let txn = draft.txn.as_ref().map(|(device, id)| digest(room_id, &draft.sender, device, id));
+        let by_client =
+            |(device, id): &(String, String)| digest(room_id, &draft.sender, device, id);
+        let txn = draft.key.or_else(|| draft.txn.as_ref().map(by_client));
         let appended = self.append_new(room_id, draft, txn).await;
         // What was allowed the first time may not be any more; a repeat is told what it was told.
         if let (Err(chatd_base::Error::Refused(_)), Some(txn)) = (&appended, txn)

@@ -1,22 +1,18 @@
 //! What a change of a user means for all their rooms: a new profile, or the end of the account.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use chatd_base::{Error, Result, Stop, UserNid};
 use chatd_storage::{accounts, profiles, room_state};
-use futures::{StreamExt, stream};
+use chatd_streams::events::Membership;
 use ruma_common::{OwnedRoomId, RoomId, UserId};
+use serde_json::Map;
 
-use crate::{Draft, Rooms, membership::Extra};
+use crate::{
+    Draft, Rooms,
+    membership::{Extra, membership_draft},
+};
 
-/// Rooms that are worked on at the same time (R8).
-const AT_ONCE: usize = 16;
 /// How often unfinished work is looked for, and how many users are worked on each time (R8).
 const LOOK_EVERY: Duration = Duration::from_secs(3600);
 const USERS_AT_ONCE: i64 = 100;
@@ -37,31 +33,22 @@ impl Rooms {
         let rooms = room_state::list_joined_rooms(&self.pool, change.user).await?;
         let mut content = self.member_content(&user_id).await?;
         content.insert("membership".to_owned(), "join".into());
-        let failed = AtomicBool::new(false);
-        stream::iter(rooms.into_iter().filter_map(|(_, id)| RoomId::parse(&id).ok()))
-            .for_each_concurrent(AT_ONCE, |room| {
-                let draft = Draft::state(
-                    user_id.clone(),
-                    "m.room.member",
-                    user_id.as_str(),
-                    content.clone(),
-                );
-                let failed = &failed;
-                async move {
-                    let sent = self.send(&room, &draft.bulk()).await;
-                    let is_ours = match &sent {
-                        Err(Error::Refused(refusal)) => refusal.status >= 500,
-                        Err(Error::Internal(_)) => true,
-                        Ok(_) => false,
-                    };
-                    if is_ours {
-                        failed.store(true, Ordering::Relaxed);
-                    }
-                    note("profile not updated in a room", &room, sent.map(|_| ()));
-                }
-            })
-            .await;
-        if !failed.load(Ordering::Relaxed) {
+        let rooms = rooms.into_iter().filter_map(|(_, id)| RoomId::parse(&id).ok());
+        let letters = rooms.map(|room| {
+            let user = user_id.as_str();
+            let draft = Draft::state(user_id.clone(), "m.room.member", user, content.clone());
+            (room, draft.bulk())
+        });
+        let mut has_failed = false;
+        for (room, sent) in self.send_all(letters.collect()).await {
+            has_failed |= match &sent {
+                Err(Error::Refused(refusal)) => refusal.status >= 500,
+                Err(Error::Internal(_)) => true,
+                Ok(()) => false,
+            };
+            note("profile not updated in a room", &room, sent);
+        }
+        if !has_failed {
             profiles::delete_change(&self.pool, change).await?;
         }
         Ok(())
@@ -70,13 +57,15 @@ impl Rooms {
     /// Leaves all rooms, rejects all invites and withdraws all knocks of a user.
     pub async fn leave_all(&self, user: UserNid, user_id: &UserId) -> Result<()> {
         let rooms = room_state::list_rooms_to_leave(&self.pool, user).await?;
-        stream::iter(rooms.into_iter().filter_map(|id| RoomId::parse(&id).ok()))
-            .for_each_concurrent(AT_ONCE, |room| async move {
-                let extra = Extra { is_bulk: true, ..Extra::default() };
-                let left = self.leave(user_id, &room, extra).await;
-                note("a room was not left", &room, left);
-            })
-            .await;
+        let rooms = rooms.into_iter().filter_map(|id| RoomId::parse(&id).ok());
+        let letters = rooms.map(|room| {
+            let leave = Membership::Leave;
+            let draft = membership_draft(user_id, user_id, leave, Map::new(), Extra::default());
+            (room, draft.bulk())
+        });
+        for (room, left) in self.send_all(letters.collect()).await {
+            note("a room was not left", &room, left);
+        }
         Ok(())
     }
 }

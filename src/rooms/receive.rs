@@ -414,6 +414,7 @@ fn draft_of(event: &CanonicalJsonObject, rules: &RoomVersionRules) -> Result<Dra
         origin_ts: integer(event, "origin_server_ts"),
         content,
         txn: None,
+        key: None,
         is_bulk: true,
     })
 }

@@ -12,7 +12,9 @@ use ruma_common::{
 use ruma_signatures::{
     JsonError, KeyPair, PublicKeyMap, PublicKeySet, Signature, hash_and_sign_event, reference_hash,
 };
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use uuid::Uuid;
 
 use crate::shape;
 
@@ -51,7 +53,7 @@ impl KeyPair for Signer {
 }
 
 /// What a user wants to add to a room. References, depth and signatures come from the owner.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Draft {
     pub sender: OwnedUserId,
     pub kind: String,
@@ -62,6 +64,8 @@ pub struct Draft {
     pub origin_ts: Option<i64>,
     /// Device and transaction id of the request, which make a repeat have one effect.
     pub txn: Option<(String, String)>,
+    /// The same for what has no transaction id and is asked for by another instance.
+    pub key: Option<Uuid>,
     /// Part of something large, which must not delay what people wait for.
     pub is_bulk: bool,
 }
@@ -81,6 +85,7 @@ impl Draft {
             redacts: None,
             origin_ts: None,
             txn: None,
+            key: None,
             is_bulk: false,
         }
     }
