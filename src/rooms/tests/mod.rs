@@ -1,5 +1,6 @@
 //! Rooms over a real database, with other servers that are only a signing key.
 
+mod everywhere;
 mod federation;
 mod forks;
 
@@ -12,7 +13,10 @@ use chatd_kit::{
     cluster::{Cluster, USER},
 };
 use chatd_storage::{ConnectSettings, Host, Interner, Pool, migrate, notices::Notices};
-use chatd_streams::{Owners, Streams, bus::LocalBus};
+use chatd_streams::{
+    Owners, Streams,
+    bus::{Bus, LocalBus},
+};
 use chatd_users::{Deps, Users};
 use ruma_common::{
     CanonicalJsonObject, CanonicalJsonValue, EventId, OwnedEventId, OwnedRoomId, OwnedUserId,
@@ -25,7 +29,7 @@ use crate::{Draft, Received, Rooms, Signer, create::CreateRoom, owner::lock};
 
 /// Everything below HTTP.
 struct House {
-    rooms: Rooms,
+    rooms: Arc<Rooms>,
     pool: Pool,
     database: Arc<Database>,
     stop: Stop,
@@ -59,6 +63,12 @@ impl House {
     }
 
     async fn over(database: Arc<Database>) -> Self {
+        Self::of(database, "main", Arc::new(LocalBus)).await
+    }
+
+    /// The instance of that name.
+    async fn of(database: Arc<Database>, name: &str, bus: Arc<dyn Bus>) -> Self {
+        let is_alone = bus.patience().is_none();
         let folder = database.cluster().socket_folder().to_owned();
         let pool = Pool::open(&ConnectSettings {
             host: Host::Socket { folder, port: 5432 },
@@ -76,9 +86,9 @@ impl House {
         let config = Config::from_texts(&[("test", text)], &Overrides::default()).unwrap();
         let stop = Stop::new();
         let all = StreamName::ALL.iter().copied().collect();
-        let streams = Streams::open(&pool, Arc::new(LocalBus), "main", &all, &stop).await.unwrap();
-        let notices = Notices::new(streams.writer.writer, false);
-        let owners = Owners::open(&pool, "main", true).await.unwrap();
+        let streams = Streams::open(&pool, bus, name, &all, &stop).await.unwrap();
+        let notices = Notices::new(streams.writer.writer, !is_alone);
+        let owners = Owners::open(&pool, name, is_alone).await.unwrap();
         let users = Arc::new(Users::new(Deps {
             pool: pool.clone(),
             interner: Arc::new(Interner::new(&pool, 1_000)),
@@ -90,6 +100,8 @@ impl House {
             closing: stop.clone(),
         }));
         let rooms = Rooms::new(&users, Arc::new(owners), signer("here.example"));
+        let rooms = Arc::new(rooms);
+        rooms.answer_calls();
         Self { rooms, pool, database, stop }
     }
 
