@@ -1,7 +1,9 @@
 //! Who is online. What devices do is kept in memory, and only what others would see of a change
-//! is written and put on the stream. One timer finds the changes that come by waiting.
+//! is written and put on the stream. One timer finds the changes that come by waiting. All of this
+//! is at the writer of the stream; the others tell it what devices do there (`relay`).
 
 mod device;
+mod relay;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -10,7 +12,7 @@ use std::{
 };
 
 use chatd_base::{Refusal, Requester, Result, UserNid, tasks};
-use chatd_config::PresenceMode;
+use chatd_config::{PresenceMode, StreamName};
 use chatd_storage::{memberships, presence};
 use chatd_streams::{
     Writer,
@@ -22,7 +24,10 @@ use ruma_common::{OwnedUserId, UserId};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
-use self::device::{Device, Timeouts, combine, next_change_ms};
+use self::{
+    device::{Device, Timeouts, combine, next_change_ms},
+    relay::Relay,
+};
 use crate::{Deps, logins::ts};
 
 /// Users and devices of one user whose presence is followed (R8); those beyond stay as they are.
@@ -76,6 +81,9 @@ struct Inner {
     deps: Deps,
     timeouts: Timeouts,
     writer: Writer<PresenceStream>,
+    /// Whether this instance is the writer. If not, it uses `relay`, and nothing of what follows.
+    is_writer: bool,
+    relay: Relay,
     state: Mutex<State>,
     /// Wakes the task: something is dirty or the timer goes off earlier.
     wake: Notify,
@@ -117,20 +125,28 @@ impl Presence {
         let streams = &deps.streams;
         let config = &deps.config.presence;
         let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let timeouts = Timeouts {
+            idle_ms: ms(config.idle_timeout),
+            sync_ms: ms(config.sync_online_timeout),
+            active_ms: ms(config.last_active_granularity),
+        };
         let presence = Self(Arc::new(Inner {
-            timeouts: Timeouts {
-                idle_ms: ms(config.idle_timeout),
-                sync_ms: ms(config.sync_online_timeout),
-                active_ms: ms(config.last_active_granularity),
-            },
+            timeouts,
+            is_writer: streams.writes(StreamName::Presence),
+            relay: Relay::new(timeouts.sync_ms),
             writer: Writer::open(streams, &streams.presence, &deps.pool, &deps.stop),
             state: Mutex::default(),
             wake: Notify::new(),
             writing: tokio::sync::Mutex::default(),
             deps: deps.clone(),
         }));
-        if config.enabled == PresenceMode::Enabled {
-            tasks::spawn("presence", presence.clone().run());
+        match config.enabled {
+            PresenceMode::Enabled if presence.0.is_writer => {
+                presence.answer_calls();
+                tasks::spawn("presence", presence.clone().run());
+            }
+            PresenceMode::Enabled => drop(tasks::spawn("presence", presence.clone().relay())),
+            _ => {}
         }
         presence
     }
@@ -156,6 +172,13 @@ impl Presence {
         }
         let device: Box<str> = device_of(who).into();
         let now_ms = self.now_ms();
+        if !self.0.is_writer {
+            return self.0.relay.sync_began(who, wanted, now_ms).then(|| Syncing {
+                presence: self.clone(),
+                user: who.user,
+                device,
+            });
+        }
         self.update(who.user, &who.user_id, |live, timeouts| {
             let is_full = live.devices.len() >= MAX_DEVICES;
             match live.devices.get_mut(&device) {
@@ -178,6 +201,9 @@ impl Presence {
 
     fn sync_ended(&self, user: UserNid, device: &str) {
         let now_ms = self.now_ms();
+        if !self.0.is_writer {
+            return self.0.relay.sync_ended(user, device, now_ms);
+        }
         let mut state = self.0.state.lock();
         let Some(live) = state.users.get_mut(&user) else { return };
         if let Some(device) = live.devices.get_mut(device) {
@@ -193,6 +219,9 @@ impl Presence {
             return;
         }
         let now_ms = self.now_ms();
+        if !self.0.is_writer {
+            return self.0.relay.was_active(who, now_ms);
+        }
         let known = self.0.state.lock().users.contains_key(&who.user);
         if known {
             self.update(who.user, &who.user_id, |live, _| {
