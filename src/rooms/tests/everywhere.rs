@@ -15,7 +15,10 @@ use bytes::Bytes;
 use chatd_base::{CallError, Calls, Result, ShardId, Stop};
 use chatd_config::StreamName;
 use chatd_storage::shards;
-use chatd_streams::{Colleagues, bus::Encode};
+use chatd_streams::{
+    Colleagues,
+    bus::{BusState, Encode},
+};
 
 use super::*;
 
@@ -33,6 +36,10 @@ impl Bus for Deaf {
 
     fn is_calm(&self) -> bool {
         false
+    }
+
+    fn state(&self) -> Option<BusState> {
+        None
     }
 }
 
