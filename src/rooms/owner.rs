@@ -270,7 +270,11 @@ impl RoomOwner {
 
     pub(crate) async fn reserve(&self, is_bulk: bool) -> Result<Permit<'_>> {
         let permit = tokio::time::timeout(PATIENCE, self.lane.reserve(is_bulk));
-        Ok(permit.await.map_err(|_| away())?.ok_or_else(away)?)
+        let full = |_| {
+            tracing::warn!("the lane of room events has been full for {PATIENCE:?}");
+            away()
+        };
+        Ok(permit.await.map_err(full)?.ok_or_else(away)?)
     }
 
     /// The hot room, loaded if need be. Refuses rooms of other instances
@@ -494,7 +498,14 @@ pub(crate) async fn settle(mut waits: watch::Receiver<Outcome>) -> Result<Settle
     let ended = waits.wait_for(|outcome| !matches!(outcome, Outcome::Waiting));
     let outcome = match tokio::time::timeout(PATIENCE, ended).await {
         Ok(Ok(outcome)) => outcome.clone(),
-        Ok(Err(_)) | Err(_) => return Err(away().into()),
+        Ok(Err(_)) => {
+            tracing::error!("an event has left the lane without an outcome");
+            return Err(away().into());
+        }
+        Err(_) => {
+            tracing::warn!("an event has waited for its commit for {PATIENCE:?}");
+            return Err(away().into());
+        }
     };
     match outcome {
         Outcome::Done(ids, position) => {

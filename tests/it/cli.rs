@@ -222,7 +222,7 @@ fn a_password_is_hashed_from_wherever_it_comes() {
 }
 
 scenario! {
-    async fn users_are_registered_from_the_command_line(server: Server) with (
+    async fn users_are_registered_from_the_command_line(server: Server) in (monolith) with (
         Settings::new()
             .with("registration_shared_secret", Value::Null)
             .with("registration_shared_secret_path", secret_file())

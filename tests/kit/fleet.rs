@@ -155,9 +155,10 @@ fn write_files(folder: &Path, settings: &Settings, database: &Value) -> Result<(
     let map: serde_json::Map<String, Value> = everybody
         .map(|name| ((*name).to_owned(), json!({"path": replication_socket(folder, name)})))
         .collect();
+    let redis = json!({"enabled": true, "path": folder.join("redis.sock")});
     let shared = settings
         .clone()
-        .with("redis", json!({"enabled": true, "path": folder.join("redis.sock")}))
+        .or("redis", redis)
         .with("worker_replication_secret", "the replication secret of the test kit")
         .with("instance_map", map)
         .with("run_background_tasks_on", "stream2")

@@ -73,6 +73,13 @@ impl Settings {
         format!("{:#}\n", Value::Object(keys))
     }
 
+    /// The same with `value` for a top-level key that has none.
+    #[must_use]
+    pub(crate) fn or(mut self, key: &str, value: impl Into<Value>) -> Self {
+        self.keys.entry(key).or_insert_with(|| value.into());
+        self
+    }
+
     /// The same with another value for a key of the section `chatd`.
     #[must_use]
     pub(crate) fn with_chatd(mut self, key: &str, value: impl Into<Value>) -> Self {

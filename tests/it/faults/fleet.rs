@@ -9,7 +9,9 @@ use std::{
 use chatd_kit::{Database, Fleet, Settings, Spread, cluster::Cluster, process::signal, say};
 use rand::{Rng, rngs::StdRng};
 
-use super::{BINARY, check, load::World, plan};
+use serde_json::json;
+
+use super::{BINARY, bus::BadBus, check, load::World, plan};
 
 /// What is done to a fleet.
 #[derive(Clone, Copy, Debug)]
@@ -67,15 +69,24 @@ async fn suffer(fleet: &mut Fleet, cluster: &Cluster, faults: &[Fault], random: 
 
 /// Load on a fleet behind its generated proxy configuration while `faults` happen, then the check.
 async fn survives(faults: &[Fault]) {
+    survives_with(faults, Settings::new(), |_, _| ()).await;
+}
+
+/// The same with `settings`; `prepare` is called when the fleet runs.
+async fn survives_with<T>(
+    faults: &[Fault],
+    settings: Settings,
+    prepare: impl FnOnce(&mut Fleet, u64) -> T,
+) {
     let folder = tempfile::Builder::new().prefix("chatd-pg-").tempdir().unwrap();
     let cluster = Cluster::private(folder.path()).unwrap();
     let database = Database::empty(cluster.clone()).await.unwrap();
     let (_, mut random) = plan();
-    let settings = Settings::new();
     let mut fleet =
         Fleet::start(Path::new(BINARY), &settings, &database.config(), Spread::Generated)
             .await
             .unwrap();
+    let _kept = prepare(&mut fleet, random.random());
     let world = World::make(&fleet.url(), random.random(), true).await;
     let load = world.start();
     suffer(&mut fleet, &cluster, faults, &mut random).await;
@@ -121,4 +132,14 @@ async fn instances_are_restarted_one_after_the_other() {
         Fault::Restart("main"),
     ])
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_when_the_bus_loses_messages() {
+    let folder = tempfile::Builder::new().prefix("chatd-bus-").tempdir().unwrap();
+    let socket = folder.path().join("bad.sock");
+    let settings = Settings::new().with("redis", json!({"enabled": true, "path": socket}));
+    let spoil = |fleet: &mut Fleet, seed| BadBus::start(&socket, fleet.redis().socket(), seed);
+    let faults = [Fault::Kill("sync1"), Fault::Kill("persister1"), Fault::Redis];
+    survives_with(&faults, settings, spoil).await;
 }

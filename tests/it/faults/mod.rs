@@ -4,6 +4,7 @@
 //! A run prints its seed, which decides when what is killed; `CHATD_FAULT_SEED` repeats it as far
 //! as timing lets it. `CHATD_FAULT_ROUNDS` is how often something is killed in a run.
 
+mod bus;
 mod check;
 mod device;
 mod fleet;
