@@ -33,7 +33,7 @@ impl Probe {
     /// Knows where these are. The error is a sentence for the admin.
     pub fn new(instances: &BTreeMap<String, InstanceAddress>) -> Result<Self, String> {
         let learned = Arc::new(Learned::default());
-        Ok(Self { peers: Peers::new(instances, learned.clone())?, learned })
+        Ok(Self { peers: Peers::new(instances, learned.clone(), None)?, learned })
     }
 
     /// Takes note of where an instance is that was not known at the start.
