@@ -49,7 +49,7 @@ async fn statements_fit_the_schema() {
 struct Heards {
     pool: Pool,
     first: std::sync::Arc<Notices>,
-    heard: tokio::sync::mpsc::UnboundedReceiver<Option<Notice>>,
+    heard: tokio::sync::mpsc::Receiver<Option<Notice>>,
     stop: chatd_base::Stop,
     database: Database,
 }
@@ -61,13 +61,13 @@ impl Heards {
         migrate(&pool).await.unwrap();
         let stop = chatd_base::Stop::new();
         let (first, second) = (Notices::new(WriterId(1), true), Notices::new(WriterId(2), true));
-        let (tell, heard) = tokio::sync::mpsc::unbounded_channel();
+        let (tell, heard) = tokio::sync::mpsc::channel(64);
         second.on_heard(move |heard| {
             let notice = match heard {
                 Heard::Notice(notice) => Some(notice.clone()),
                 Heard::Missed => None,
             };
-            tell.send(notice).unwrap();
+            tell.try_send(notice).unwrap();
         });
         second.listen(&pool, &stop);
         let mut heards = Self { pool, first, heard, stop, database };
