@@ -8,6 +8,7 @@ mod clients;
 mod device_lists;
 mod edge;
 mod encryption;
+mod examples;
 mod faults;
 mod limits;
 mod listeners;

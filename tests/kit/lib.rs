@@ -6,6 +6,7 @@ pub mod clients;
 pub mod cluster;
 pub mod command;
 pub mod database;
+pub mod example;
 pub mod fleet;
 pub mod http;
 pub mod nginx;
