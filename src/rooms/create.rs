@@ -129,15 +129,17 @@ impl Rooms {
     }
 
     /// Seals the first event so that the room's id falls into a shard of this instance. The id of
-    /// a room of version 12 follows from that event, so there its time is what is varied.
+    /// a room of version 12 follows from that event, so there its time is what is varied: forward,
+    /// so that no other room has the same.
     fn found(
         &self,
         room: RoomNid,
         rules: &RoomVersionRules,
         creation: &Draft,
-        mut prepared: Prepared,
+        prepared: Prepared,
     ) -> Result<(Live, SealedEvent)> {
         let owner = &self.owner;
+        let mut creation = creation.clone();
         let has_hash_id = rules.authorization.room_create_event_id_as_room_id;
         for _ in 0..MOST_IDS {
             let room_id = RoomId::new_v1(&owner.signer.server_name);
@@ -145,11 +147,13 @@ impl Rooms {
                 continue;
             }
             let mut live = Live::new(room, room_id, rules.clone(), ShardId(0), 0);
-            match compose(&mut live, &owner.signer, creation, &prepared).map_err(invalid_state)? {
+            match compose(&mut live, &owner.signer, &creation, &prepared).map_err(invalid_state)? {
                 Composed::Event(event) if owner.owners.is_own(&live.room_id) => {
                     return Ok((live, *event));
                 }
-                Composed::Event(_) | Composed::Unchanged(_) => prepared.now_ms -= 1,
+                Composed::Event(_) | Composed::Unchanged(_) => {
+                    creation.origin_ts = Some(owner.creation_ms());
+                }
             }
         }
         Err(Refusal::not_owner(String::new()).into())
