@@ -21,11 +21,10 @@ const USER_TYPES: [&str; 2] = ["support", "bot"];
 
 pub fn routes() -> Routes<App> {
     let path = || raw("/_synapse/admin/v1/register");
-    Routes::of(RouterName::Admin).get(path(), Auth::None, give_nonce).post(
-        path(),
-        Auth::None,
-        register,
-    )
+    Routes::of(RouterName::Admin)
+        .get(path(), Auth::None, give_nonce)
+        .post(path(), Auth::None, register)
+        .once()
 }
 
 async fn give_nonce(app: Arc<App>, _: Request) -> Result<Reply> {

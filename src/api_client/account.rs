@@ -18,8 +18,10 @@ pub fn routes() -> Routes<App> {
         .get(v3("/account/whoami"), Auth::Guest, whoami)
         .post(v3("/account/password"), Auth::Token, change_password)
         .home(Home::Stream(StreamName::DeviceLists))
+        .once()
         .post(v3("/account/deactivate"), Auth::Token, deactivate)
         .home(Home::Stream(StreamName::DeviceLists))
+        .once()
 }
 
 async fn whoami(_: Arc<App>, request: Request) -> Result<Reply> {

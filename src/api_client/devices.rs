@@ -23,6 +23,7 @@ pub fn routes() -> Routes<App> {
         .home(Home::Stream(StreamName::DeviceLists))
         .post(v3("/delete_devices"), Auth::Token, delete_many)
         .home(Home::Stream(StreamName::DeviceLists))
+        .once()
 }
 
 async fn list(app: Arc<App>, request: Request) -> Result<Reply> {

@@ -9,6 +9,7 @@ use chatd_rooms::{create::CreateRoom, membership::Extra};
 use ruma_common::{OwnedRoomId, OwnedRoomOrAliasId, OwnedUserId, RoomId, UserId};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use crate::App;
 
@@ -42,13 +43,18 @@ pub fn routes() -> Routes<App> {
         .limit(LimitClass::Message)
 }
 
+/// Makes a repeat of a request that was carried have one effect.
+fn key(req: &Request) -> Option<Uuid> {
+    req.key().map(Uuid::from_u128)
+}
+
 async fn create(app: Arc<App>, req: Request) -> Result<Reply> {
     let who = req.who()?;
     let body: CreateRoom = req.json_or_empty()?;
     for user in &body.invite {
         limit_invite(&app, who, None, user)?;
     }
-    let room_id = app.rooms.create(&who.user_id, body).await?;
+    let room_id = app.rooms.create(&who.user_id, body, key(&req)).await?;
     Reply::json(&json!({ "room_id": room_id }))
 }
 
@@ -77,8 +83,8 @@ impl Target {
         }
     }
 
-    fn extra(&self) -> Extra {
-        Extra { reason: self.reason.clone(), ..Extra::default() }
+    fn extra(&self, req: &Request) -> Extra {
+        Extra { reason: self.reason.clone(), key: key(req), ..Extra::default() }
     }
 }
 
@@ -95,7 +101,7 @@ async fn join_by_id(app: Arc<App>, req: Request) -> Result<Reply> {
 
 async fn join_room(app: &App, req: &Request, room_id: OwnedRoomId) -> Result<Reply> {
     let body: Body = req.json_or_empty()?;
-    let extra = Extra { reason: body.reason, ..Extra::default() };
+    let extra = Extra { reason: body.reason, key: key(&req), ..Extra::default() };
     app.limits.check(LimitClass::JoinsPerRoom, room_id.as_str())?;
     app.rooms.join(req.who()?, &room_id, extra).await?;
     Reply::json(&json!({ "room_id": room_id }))
@@ -105,7 +111,7 @@ async fn knock(app: Arc<App>, req: Request) -> Result<Reply> {
     let room: OwnedRoomOrAliasId = req.arg_as("roomIdOrAlias")?;
     let body: Body = req.json_or_empty()?;
     let room_id = app.rooms.resolve(&room).await?;
-    let extra = Extra { reason: body.reason, ..Extra::default() };
+    let extra = Extra { reason: body.reason, key: key(&req), ..Extra::default() };
     app.rooms.knock(req.who()?, &room_id, extra).await?;
     Reply::json(&json!({ "room_id": room_id }))
 }
@@ -114,7 +120,7 @@ async fn leave(app: Arc<App>, req: Request) -> Result<Reply> {
     let who = req.who()?;
     let room_id: OwnedRoomId = req.arg_as("roomId")?;
     let body: Body = req.json_or_empty()?;
-    let extra = Extra { reason: body.reason, ..Extra::default() };
+    let extra = Extra { reason: body.reason, key: key(&req), ..Extra::default() };
     app.rooms.leave(&who.user_id, &room_id, extra).await?;
     if app.config.rooms.forget_rooms_on_leave {
         app.rooms.forget(who, &room_id).await?;
@@ -132,25 +138,25 @@ async fn invite(app: Arc<App>, req: Request) -> Result<Reply> {
     let (who, room_id, body) = target(&req)?;
     let user = body.user()?;
     limit_invite(&app, who, Some(&room_id), user)?;
-    app.rooms.invite(who, user, &room_id, body.extra()).await?;
+    app.rooms.invite(who, user, &room_id, body.extra(&req)).await?;
     Ok(Reply::empty())
 }
 
 async fn kick(app: Arc<App>, req: Request) -> Result<Reply> {
     let (who, room_id, body) = target(&req)?;
-    app.rooms.kick(&who.user_id, body.user()?, &room_id, body.extra()).await?;
+    app.rooms.kick(&who.user_id, body.user()?, &room_id, body.extra(&req)).await?;
     Ok(Reply::empty())
 }
 
 async fn ban(app: Arc<App>, req: Request) -> Result<Reply> {
     let (who, room_id, body) = target(&req)?;
-    app.rooms.ban(&who.user_id, body.user()?, &room_id, body.extra()).await?;
+    app.rooms.ban(&who.user_id, body.user()?, &room_id, body.extra(&req)).await?;
     Ok(Reply::empty())
 }
 
 async fn unban(app: Arc<App>, req: Request) -> Result<Reply> {
     let (who, room_id, body) = target(&req)?;
-    app.rooms.unban(&who.user_id, body.user()?, &room_id, body.extra()).await?;
+    app.rooms.unban(&who.user_id, body.user()?, &room_id, body.extra(&req)).await?;
     Ok(Reply::empty())
 }
 

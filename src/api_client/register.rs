@@ -22,6 +22,7 @@ pub fn routes() -> Routes<App> {
     let validity = v1("/register/m.login.registration_token/validity");
     Routes::of(RouterName::ClientRegister)
         .post(v3("/register"), Auth::None, register)
+        .once()
         .get(v3("/register/available"), Auth::None, available)
         .get(validity, Auth::None, token_validity)
         .limit(LimitClass::RegistrationTokenValidity)

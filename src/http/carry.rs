@@ -5,6 +5,24 @@
 //! the one where the work belongs checks the token again (R9) and never carries on. A shard may
 //! move meanwhile: whoever does not own the room says so before anything is done, and the request
 //! goes to the new owner.
+//!
+//! If the connection breaks before the answer, nobody knows whether the request had its effect,
+//! and it is sent again. What a repeat does:
+//!
+//! | request | a repeat |
+//! | --- | --- |
+//! | GET | reads again |
+//! | PUT, DELETE | sets the same again; events and messages to devices have a transaction id |
+//! | createRoom | gets the room of the first: the request's key is committed with it |
+//! | join, knock, leave, invite, kick, ban, unban | gets the event of the first: the same key |
+//! | forget, receipt, read_markers, filter | sets the same again |
+//! | keys/upload, device_signing, signatures | finds that it is stored |
+//! | keys/query, publicRooms | reads again |
+//! | keys/claim | takes another one-time key; the first is lost, and there are more |
+//! | refresh | gets tokens; the refresh token is good until one of these is used |
+//! | room_keys/version | makes another, empty version, which is the one in use |
+//! | logout, logout/all | is told that the token is not known, as it is to be |
+//! | login, login/get_token, register, account/…, delete_devices, admin register | is not made: what it proves itself with is used up; its client hears 503 |
 
 use std::{
     borrow::Cow, collections::BTreeMap, future::Future, net::IpAddr, sync::Arc, time::Instant,
@@ -32,6 +50,8 @@ const PREFIX: &str = "/_synapse/replication/carry";
 const CLIENT: HeaderName = HeaderName::from_static("x-chatd-client");
 const TOKEN: HeaderName = HeaderName::from_static("x-chatd-authorization");
 pub(crate) const REQUEST: HeaderName = HeaderName::from_static("x-chatd-request");
+/// The same for each attempt of one request ([`Request::key`]), in hexadecimal.
+const KEY: HeaderName = HeaderName::from_static("x-chatd-key");
 
 /// Status and code of the answer of an instance that does not own the room.
 pub const NOT_OWNER: (u16, &str) = (421, "CHATD_NOT_OWNER");
@@ -67,6 +87,8 @@ impl Fleet {
         F: Future<Output = Result<Reply>>,
     {
         let mut patience = Patience::default();
+        let key = (request.method == Method::POST).then(rand::random);
+        let request = Request { key, ..request };
         loop {
             let argument = argument_of(endpoint.home, &request);
             let home = self.placement.place(endpoint.router, endpoint.home, &argument).await?;
@@ -114,9 +136,7 @@ impl Fleet {
             }
             Ok(answer) => Attempt::Done(Ok(reply(answer))),
             Err(PeerError::Unreached(why)) => Attempt::Again(why),
-            // A repeat has one effect: reads have none, and what PUT and DELETE do is the same
-            // the second time or has a transaction id.
-            Err(PeerError::Broken(why)) if request.method != Method::POST => Attempt::Again(why),
+            Err(PeerError::Broken(why)) if !endpoint.is_once => Attempt::Again(why),
             Err(PeerError::Broken(why)) => {
                 tracing::warn!(instance, why, "an instance broke off while it answered");
                 Attempt::Done(Err(unreachable(instance).into()))
@@ -142,7 +162,8 @@ impl Fleet {
             headers.insert(TOKEN, sensitive(token.clone()));
         }
         let client = request.address.map(|address| address.to_string()).unwrap_or_default();
-        for (name, value) in [(CLIENT, client.as_str()), (REQUEST, &request.id)] {
+        let key = request.key.map(|key| format!("{key:x}")).unwrap_or_default();
+        for (name, value) in [(CLIENT, client.as_str()), (REQUEST, &request.id), (KEY, &key)] {
             if let Ok(value) = HeaderValue::from_str(value) {
                 headers.insert(name, value);
             }
@@ -184,7 +205,10 @@ impl Fleet {
         }
         let told = |name| head.headers.get(&name).and_then(|value| value.to_str().ok());
         carry_meter::CARRIED_IN.increment(1);
-        Ok(Some(Carried { client: told(CLIENT).and_then(|address| address.parse().ok()) }))
+        Ok(Some(Carried {
+            client: told(CLIENT).and_then(|address| address.parse().ok()),
+            key: told(KEY).and_then(|key| u128::from_str_radix(key, 16).ok()),
+        }))
     }
 }
 
@@ -204,6 +228,7 @@ fn argument_of(home: Home, request: &Request) -> Cow<'_, str> {
 /// What the carrying instance says of a request.
 pub(crate) struct Carried {
     pub(crate) client: Option<IpAddr>,
+    pub(crate) key: Option<u128>,
 }
 
 enum Attempt {

@@ -77,6 +77,7 @@ pub(crate) async fn answer(
         address: client::address(peer, &head.headers, site.x_forwarded),
         id: request_id(&edge, &site, &head),
         is_carried: false,
+        key: None,
     };
     let table = takes_carried(&edge, &site, &mut head, &mut origin);
     // What is logged of a carried request has the id that the client's request has where it came.
@@ -152,6 +153,7 @@ async fn handle(
         body: bytes::Bytes::new(),
         requester: None,
         id: origin.id,
+        key: origin.key,
     };
     let request = admit(edge, &endpoint, request, incoming, is_carried).await?;
     match is_carried {
@@ -179,6 +181,8 @@ struct Origin {
     id: Arc<str>,
     /// Another instance has carried it here.
     is_carried: bool,
+    /// As that instance says ([`Request::key`]).
+    key: Option<u128>,
 }
 
 /// The table in which to look for the endpoint. What a carried request says of its client counts
@@ -192,6 +196,7 @@ fn takes_carried<'a>(
     let (Some(fleet), Some(carried)) = (&edge.fleet, &site.carried) else { return Ok(&site.table) };
     let Some(told) = fleet.unwrap(head)? else { return Ok(&site.table) };
     origin.address = told.client;
+    origin.key = told.key;
     origin.is_carried = true;
     Ok(carried)
 }

@@ -19,6 +19,7 @@ pub struct Request {
     pub(crate) requester: Option<Arc<Requester>>,
     pub(crate) address: Option<IpAddr>,
     pub(crate) id: Arc<str>,
+    pub(crate) key: Option<u128>,
 }
 
 impl Request {
@@ -57,6 +58,12 @@ impl Request {
     /// The number of this request in the log.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// The same each time that one request is carried, and no other's; absent where it is not
+    /// carried. An effect that is committed with it happens once.
+    pub fn key(&self) -> Option<u128> {
+        self.key
     }
 
     pub fn user_agent(&self) -> Option<&str> {

@@ -38,6 +38,8 @@ pub(crate) struct Endpoint<H = Handler> {
     pub(crate) limit: Option<LimitClass>,
     /// Largest body, where it is not the configured one.
     pub(crate) body_limit: Option<usize>,
+    /// A repeat would be told something else.
+    pub(crate) is_once: bool,
     pub(crate) handler: H,
     pub(crate) meter: Arc<Meter>,
 }
@@ -109,6 +111,7 @@ impl<A: Send + Sync + 'static> Routes<A> {
             auth,
             limit: None,
             body_limit: None,
+            is_once: false,
             handler: Box::new(move |app, request| Box::pin(handler(app, request))),
         });
         self
@@ -128,6 +131,16 @@ impl<A: Send + Sync + 'static> Routes<A> {
     pub fn home(mut self, home: Home) -> Self {
         if let Some(endpoint) = self.endpoints.last_mut() {
             endpoint.home = home;
+        }
+        self
+    }
+
+    /// A request to the endpoint declared last is carried once: if its answer is lost, a repeat
+    /// would be told something else (that the name is taken, that the session is over).
+    #[must_use]
+    pub fn once(mut self) -> Self {
+        if let Some(endpoint) = self.endpoints.last_mut() {
+            endpoint.is_once = true;
         }
         self
     }
@@ -159,10 +172,11 @@ impl<A: Send + Sync + 'static> Routes<A> {
 
 impl<A: Send + Sync + 'static> Endpoint<Unbound<A>> {
     fn bind(self, app: &Arc<A>) -> Endpoint {
-        let Self { router, home, method, paths, auth, limit, body_limit, handler, meter } = self;
+        let Self { router, home, method, paths, auth, limit, body_limit, is_once, handler, meter } =
+            self;
         let app = app.clone();
         let handler: Handler = Box::new(move |request| handler(app.clone(), request));
-        Endpoint { router, home, method, paths, auth, limit, body_limit, handler, meter }
+        Endpoint { router, home, method, paths, auth, limit, body_limit, is_once, handler, meter }
     }
 }
 

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use chatd_base::{Refusal, Result, RoomNid, ShardId};
 use chatd_config::EncryptedByDefault;
-use chatd_storage::lane::NewRoom;
+use chatd_storage::{effects, lane::NewRoom};
 use ruma_common::{
     OwnedRoomId, OwnedUserId, RoomAliasId, RoomId, RoomVersionId, UserId,
     room_version_rules::RoomVersionRules,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use uuid::Uuid;
 
 use crate::{
     Rooms,
@@ -75,8 +76,31 @@ const ATTEMPTS: usize = 3;
 
 impl Rooms {
     /// Makes a room, one that this instance owns. On return all of its first events are durable.
-    /// Refuses ([`Refusal::not_owner`]) if it owns none.
-    pub async fn create(&self, creator: &UserId, request: CreateRoom) -> Result<OwnedRoomId> {
+    /// Refuses ([`Refusal::not_owner`]) if it owns none. A repeat with the same key gets the room
+    /// of the first.
+    pub async fn create(
+        &self,
+        creator: &UserId,
+        request: CreateRoom,
+        key: Option<Uuid>,
+    ) -> Result<OwnedRoomId> {
+        let made = self.create_new(creator, request, key).await;
+        let (Err(error), Some(key)) = (&made, key) else { return made };
+        if error.errcode() == Some(Refusal::NOT_OWNER) {
+            return made;
+        }
+        match effects::get(&self.pool, key).await?.and_then(|effect| effect.result) {
+            Some(room) => OwnedRoomId::try_from(room).map_err(chatd_base::Error::internal),
+            None => made,
+        }
+    }
+
+    async fn create_new(
+        &self,
+        creator: &UserId,
+        request: CreateRoom,
+        key: Option<Uuid>,
+    ) -> Result<OwnedRoomId> {
         if !self.owner.owners.owns_any() {
             return Err(Refusal::not_owner(String::new()).into());
         }
@@ -94,7 +118,7 @@ impl Rooms {
         for _ in 0..ATTEMPTS {
             let (live, events) = self.seal_all(&drafts, &rules).await?;
             self.check_rules(creator, &live.room_id, &request, alias.as_deref())?;
-            match self.commit(live, events, &request, &version, alias.clone()).await {
+            match self.commit(live, events, &request, &version, (alias.clone(), key)).await {
                 // The shard went to another instance meanwhile; we may have others.
                 Err(error) if error.errcode() == Some(Refusal::NOT_OWNER) => {}
                 done => return done,
@@ -183,7 +207,7 @@ impl Rooms {
         events: Vec<SealedEvent>,
         request: &CreateRoom,
         version: &RoomVersionId,
-        alias: Option<String>,
+        (alias, key): (Option<String>, Option<Uuid>),
     ) -> Result<OwnedRoomId> {
         let (shard, epoch) = self.owner.owners.own(&live.room_id).await?;
         (live.shard, live.epoch) = (shard, epoch);
@@ -200,6 +224,7 @@ impl Rooms {
             created_ts: self.owner.now_ms(),
             is_public: request.visibility == Some(Access::Public),
             alias: alias.clone(),
+            key,
         };
         let slot = Arc::new(Slot::with(live));
         let is_bulk = events.len() > LARGE;

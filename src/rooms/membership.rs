@@ -6,6 +6,7 @@ use chatd_streams::events::Membership;
 use ruma_common::{OwnedRoomId, RoomId, RoomOrAliasId, UserId};
 use ruma_state_res::events::RoomPowerLevelsIntField;
 use serde_json::{Map, Value};
+use uuid::Uuid;
 
 use crate::{Rooms, live::Live, owner::lock, seal::Draft};
 
@@ -16,6 +17,8 @@ pub struct Extra {
     pub is_direct: bool,
     /// One of many, which must not delay what people wait for.
     pub is_bulk: bool,
+    /// The same in a repeat of the request, which gets the event of the first.
+    pub key: Option<Uuid>,
 }
 
 impl Rooms {
@@ -108,7 +111,8 @@ impl Rooms {
     ) -> Result<()> {
         let current = self.current(user, room_id).await?;
         if !matches!(current, Some(Membership::Join | Membership::Invite | Membership::Knock)) {
-            return Err(Refusal::forbidden("the target user is not in the room").into());
+            let refusal = Refusal::forbidden("the target user is not in the room");
+            return self.refuse_new(extra.key, refusal).await;
         }
         self.set_membership(who, user, room_id, Membership::Leave, Map::new(), extra).await
     }
@@ -133,7 +137,8 @@ impl Rooms {
         extra: Extra,
     ) -> Result<()> {
         if self.current(user, room_id).await? != Some(Membership::Ban) {
-            return Err(Refusal::forbidden("the target user is not banned").into());
+            let refusal = Refusal::forbidden("the target user is not banned");
+            return self.refuse_new(extra.key, refusal).await;
         }
         self.set_membership(who, user, room_id, Membership::Leave, Map::new(), extra).await
     }
@@ -166,6 +171,16 @@ impl Rooms {
     ) -> Result<()> {
         let draft = membership_draft(sender, user, membership, content, extra);
         self.send(room_id, &draft).await.map(|_| ())
+    }
+
+    /// Refuses a request, unless it is the repeat of one that has done what it asks for.
+    async fn refuse_new(&self, key: Option<Uuid>, refusal: Refusal) -> Result<()> {
+        if let Some(key) = key
+            && rooms::get_txn_event(&self.pool, key).await?.is_some()
+        {
+            return Ok(());
+        }
+        Err(refusal.into())
     }
 
     async fn current(&self, user: &UserId, room_id: &RoomId) -> Result<Option<Membership>> {
@@ -242,5 +257,6 @@ pub(crate) fn membership_draft(
     }
     let mut draft = Draft::state(sender.to_owned(), "m.room.member", user.as_str(), content);
     draft.is_bulk = extra.is_bulk;
+    draft.key = extra.key;
     draft
 }

@@ -6,7 +6,7 @@ use chatd_base::{EventNid, KeyNid, Position, RoomNid, ShardId, SnapshotId, TypeN
 use uuid::Uuid;
 
 use crate::{
-    Batch, params,
+    Batch, effects, params,
     positions::{self, Seat},
     shards,
     snapshots::NewSnapshot,
@@ -196,6 +196,8 @@ pub struct NewRoom {
     pub created_ts: i64,
     pub is_public: bool,
     pub alias: Option<String>,
+    /// Of the request that makes it; a repeat fails the commit.
+    pub key: Option<Uuid>,
 }
 
 /// Everything that one commit of a room owner writes.
@@ -257,6 +259,8 @@ fn add_rooms(batch: &mut Batch, commit: &LaneCommit<'_>) {
             rooms.iter().map(|r| r.is_public).collect::<Vec<_>>(),
         ],
     );
+    let keys = rooms.iter().filter_map(|room| Some((room.key?, room.room_id.clone())));
+    effects::insert_results(batch, keys.collect());
     let with_alias: Vec<_> = rooms.iter().filter(|r| r.alias.is_some()).collect();
     if !with_alias.is_empty() {
         batch.add(

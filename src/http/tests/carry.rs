@@ -13,9 +13,10 @@ use std::{
 use bytes::Bytes;
 use chatd_base::{CallError, Calls, Clock, Refusal, Result, Stop, request_id, tasks};
 use chatd_config::{Config, InstanceAddress, Overrides, RateLimits, RouterName, Secret};
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::UnixStream,
+    net::{UnixListener, UnixStream},
 };
 
 use super::OneUser;
@@ -61,9 +62,12 @@ struct Instance {
     name: &'static str,
     owns: bool,
     asked: AtomicU32,
+    /// Of the requests that came.
+    keys: Mutex<Vec<Option<u128>>>,
 }
 
 async fn tells(app: Arc<Instance>, request: Request) -> Result<Reply> {
+    app.keys.lock().push(request.key());
     app.asked.fetch_add(1, Ordering::SeqCst);
     if !app.owns {
         return Err(Refusal::new(NOT_OWNER.0, NOT_OWNER.1, "not mine").into());
@@ -94,7 +98,7 @@ async fn start(
         let path = Some(folder.join(format!("{other}.rpc")));
         (other.to_owned(), InstanceAddress { path, ..InstanceAddress::default() })
     });
-    let app = Arc::new(Instance { name, owns, asked: AtomicU32::new(0) });
+    let app = Arc::new(Instance { name, owns, asked: AtomicU32::new(0), keys: Mutex::default() });
     let moves = Moves { to_a: AtomicBool::new(false), is_a: name == "a" };
     let stop = Stop::new();
     let secret = Some(Secret::new(secret));
@@ -108,6 +112,11 @@ async fn start(
             Routes::of(RouterName::ClientRooms)
                 .put(raw("/_matrix/tell"), Auth::Token, tells)
                 .home(Home::AnyRoomOwner)
+                .post(raw("/_matrix/tell"), Auth::Token, tells)
+                .home(Home::AnyRoomOwner)
+                .post(raw("/_matrix/tell_once"), Auth::Token, tells)
+                .home(Home::AnyRoomOwner)
+                .once()
                 .bind(&app),
         ],
         mounted: BTreeSet::from([RouterName::ClientRooms]),
@@ -238,4 +247,71 @@ async fn strangers_cannot_call() {
     let answer = ask(&folder.path().join("b.sock"), &head).await;
     assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
     assert_eq!(b.asked.load(Ordering::SeqCst), 0);
+}
+
+/// Comes between `b` and the others, and breaks the first connection when `b` has worked.
+fn cut(folder: &Path, b: &Arc<Instance>) {
+    let (door, real) = (folder.join("b.rpc"), folder.join("b.real"));
+    std::fs::rename(&door, &real).unwrap();
+    let listener = UnixListener::bind(door).unwrap();
+    let b = b.clone();
+    tasks::spawn("test_cut", async move {
+        let mut was_cut = false;
+        while let Ok((near, _)) = listener.accept().await {
+            let (mut near_in, mut near_out) = near.into_split();
+            let (mut far_in, mut far_out) = UnixStream::connect(&real).await.unwrap().into_split();
+            let there = tokio::io::copy(&mut near_in, &mut far_out);
+            let back = async {
+                let mut buffer = [0; 4096];
+                while let Ok(read @ 1..) = far_in.read(&mut buffer).await {
+                    if !was_cut && b.asked.load(Ordering::SeqCst) > 0 {
+                        was_cut = true;
+                        return;
+                    }
+                    near_out.write_all(&buffer[..read]).await.unwrap();
+                }
+            };
+            tokio::select! {
+                _ = there => {}
+                () = back => {}
+            }
+        }
+    });
+}
+
+const TELL_POST: &str = "POST /_matrix/tell HTTP/1.1\r\nAuthorization: Bearer good";
+
+#[tokio::test]
+async fn a_request_whose_answer_is_lost_is_made_again_with_its_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let (a, _) = start(folder.path(), "a", "secret", true).await;
+    let (b, _) = start(folder.path(), "b", "secret", true).await;
+    cut(folder.path(), &b);
+    let answer = ask(&folder.path().join("a.sock"), TELL_POST).await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"at\":\"a\""), "{answer}");
+    let (at_a, at_b) = (a.keys.lock().clone(), b.keys.lock().clone());
+    assert_eq!(at_a, at_b);
+    assert!(at_a.len() == 1 && at_a[0].is_some(), "{at_a:?}");
+}
+
+#[tokio::test]
+async fn what_cannot_be_told_twice_is_asked_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let (a, _) = start(folder.path(), "a", "secret", true).await;
+    let (b, _) = start(folder.path(), "b", "secret", true).await;
+    cut(folder.path(), &b);
+    let head = TELL_POST.replace("/tell ", "/tell_once ");
+    let answer = ask(&folder.path().join("a.sock"), &head).await;
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    assert_eq!((a.keys.lock().len(), b.keys.lock().len()), (0, 1));
+}
+
+#[tokio::test]
+async fn clients_have_no_keys() {
+    let folder = tempfile::tempdir().unwrap();
+    let (b, _) = start(folder.path(), "b", "secret", true).await;
+    let head = format!("{TELL_POST}\r\nX-Chatd-Key: 7");
+    let answer = ask(&folder.path().join("b.sock"), &head).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert_ne!(*b.keys.lock(), [Some(7)]);
 }

@@ -20,7 +20,10 @@ use chatd_streams::{
     bus::{BusState, Encode},
 };
 
+use uuid::Uuid;
+
 use super::*;
+use crate::membership::Extra;
 
 /// A bus that loses everything.
 struct Deaf;
@@ -137,4 +140,47 @@ async fn a_room_that_has_moved_is_followed() {
     assert_eq!(refused.errcode(), Some("M_FORBIDDEN"), "as the owner says it");
     assert_eq!(messages(&a, &rooms).await, [1, 0]);
     assert_eq!(other.asked.load(Ordering::SeqCst), 2);
+}
+
+fn named(alias: &str) -> CreateRoom {
+    CreateRoom { room_alias_name: Some(alias.to_owned()), ..CreateRoom::default() }
+}
+
+#[tokio::test]
+async fn a_repeat_gets_the_room_of_the_first() {
+    let (a, b, _) = pair(0).await;
+    let alice = user("@alice:here.example");
+    let (key, other) = (Some(Uuid::from_u128(7)), Some(Uuid::from_u128(8)));
+    let first = a.rooms.create(&alice, named("tea"), key).await.unwrap();
+    for house in [&a, &b] {
+        assert_eq!(house.rooms.create(&alice, named("tea"), key).await.unwrap(), first);
+    }
+    let taken = b.rooms.create(&alice, named("tea"), other).await.unwrap_err();
+    assert_eq!(taken.errcode(), Some("M_ROOM_IN_USE"));
+    let nameless = |house: &House| {
+        let (rooms, alice) = (house.rooms.clone(), alice.clone());
+        async move { rooms.create(&alice, CreateRoom::default(), other).await.unwrap() }
+    };
+    let (one, two) = futures::join!(nameless(&a), nameless(&b));
+    assert_eq!(one, two, "also if both are under way");
+    let admin = a.database.connect().await.unwrap();
+    let count: i64 = admin.query_one("SELECT count(*) FROM rooms", &[]).await.unwrap().get(0);
+    assert_eq!(count, 2);
+}
+
+#[tokio::test]
+async fn a_repeat_of_a_kick_is_told_what_the_first_was() {
+    let house = House::open().await;
+    let room = house.room("10").await;
+    let (alice, bob) = (user("@alice:here.example"), user("@bob:here.example"));
+    house
+        .state(&room, bob.as_str(), "m.room.member", bob.as_str(), json!({"membership": "join"}))
+        .await;
+    let kick = |key| {
+        let extra = Extra { key: Some(Uuid::from_u128(key)), ..Extra::default() };
+        house.rooms.kick(&alice, &bob, &room, extra)
+    };
+    kick(7).await.unwrap();
+    kick(7).await.unwrap();
+    assert_eq!(kick(8).await.unwrap_err().errcode(), Some("M_FORBIDDEN"));
 }

@@ -112,7 +112,7 @@ impl House {
             preset: Some(crate::create::Preset::PublicChat),
             ..CreateRoom::default()
         };
-        self.rooms.create(&user("@alice:here.example"), request).await.unwrap()
+        self.rooms.create(&user("@alice:here.example"), request, None).await.unwrap()
     }
 
     async fn state(
