@@ -1,8 +1,9 @@
 //! Calls between instances ([`chatd_base::Calls`]): over the same connections as carried
-//! requests, with the same secret. Both ways are JSON; what it is about is not known here. The client that a call
-//! is made for is known only by the id of its request, which goes along for the log.
+//! requests, with the same secret. Both ways are JSON; what it is about is not known here. The
+//! client that a call is made for is known only by the id of its request, which goes along for the
+//! log.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use chatd_base::{CallError, Calls, Refusal, Result, request_id};
@@ -14,6 +15,7 @@ use serde_json::{Map, Value};
 use crate::{
     Auth, NOT_OWNER, Reply, Request, Router, Routes,
     carry::REQUEST,
+    carry_meter::Links,
     peers::{PeerError, Peers},
     raw,
 };
@@ -27,19 +29,22 @@ const MOST_BYTES: usize = 64 * 1024 * 1024;
 #[derive(Clone)]
 pub struct Caller {
     peers: Peers,
+    links: Arc<Links>,
 }
 
 impl Caller {
-    pub(crate) fn new(peers: &Peers) -> Self {
-        Self { peers: peers.clone() }
+    pub(crate) fn new(peers: &Peers, links: &Arc<Links>) -> Self {
+        Self { peers: peers.clone(), links: links.clone() }
     }
 
     /// Calls `instance` once.
     pub async fn call(&self, instance: &str, name: &str, body: Bytes) -> Result<Bytes, CallError> {
-        let started = std::time::Instant::now();
+        let (sent_at, link) = (Instant::now(), self.links.to(instance));
         let answer = self.attempt(instance, name, body).await;
-        metrics::histogram!("chatd_call_seconds", "instance" => instance.to_owned())
-            .record(started.elapsed());
+        match &answer {
+            Err(CallError::Lost(_)) => link.failed(),
+            Ok(_) | Err(CallError::Refused(_)) => link.called(sent_at),
+        }
         answer
     }
 

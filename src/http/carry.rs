@@ -60,7 +60,7 @@ pub const NOT_OWNER: (u16, &str) = (421, "CHATD_NOT_OWNER");
 pub struct Fleet {
     placement: Arc<dyn Placement>,
     peers: Peers,
-    links: Links,
+    links: Arc<Links>,
     stop: Stop,
 }
 
@@ -73,7 +73,7 @@ impl Fleet {
         stop: Stop,
     ) -> Result<Self, String> {
         let peers = Peers::new(instances, placement.clone(), secret)?;
-        Ok(Self { placement, peers, links: Links::default(), stop })
+        Ok(Self { placement, peers, links: Arc::default(), stop })
     }
 
     /// Answers `request` where it belongs; `here` answers it on this instance.
@@ -188,7 +188,7 @@ impl Fleet {
 
     /// Makes calls to the same instances.
     pub fn caller(&self) -> Caller {
-        Caller::new(&self.peers)
+        Caller::new(&self.peers, &self.links)
     }
 
     /// Takes the wrapping off a carried request, so that it is as the client sent it. Refuses

@@ -80,7 +80,8 @@ pub(crate) struct Links(RwLock<BTreeMap<String, Link>>);
 /// The way to one of them.
 #[derive(Clone)]
 pub(crate) struct Link {
-    time: Histogram,
+    carry: Histogram,
+    call: Histogram,
     unreached: Counter,
 }
 
@@ -91,7 +92,8 @@ impl Links {
             return link.clone();
         }
         let link = Link {
-            time: metrics::histogram!("chatd_carry_seconds", "instance" => instance.to_owned()),
+            carry: metrics::histogram!("chatd_carry_seconds", "instance" => instance.to_owned()),
+            call: metrics::histogram!("chatd_call_seconds", "instance" => instance.to_owned()),
             unreached: metrics::counter!("chatd_carry_unreached_total",
                 "instance" => instance.to_owned()),
         };
@@ -102,7 +104,12 @@ impl Links {
 impl Link {
     /// It began to answer a request that was sent at `sent`.
     pub(crate) fn answered(&self, sent: Instant) {
-        self.time.record(sent.elapsed());
+        self.carry.record(sent.elapsed());
+    }
+
+    /// It has answered a call that was sent at `sent`.
+    pub(crate) fn called(&self, sent: Instant) {
+        self.call.record(sent.elapsed());
     }
 
     /// It was not there, or broke off.

@@ -30,6 +30,7 @@ const RARE: &[&str] = &[
 /// Metrics that need other instances.
 const NOT_IN_A_MONOLITH: &[&str] = &[
     "chatd_bus_",
+    "chatd_call_seconds",
     "chatd_carry_seconds",
     "chatd_carry_unreached_total",
     "chatd_instances_alive",

@@ -188,6 +188,7 @@ pub(super) fn find(name: &str) -> Option<&'static Metric> {
 
 /// Counters of what seldom happens, which are on the page before it has happened.
 const FROM_THE_START: &[&str] = &[
+    "chatd_call_retries_total",
     "chatd_carried_in_total",
     "chatd_carry_retries_total",
     "chatd_http_panics_total",
