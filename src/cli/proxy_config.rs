@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use chatd_config::{
-    Certificate, ProxyKind, ProxyListen, ProxyOptions, ProxyRoute, Severity, Tls, proxy_config,
+    Certificate, Network, ProxyKind, ProxyListen, ProxyOptions, ProxyRoute, Severity, Tls,
+    proxy_config,
 };
 use chatd_http::{Declared, Home};
 use clap::{Args, ValueEnum};
@@ -25,13 +26,17 @@ pub struct Arguments {
     /// Key of the certificate (PEM)
     #[arg(long, value_name = "PATH", requires = "certificate")]
     certificate_key: Option<PathBuf>,
-    /// Without TLS, for a proxy behind another one
+    /// Without TLS, for a proxy behind another one (see --trust)
     #[arg(long, conflicts_with = "certificate")]
     no_tls: bool,
     /// Where to listen: PORT or ADDRESS:PORT, may be repeated [default: 443 at every address, and
     /// 8448 without serve_server_wellknown; 80 without TLS]
     #[arg(long, value_name = "PLACE")]
     listen: Vec<ProxyListen>,
+    /// A proxy in front, as ADDRESS or ADDRESS/BITS, may be repeated: what it says of the client's
+    /// address counts
+    #[arg(long, value_name = "NETWORK")]
+    trust: Vec<Network>,
     /// nginx: only what belongs into its http section, for /etc/nginx/conf.d/chatd.conf
     #[arg(long)]
     site: bool,
@@ -81,6 +86,7 @@ pub fn execute(source: &Source, arguments: Arguments) -> Result<(), Failure> {
     let options = ProxyOptions {
         certificate,
         listen: arguments.listen,
+        trust: arguments.trust,
         admin: arguments.admin,
         site_only: arguments.site,
     };
@@ -109,6 +115,8 @@ fn routes() -> Vec<ProxyRoute> {
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, path::Path, process::Command};
+
     use chatd_config::{Fleet, Overrides, RouterName};
     use regex::Regex;
 
@@ -195,5 +203,44 @@ stream_writers:
             }
         }
         assert!(writers > 50, "{writers}");
+    }
+
+    /// A certificate, its key, and both where HAProxy looks.
+    fn certificate(folder: &Path) -> Tls {
+        let made = rcgen::generate_simple_self_signed(vec!["example.org".to_owned()]).unwrap();
+        let certificate_path = folder.join("site.pem");
+        let private_key_path = folder.join("site.pem.key");
+        fs::write(&certificate_path, made.cert.pem()).unwrap();
+        fs::write(&private_key_path, made.signing_key.serialize_pem()).unwrap();
+        Tls { certificate_path, private_key_path }
+    }
+
+    #[test]
+    fn proxies_take_their_files_with_tls() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("proxy.conf").display().to_string();
+        let pid = format!("pid {}/pid;", folder.path().display());
+        let log = format!("{}/error.log", folder.path().display());
+        let checks: [(ProxyKind, &str, &[&str]); 3] = [
+            (ProxyKind::Nginx, "nginx", &["-t", "-e", &log, "-g", &pid, "-c", &file]),
+            (ProxyKind::Haproxy, "haproxy", &["-c", "-f", &file]),
+            (ProxyKind::Caddy, "caddy", &["validate", "--adapter", "caddyfile", "--config", &file]),
+        ];
+        let options = ProxyOptions {
+            certificate: Certificate::Given(certificate(folder.path())),
+            listen: vec!["127.0.0.1:28443".parse().unwrap(), "[::1]:28443".parse().unwrap()],
+            admin: true,
+            ..ProxyOptions::default()
+        };
+        for (kind, program, arguments) in checks {
+            let text = proxy_config(&fleet(), &routes(), kind, &options).unwrap();
+            fs::write(&file, &text).unwrap();
+            let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin";
+            let mut command = Command::new(program);
+            let checked = command.args(arguments).env("PATH", path).output();
+            let checked = checked.unwrap_or_else(|error| panic!("{program}: {error}"));
+            let said = String::from_utf8_lossy(&checked.stderr);
+            assert!(checked.status.success(), "{program}: {said}\n{text}");
+        }
     }
 }

@@ -48,7 +48,9 @@ pub use listeners::{Bind, Listener, ListenerKind, ResourceName, Resources};
 pub use logging::{LogConfig, LogFormat, LogLevel, LogOutput, LogSink, Rotation};
 pub use names::{RouterName, StreamName, TaskName};
 pub use presence::{Presence, PresenceMode, Profiles};
-pub use proxy::{Certificate, ProxyKind, ProxyListen, ProxyOptions, ProxyRoute, proxy_config};
+pub use proxy::{
+    Certificate, Network, ProxyKind, ProxyListen, ProxyOptions, ProxyRoute, proxy_config,
+};
 pub use rates::{InviteRates, JoinRates, LoginRates, PresenceRates, Rate, RateLimits};
 pub use roles::{Role, Roles};
 pub use rooms::{EncryptedByDefault, PowerLevelOverrides, RoomRule, Rooms, RuleAction};

@@ -40,9 +40,9 @@ pub(super) fn render(plan: &Plan, options: &ProxyOptions) -> String {
             format!(" || {{http.request.orig_uri.path}}.matches(\"{ADMIN}\")")
         }
     );
-    text += &families(plan);
+    text += &families(plan, options);
     if options.admin {
-        text += &handle(plan, "admin", ADMIN, "", Target::Clients);
+        text += &handle(plan, options, "admin", ADMIN, "", Target::Clients);
     }
     text + "    # Nothing else is for the outside.\n    handle {\n        respond 404\n    }\n}\n"
 }
@@ -83,7 +83,7 @@ fn listening(plan: &Plan, options: &ProxyOptions) -> String {
     }
 }
 
-fn families(plan: &Plan) -> String {
+fn families(plan: &Plan, options: &ProxyOptions) -> String {
     let mut text = String::new();
     for (index, (family, target)) in plan.families.iter().enumerate() {
         text += &format!("    # {}\n", family.what);
@@ -91,26 +91,33 @@ fn families(plan: &Plan) -> String {
         if family.may_be_initial {
             text += "    # (without `since` it is the first of a device, and costs far more)\n";
             let first = format!("{index}_first");
-            text += &handle(plan, &first, regex, "not query since=*", plan.initial_sync());
+            text += &handle(plan, options, &first, regex, "not query since=*", plan.initial_sync());
         }
-        text += &handle(plan, &index.to_string(), regex, "", *target);
+        text += &handle(plan, options, &index.to_string(), regex, "", *target);
     }
     text
 }
 
-fn handle(plan: &Plan, name: &str, regex: &str, more: &str, target: Target) -> String {
+fn handle(
+    plan: &Plan,
+    options: &ProxyOptions,
+    name: &str,
+    regex: &str,
+    more: &str,
+    target: Target,
+) -> String {
     let mut text = format!("    @chatd_{name} {{\n        path_regexp \"{regex}\"\n");
     if !more.is_empty() {
         text += &format!("        {more}\n");
     }
     text += &format!("    }}\n    handle @chatd_{name} {{\n");
     if let Some(pool) = plan.pools.iter().find(|pool| pool.target == target) {
-        text += &reverse_proxy(plan, pool);
+        text += &reverse_proxy(plan, options, pool);
     }
     text + "    }\n"
 }
 
-fn reverse_proxy(plan: &Plan, pool: &Pool) -> String {
+fn reverse_proxy(plan: &Plan, options: &ProxyOptions, pool: &Pool) -> String {
     let members: Vec<_> = pool
         .members
         .iter()
@@ -128,11 +135,16 @@ fn reverse_proxy(plan: &Plan, pool: &Pool) -> String {
         Balance::Room => "header X-Chatd-Room",
         Balance::Source => "ip_hash",
     };
+    let client = match options.trusted() {
+        // Keeps what a proxy in front says.
+        Some(networks) => format!("trusted_proxies {networks}"),
+        None => "header_up X-Forwarded-For {remote_host}".to_owned(),
+    };
     format!(
         "        reverse_proxy {} {{\n            lb_policy {policy}\n            \
          lb_try_duration 5s\n            fail_duration 2s\n            \
          header_up -X-Chatd-Key\n            header_up -X-Chatd-Room\n            \
-         header_up X-Forwarded-For {{remote_host}}\n            \
+         {client}\n            \
          transport http {{\n                dial_timeout 5s\n                \
          response_header_timeout {}s\n            }}\n        }}\n",
         members.join(" "),

@@ -37,6 +37,12 @@ fn frontend(plan: &Plan, options: &ProxyOptions) -> String {
         };
     }
     let proto = if options.has_tls() { "https" } else { "http" };
+    if let Some(networks) = options.trusted() {
+        text += &format!(
+            "    # A proxy in front: the client is whom it names.\n    \
+             http-request set-src req.hdr_ip(x-forwarded-for,-1) if {{ src {networks} }} {{ req.hdr(x-forwarded-for) -m found }}\n"
+        );
+    }
     text += &format!(
         "    # Set, not added to: the instances take the first address for the client's.\n    \
          http-request set-header X-Forwarded-For %[src]\n    \

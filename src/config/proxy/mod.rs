@@ -10,6 +10,7 @@ mod plan;
 mod routes;
 
 use std::{
+    fmt,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     str::FromStr,
@@ -38,6 +39,8 @@ pub struct ProxyOptions {
     /// Where it listens; if empty, at every address, port 443 (80 without TLS) and, where other
     /// servers need it, 8448.
     pub listen: Vec<ProxyListen>,
+    /// Proxies in front of it: what these say of the client's address counts.
+    pub trust: Vec<Network>,
     /// Whether the admin API is reachable from outside.
     pub admin: bool,
     /// For nginx: only what belongs into its `http` section, for a folder of sites.
@@ -80,7 +83,43 @@ impl FromStr for ProxyListen {
     }
 }
 
+/// Addresses that have their first bits in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network {
+    address: IpAddr,
+    bits: u8,
+}
+
+impl FromStr for Network {
+    type Err = String;
+
+    /// Reads `ADDRESS` or `ADDRESS/BITS`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let expected = || "an IP address, or address/bits".to_owned();
+        let (address, bits) = match text.split_once('/') {
+            Some((address, bits)) => (address, Some(bits)),
+            None => (text, None),
+        };
+        let address: IpAddr = address.parse().map_err(|_| expected())?;
+        let all = if address.is_ipv4() { 32 } else { 128 };
+        let bits = bits.map_or(Ok(all), str::parse).map_err(|_| expected())?;
+        if bits > all { Err(expected()) } else { Ok(Self { address, bits }) }
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.bits)
+    }
+}
+
 impl ProxyOptions {
+    /// The networks of `trust`, for a line of the generated file.
+    fn trusted(&self) -> Option<String> {
+        let all: Vec<_> = self.trust.iter().map(ToString::to_string).collect();
+        (!all.is_empty()).then(|| all.join(" "))
+    }
+
     /// Certificate and key; none without TLS.
     fn tls(&self, plan: &Plan) -> Option<Tls> {
         match &self.certificate {

@@ -113,6 +113,14 @@ fn server(plan: &Plan, options: &ProxyOptions) -> String {
             tls.private_key_path.display()
         );
     }
+    for network in &options.trust {
+        text += &format!(
+            "    # A proxy in front: the client is whom it names.\n    set_real_ip_from {network};\n"
+        );
+    }
+    if !options.trust.is_empty() {
+        text += "    real_ip_header X-Forwarded-For;\n    real_ip_recursive on;\n";
+    }
     text += &format!(
         "\n    # As large as the largest upload (max_upload_size).\n    \
          client_max_body_size {};\n\n    \

@@ -144,27 +144,29 @@ fn try_out(program: &str, kind: ProxyKind, write: impl Fn(&Path, &str) -> Argume
     };
     let folder = tempfile::tempdir().unwrap();
     let (fleet, _stubs) = stubs(folder.path());
-    let port = free_port();
-    let address = "127.0.0.1".parse().unwrap();
-    let options = ProxyOptions {
-        certificate: Certificate::None,
-        listen: vec![ProxyListen { address: Some(address), port }],
-        ..ProxyOptions::default()
+    let start = |trust: &[&str]| {
+        let port = free_port();
+        let address = "127.0.0.1".parse().unwrap();
+        let options = ProxyOptions {
+            certificate: Certificate::None,
+            listen: vec![ProxyListen { address: Some(address), port }],
+            trust: trust.iter().map(|network| network.parse().unwrap()).collect(),
+            ..ProxyOptions::default()
+        };
+        let text = proxy_config(&fleet, &routes(), kind, &options).unwrap();
+        let (check, run) = write(folder.path(), &text);
+        let checked = Command::new(&program).args(check).output().unwrap();
+        let said = String::from_utf8_lossy(&checked.stderr);
+        let quiet = !said.contains("[warn") && !said.contains("[WARN");
+        assert!(checked.status.success() && quiet, "{said}\n{text}");
+        let child = Command::new(&program).args(run).stderr(Stdio::null()).spawn().unwrap();
+        wait_for(port);
+        (port, Running(child), text)
     };
-    let text = proxy_config(&fleet, &routes(), kind, &options).unwrap();
-    let (check, run) = write(folder.path(), &text);
-    let checked = Command::new(&program).args(check).output().unwrap();
-    let said = String::from_utf8_lossy(&checked.stderr);
-    assert!(
-        checked.status.success() && !said.contains("[warn") && !said.contains("[WARN"),
-        "{said}\n{text}"
-    );
 
-    let child = Command::new(&program).args(run).stderr(Stdio::null()).spawn().unwrap();
-    let _running = Running(child);
-    wait_for(port);
+    let (port, _running, text) = start(&[]);
     for (path, expected) in EXPECTED {
-        let got = ask(port, path, "Bearer syt_YWxpY2U_abcdefghijklmnopqrst_0123Ab");
+        let got = ask(port, path, "Authorization: Bearer syt_YWxpY2U_abcdefghijklmnopqrst_0123Ab");
         let good = match *expected {
             [] => got.starts_with("404"),
             names => names.iter().any(|name| got == format!("200 {name}")),
@@ -172,13 +174,21 @@ fn try_out(program: &str, kind: ProxyKind, write: impl Fn(&Path, &str) -> Argume
         assert!(good, "{path} got {got}, expected {expected:?}\n{text}");
     }
     users_and_rooms_stay_where_they_are(port);
+    // What a client says of itself is not believed; what a known proxy says of it is.
+    let forged = "X-Forwarded-For: 203.0.113.7";
+    assert_eq!(ask(port, WHO_AM_I, forged), "200 127.0.0.1");
+    let (port, _running, _) = start(&["127.0.0.0/8", "::1"]);
+    assert_eq!(ask(port, WHO_AM_I, forged), "200 203.0.113.7");
 }
+
+/// A path for which the stand-ins answer with the first address of the client that they are told.
+const WHO_AM_I: &str = "/_matrix/client/v3/who_am_i";
 
 fn users_and_rooms_stay_where_they_are(port: u16) {
     let mut seen = BTreeMap::<String, usize>::new();
     for user in 0..40 {
         let sync = |rest: &str| {
-            let token = format!("Bearer syt_dXNlcj{user}_{rest}");
+            let token = format!("Authorization: Bearer syt_dXNlcj{user}_{rest}");
             ask(port, "/_matrix/client/v3/sync?since=s1", &token)
         };
         let instance = sync("aaaaaaaaaaaaaaaaaaaa_000000");
@@ -188,12 +198,16 @@ fn users_and_rooms_stay_where_they_are(port: u16) {
         assert_eq!(ask(port, &in_query, ""), instance, "user {user} by the query");
         *seen.entry(instance).or_default() += 1;
         let room = |rest: &str| {
-            ask(port, &format!("/_matrix/client/v3/rooms/!r{user}:b/{rest}"), "Bearer syt_x_y_z")
+            ask(
+                port,
+                &format!("/_matrix/client/v3/rooms/!r{user}:b/{rest}"),
+                "Authorization: Bearer syt_x_y_z",
+            )
         };
         let instance = room("messages");
         assert_eq!(room("send/m.room.message/1"), instance, "room {user}");
         let join = format!("/_matrix/client/v3/join/!r{user}:b");
-        assert_eq!(ask(port, &join, "Bearer syt_z_y_z"), instance, "room {user}");
+        assert_eq!(ask(port, &join, "Authorization: Bearer syt_z_y_z"), instance, "room {user}");
     }
     assert_eq!(seen.len(), 2, "users are spread: {seen:?}");
 }
@@ -273,13 +287,17 @@ fn serve(name: &str, connections: Box<dyn Iterator<Item = Box<dyn Connection>> +
     thread::spawn(move || {
         for mut connection in connections {
             let mut request = BufReader::new(&mut connection);
-            let mut line = String::new();
-            while request.read_line(&mut line).is_ok_and(|read| read > 2) {
-                line.clear();
-            }
+            let mut head = String::new();
+            while request.read_line(&mut head).is_ok_and(|read| read > 2) {}
+            let client = head.lines().find_map(|line| {
+                let (header, value) = line.split_once(": ")?;
+                let is_it = header.eq_ignore_ascii_case("x-forwarded-for");
+                is_it.then(|| value.split(',').next().unwrap_or_default().trim())
+            });
+            let body = if head.contains(WHO_AM_I) { client.unwrap_or_default() } else { &name };
             let answer = format!(
-                "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{name}",
-                name.len()
+                "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+                body.len()
             );
             // A health check may have gone already.
             let _ = connection.write_all(answer.as_bytes());
@@ -287,15 +305,12 @@ fn serve(name: &str, connections: Box<dyn Iterator<Item = Box<dyn Connection>> +
     });
 }
 
-/// The status and the body.
-fn ask(port: u16, path: &str, authorization: &str) -> String {
+/// The status and the body of the answer to a request with one more header.
+fn ask(port: u16, path: &str, header: &str) -> String {
     let mut connection = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    let token = match authorization {
-        "" => String::new(),
-        token => format!("Authorization: {token}\r\n"),
-    };
+    let header = if header.is_empty() { String::new() } else { format!("{header}\r\n") };
     let request =
-        format!("GET {path} HTTP/1.1\r\nHost: example.org\r\n{token}Connection: close\r\n\r\n");
+        format!("GET {path} HTTP/1.1\r\nHost: example.org\r\n{header}Connection: close\r\n\r\n");
     connection.write_all(request.as_bytes()).unwrap();
     let mut answer = String::new();
     connection.read_to_string(&mut answer).unwrap();
