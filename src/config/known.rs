@@ -202,6 +202,7 @@ const SUPPORTED: &[(&str, Shape)] = &[
             ("private_key_file", Any),
             ("ca_file", Any),
             ("ca_path", Any),
+            ("url", Any),
         ]),
     ),
     (

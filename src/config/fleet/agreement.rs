@@ -14,7 +14,7 @@ const COMMON: &[(&str, Show)] = &[
     ("redis", |one| {
         let redis = &one.config.workers.redis;
         match (&redis.url, &redis.path) {
-            (Some(url), _) => url.clone(),
+            (Some(url), _) => without_password(url),
             (None, Some(path)) => format!("{} database {}", path.display(), redis.dbid),
             (None, None) => format!("{}:{} database {}", redis.host, redis.port, redis.dbid),
         }
@@ -73,6 +73,14 @@ fn differences(fleet: &Fleet) -> Vec<Finding> {
         }
     }
     findings
+}
+
+fn without_password(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("redis", url));
+    match rest.rsplit_once('@') {
+        Some((_, place)) => format!("{scheme}://***@{place}"),
+        None => url.to_owned(),
+    }
 }
 
 fn database(database: &Database) -> String {
