@@ -8,8 +8,8 @@ use crate::{Batch, Pool, Result, params, positions::StreamId, statement::stateme
 
 statements! {
     INSERT_POSITIONS = "INSERT INTO effects (key, writer, position)
-                        SELECT key, $2, currval($3::text::regclass) + o
-                        FROM unnest($1::uuid[], $4::int8[]) AS t(key, o)";
+                        SELECT key, $2, currval($3::text::regclass) + $4::int8
+                        FROM unnest($1::uuid[]) AS key";
     INSERT_RESULTS = "INSERT INTO effects (key, result)
                       SELECT * FROM unnest($1::uuid[], $2::text[])";
     GET_EFFECT = "SELECT writer, position, result FROM effects WHERE key = $1";
@@ -19,23 +19,23 @@ statements! {
 /// What an earlier request with the same key has done.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Effect {
-    /// Who has put rows on a stream, and where the last of them is.
+    /// Who has put rows on a stream, and where the commit of them ends.
     pub at: Option<(WriterId, Position)>,
     /// What was made.
     pub result: Option<String>,
 }
 
-/// Commits keys with rows of `writer` whose last is at `currval + offset`. One that is there
-/// already fails the batch (unique violation).
+/// Commits keys with rows of `writer`, the last of which is at `currval + last`. A key that is
+/// there already fails the batch (unique violation).
 pub fn insert_positions(
     batch: &mut Batch,
     stream: StreamId,
     writer: WriterId,
-    keys: Vec<(Uuid, i64)>,
+    last: i64,
+    keys: Vec<Uuid>,
 ) {
     if !keys.is_empty() {
-        let (keys, offsets): (Vec<Uuid>, Vec<i64>) = keys.into_iter().unzip();
-        batch.add(&INSERT_POSITIONS, params![keys, writer.0, stream.sequence, offsets]);
+        batch.add(&INSERT_POSITIONS, params![keys, writer.0, stream.sequence, last]);
     }
 }
 

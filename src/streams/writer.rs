@@ -35,7 +35,8 @@ pub trait Persist: Stream {
     fn persist(batch: &mut Batch, changes: &[(i64, &Self::Change)]);
 }
 
-/// Where a change was put: by whom, and the position of its last row.
+/// Where a change was put: by whom, and where the commit ended that it was part of. Whoever knows
+/// the stream up to there knows whole commits.
 type Written = (WriterId, Position);
 
 struct Job<S: Persist> {
@@ -232,8 +233,8 @@ impl<S: Persist> Committer<S> {
                 stack.push(jobs.split_off(fits));
             }
             match self.commit(&jobs).await {
-                Ok(positions) => {
-                    for (job, position) in jobs.into_iter().zip(positions) {
+                Ok(position) => {
+                    for job in jobs {
                         // A caller that has gone away needs no answer.
                         let _ = job.done.send(Ok((self.0.seat.writer, position)));
                     }
@@ -270,30 +271,29 @@ impl<S: Persist> Committer<S> {
         }
     }
 
-    /// One commit of all `jobs`; returns the last position of each.
-    async fn commit(&self, jobs: &[Job<S>]) -> Result<Vec<Position>, Error> {
+    /// One commit of all `jobs`; returns its last position.
+    async fn commit(&self, jobs: &[Job<S>]) -> Result<Position, Error> {
         let mut rows = Vec::new();
         let mut offsets = Vec::with_capacity(jobs.len());
-        let mut last = Vec::with_capacity(jobs.len());
         for job in jobs {
             offsets.push(rows.len() as i64);
             rows.extend(S::rows(&job.change));
-            last.push(rows.len() as i64 - 1);
         }
+        let last = rows.len() as i64 - 1;
         let base = self.0.durable(|seat, after| {
             let mut batch = Batch::new();
             let begun = positions::begin(&mut batch, S::ID, seat, after);
             let changes: Vec<_> =
                 offsets.iter().copied().zip(jobs.iter().map(|job| &job.change)).collect();
             S::persist(&mut batch, &changes);
-            let keys = jobs.iter().zip(&last).filter_map(|(job, last)| Some((job.key?, *last)));
-            effects::insert_positions(&mut batch, S::ID, seat.writer, keys.collect());
+            let keys = jobs.iter().filter_map(|job| job.key).collect();
+            effects::insert_positions(&mut batch, S::ID, seat.writer, last, keys);
             positions::advance(&mut batch, S::ID, seat.writer, rows.len());
             (batch, begun)
         });
         let base = base.await?;
         self.0.publish(base, rows);
-        Ok(last.into_iter().map(|offset| Position(base.0 + offset)).collect())
+        Ok(Position(base.0 + last))
     }
 }
 
