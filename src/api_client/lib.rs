@@ -1,5 +1,24 @@
 //! The endpoints of `/_matrix/client` and `/.well-known/matrix`. One file per subject, each with
 //! one `routes()`; a handler parses, calls the domain, and answers. No rules and no SQL here.
+//!
+//! In a fleet, a request is answered at the home that its endpoint declares, and what it does beside
+//! that goes where it belongs:
+//!
+//! | requests | home | further effects |
+//! | --- | --- | --- |
+//! | send, state, redact, membership, aliases, directory | owner of the room | typing ends where the writer of typing sees the event; a published room and a forgotten one are told by notices |
+//! | createRoom | an instance that owns rooms | the new room is one of its own |
+//! | forget, filters, key backups, login, refresh, register, keys/claim | anywhere | tables only; what others hold of it in memory is told by notices |
+//! | profile | anywhere | events for all rooms of the user go to their owners (`Rooms::send_all`) |
+//! | devices, keys, logout, password, deactivation | a writer of device lists | deactivation leaves all rooms, by `Rooms::send_all` |
+//! | account data, tags | the writer of account data | |
+//! | push rules | the writer of push rules | |
+//! | receipts, read markers | a writer of receipts | `m.fully_read` is written by the writer of account data (`Writer::append`) |
+//! | messages to devices | the writer of to-device messages | |
+//! | typing | the writer of typing | |
+//! | presence | the writer of presence | |
+//! | sync | anywhere | tells the writer of presence in batches; takes confirmed messages from the inbox table |
+//! | all that a person does | | tells the writer of presence in batches; when a device was last seen is written to its table by each instance, for all devices at once |
 
 mod account;
 mod account_data;
