@@ -1,6 +1,7 @@
 //! A Matrix homeserver: arguments → configuration → assignment → run → exit code.
 
 mod cli;
+mod duties;
 mod embedded;
 mod homes;
 mod logging;

@@ -6,14 +6,14 @@ use anyhow::{Context, Result, anyhow, bail};
 use chatd_api_client::App;
 use chatd_base::{Clock, Stop, tasks};
 use chatd_config::{
-    Assignment, Config, Database, DatabaseTls, MAIN, PostgresDatabase, SigningKeys, StreamName,
-    TaskName,
+    Assignment, Config, Database, DatabaseTls, MAIN, PostgresDatabase, Roles, SigningKeys,
+    StreamName, TaskName,
 };
 use chatd_http::{Fleet, Limits, Metrics, Reply, Server, Serving};
 use chatd_rooms::{Rooms, Signer, profile::finish_what_was_begun};
 use chatd_storage::{ConnectSettings, Host, Interner, Pool, instances::Card, notices::Notices};
 use chatd_streams::{
-    Owners, Roster, Streams,
+    Leases, Owners, Roster, Streams,
     bus::{Bus, LocalBus, RedisBus},
     seat,
 };
@@ -120,7 +120,8 @@ async fn serve(
     let reader = rooms.reader.clone();
     users.deps.streams.follow(&users.deps.pool, services);
     users.deps.notices.listen(&users.deps.pool, services);
-    let roster = join_fleet(&users.deps, &owners, mine, stop).await?;
+    let leases = Arc::new(Leases::new(crate::duties::duties(mine, &Roles::embedded())));
+    let roster = join_fleet(&users.deps, &owners, mine, &leases, stop).await?;
     if let Some(roster) = &roster {
         tasks::spawn("duties", follow_duties(roster.clone(), changes, stop.clone()));
     }
@@ -139,7 +140,7 @@ async fn serve(
     if let Some(caller) = fleet.as_ref().map(Fleet::caller) {
         streams.others.join(Arc::new(Fellows { homes, caller }));
     }
-    start_tasks(&app.users, &app.rooms, mine);
+    start_tasks(&app.users, &app.rooms, &leases);
     let mut routers = chatd_api_client::routers(&app);
     routers.extend(chatd_api_admin::routers(&Arc::new(admin)));
     let serving = Serving {
@@ -185,9 +186,11 @@ async fn join_fleet(
     deps: &Deps,
     owners: &Arc<Owners>,
     mine: &Assignment,
+    leases: &Arc<Leases>,
     stop: &Stop,
 ) -> Result<Option<Arc<Roster>>> {
     if !deps.streams.has_others() {
+        leases.hold_all();
         return Ok(None);
     }
     let card = Card {
@@ -197,7 +200,8 @@ async fn join_fleet(
         owns_rooms: mine.writes(StreamName::Events),
         address: address_of(deps, mine),
     };
-    let roster = Roster::join(&deps.pool, card, &deps.streams, owners, &deps.notices).await?;
+    let roster =
+        Roster::join(&deps.pool, card, &deps.streams, owners, &deps.notices, leases).await?;
     roster.start(stop);
     Ok(Some(roster))
 }
@@ -230,13 +234,18 @@ fn signer(config: &Config) -> Result<Signer> {
     Signer::new(config.server_name.clone(), &key.version, &key.seed).map_err(|error| anyhow!(error))
 }
 
-/// Starts the work that this instance does by itself.
-fn start_tasks(users: &Users, rooms: &Arc<Rooms>, mine: &Assignment) {
+/// Starts the work that this instance does by itself, as far as it is its own.
+fn start_tasks(users: &Users, rooms: &Arc<Rooms>, leases: &Leases) {
     let Deps { pool, clock, stop, .. } = users.deps.clone();
-    if mine.runs(TaskName::Cleanup) {
-        tasks::spawn("unfinished_rooms", finish_what_was_begun(rooms.clone(), stop.clone()));
-        tasks::spawn("cleanup", cleanup::run(pool, clock, stop));
-    }
+    let (rooms, ending) = (rooms.clone(), stop.clone());
+    let clean = move |_| {
+        let finishing = finish_what_was_begun(rooms.clone(), ending.clone());
+        let cleaning = cleanup::run(pool.clone(), clock.clone(), ending.clone());
+        async move {
+            tokio::join!(finishing, cleaning);
+        }
+    };
+    tasks::spawn("cleanup", leases.keep(TaskName::Cleanup.as_str(), stop, clean));
 }
 
 /// The other instances, if the configuration says how to reach any.

@@ -57,6 +57,12 @@ impl Roles {
         self.roles.iter()
     }
 
+    /// Names of the roles that can run `task`.
+    pub fn able_to(&self, task: TaskName) -> impl Iterator<Item = &str> {
+        let able = self.roles.iter().filter(move |role| role.tasks.contains(&task));
+        able.map(|role| role.name.as_ref())
+    }
+
     /// The role of that name.
     pub fn by_name(&self, name: &str) -> Option<&Role> {
         self.roles.iter().find(|role| role.name == name)

@@ -7,6 +7,7 @@ use chatd_base::{Position, ShardId, WriterId};
 
 use crate::{
     Batch, Pool, Result, Row,
+    leases::{self, Lease},
     notices::{Notice, Notices},
     params,
     positions::{self, Seat},
@@ -63,12 +64,15 @@ pub struct Instance {
     pub address: Option<String>,
 }
 
-/// All instances that the table knows, all shards, and all writers.
+/// All instances that the table knows, all shards, all writers, and all leases.
 #[derive(Clone, Debug)]
 pub struct Census {
     pub instances: Vec<Instance>,
     pub shards: Vec<Shard>,
     pub positions: Vec<(i16, WriterId, Position)>,
+    pub leases: Vec<Lease>,
+    /// Those that write a stream no more.
+    pub retired: Vec<(i16, WriterId, Position)>,
     /// By the database's clock, not later than it was read.
     pub read_us: i64,
 }
@@ -117,9 +121,13 @@ async fn look(pool: &Pool, mut batch: Batch) -> Result<Census> {
     let instances = batch.add(&LIST_INSTANCES, vec![]);
     let shards = batch.add(&shards::LIST_SHARDS, vec![]);
     let positions = batch.add(&positions::LIST_POSITIONS, vec![]);
+    let leases = batch.add(&leases::LIST_LEASES, vec![]);
+    let retired = batch.add(&positions::LIST_RETIRED, vec![]);
     let rows = pool.commit(batch).await?;
     Ok(Census {
         positions: rows.of(positions).iter().map(positions::known).collect(),
+        retired: rows.of(retired).iter().map(positions::known).collect(),
+        leases: rows.of(leases).iter().map(leases::lease).collect(),
         read_us: rows.of(now).first().map_or(0, |row| row.get(0)),
         instances: rows.of(instances).iter().map(instance).collect(),
         shards: rows.of(shards).iter().map(shards::shard).collect(),

@@ -25,6 +25,7 @@ pub mod graph;
 pub mod instances;
 pub mod keys;
 pub mod lane;
+pub mod leases;
 pub mod memberships;
 pub mod notices;
 pub mod positions;

@@ -25,7 +25,9 @@ migrations![
     "0011_profile_changes",
     "0012_fleet",
     "0013_effects",
-    "0014_inbox_removed"
+    "0014_inbox_removed",
+    "0015_leases",
+    "0016_retired_writers"
 ];
 
 /// Key of the advisory lock that makes instances migrate one after the other.

@@ -23,7 +23,10 @@ statements! {
                             currval($3::text::regclass))
                     ON CONFLICT (stream, writer)
                     DO UPDATE SET position = excluded.position, base = excluded.base";
-    LIST_POSITIONS = "SELECT stream, writer, position FROM stream_positions";
+    LIST_POSITIONS = "SELECT stream, writer, position FROM stream_positions WHERE NOT retired";
+    LIST_RETIRED = "SELECT stream, writer, position FROM stream_positions WHERE retired";
+    RETIRE = "UPDATE stream_positions SET retired = true
+              WHERE writer = $1 AND stream <> ALL($2::int2[]) AND NOT retired";
     FATE = "SELECT stands_at, began_at FROM chatd_fate($1::int2, $2::int2, $3::int8)";
     CATCH_UP = "SELECT s, w, stood_at, stands_at FROM unnest($1::int2[], $2::int2[]) AS t(s, w),
                        LATERAL chatd_catch_up(s, w)";
@@ -32,7 +35,10 @@ statements! {
                 SELECT s, $2, coalesce((SELECT max(position) FROM stream_positions p
                                         WHERE p.stream = s), 0)
                 FROM unnest($1::int2[]) AS s
-                ON CONFLICT DO NOTHING
+                ON CONFLICT (stream, writer) DO UPDATE
+                SET retired = false,
+                    position = greatest(stream_positions.position, excluded.position)
+                WHERE stream_positions.retired
                 RETURNING stream";
     TAKE_SEAT = "SELECT seat_writer, seat_term FROM chatd_take_seat($1::text)";
     GET_TERM = "SELECT term FROM writers WHERE nid = $1";
@@ -146,6 +152,14 @@ pub async fn catch_up(pool: &Pool, who: &[(i16, WriterId)]) -> Result<Vec<Step>>
         stands_at: Position(row.get(3)),
     };
     Ok(rows.iter().map(step).collect())
+}
+
+/// Takes the writer out of all streams but these: it has written there as another process, and
+/// its rows are all at or below where the others are or will be.
+pub async fn retire(pool: &Pool, but: &[StreamId], writer: WriterId) -> Result<()> {
+    let but: Vec<i16> = but.iter().map(|stream| stream.number).collect();
+    pool.execute(&RETIRE, &[&writer.0, &but]).await?;
+    Ok(())
 }
 
 /// Makes the writer known as one of `streams`, at the position of the furthest. Returns whether it

@@ -40,6 +40,7 @@ pub static ALL_STATEMENTS: &[&[&Statement]] = &[
     crate::intern::STATEMENTS,
     crate::keys::STATEMENTS,
     crate::lane::STATEMENTS,
+    crate::leases::STATEMENTS,
     crate::memberships::STATEMENTS,
     crate::notices::STATEMENTS,
     crate::positions::STATEMENTS,

@@ -233,6 +233,23 @@ impl<S: Stream> Feed<S> {
         self.advance(writer, position);
     }
 
+    /// Forgets a writer that ended at `position`. One that has been seen further has come back.
+    pub(crate) fn retire(&self, writer: WriterId, position: Position) {
+        let views = self.views.lock();
+        let known = self.writers.read().get(&writer).copied();
+        let Some(known) = known.filter(|known| *known <= position) else { return };
+        if known < position {
+            views.skip(writer, position);
+        }
+        let token = {
+            let mut writers = self.writers.write();
+            writers.remove(&writer);
+            StreamToken::from_writers(&writers)
+        };
+        self.lags.lock().remove(&writer);
+        self.moved.send_replace(token);
+    }
+
     fn advance(&self, writer: WriterId, position: Position) {
         let token = {
             let mut writers = self.writers.write();

@@ -9,6 +9,7 @@ pub mod bus;
 mod feed;
 
 mod follow;
+pub mod leases;
 mod level;
 mod meter;
 mod others;
@@ -45,6 +46,7 @@ use serde_json::value::RawValue;
 use tokio::sync::Notify;
 
 pub use feed::{Feed, Frame, Stream};
+pub use leases::Leases;
 pub use level::level;
 pub use meter::{LaneMeter, LaneState, StreamState, WriterState};
 pub use others::{Colleagues, Others, away};
@@ -109,8 +111,9 @@ impl Streams {
     ) -> Result<Self> {
         let writer = positions::take_seat(pool, instance).await?;
         let has_others = bus.patience().is_some();
-        let is_new =
-            has_others && positions::register(pool, &with_table(written), writer.writer).await?;
+        let streams = with_table(written);
+        positions::retire(pool, &streams, writer.writer).await?;
+        let is_new = positions::register(pool, &streams, writer.writer).await? && has_others;
         let known = positions::list(pool).await?;
         Ok(Self {
             look: Arc::default(),
@@ -226,6 +229,15 @@ impl Streams {
         for (_, writer, position) in events.filter(|(_, writer, _)| *writer != self.writer.writer) {
             self.events.announce(*writer, *position);
         }
+    }
+
+    /// Forgets writers that write a stream no more, so that tokens need not name them.
+    pub(crate) fn retire(&self, retired: &[(i16, WriterId, Position)]) {
+        fn of<S: Stream>(feed: &Feed<S>, retired: &[(i16, WriterId, Position)]) {
+            let mine = retired.iter().filter(|(id, ..)| *id == S::ID.number);
+            mine.for_each(|(_, writer, position)| feed.retire(*writer, *position));
+        }
+        each_feed!(self, |feed| of(feed, retired));
     }
 
     /// Takes note of positions that stand in the tables.

@@ -13,17 +13,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chatd_base::{Result, ShardId, Stop, WriterId, tasks};
+use chatd_base::{Position, Result, ShardId, Stop, WriterId, tasks};
 use chatd_storage::{
     Pool,
     instances::{self, Card, Census, Instance},
+    leases::{self, Lease},
     notices::{Heard, Notice, Notices},
     positions,
 };
 use parking_lot::RwLock;
 use tokio::sync::Notify;
 
-use crate::{Owners, Stream, Streams, events::Events, share};
+use crate::{Owners, Stream, Streams, events::Events, leases::Leases, share};
 
 /// How often an instance beats.
 const BEAT: Duration = Duration::from_secs(2);
@@ -45,6 +46,7 @@ pub struct Roster {
     streams: Arc<Streams>,
     owners: Arc<Owners>,
     notices: Arc<Notices>,
+    leases: Arc<Leases>,
     /// When the last census that was taken in had been read.
     knows_us: AtomicI64,
     alive: RwLock<Arc<[Instance]>>,
@@ -60,6 +62,7 @@ impl Roster {
         streams: &Arc<Streams>,
         owners: &Arc<Owners>,
         notices: &Arc<Notices>,
+        leases: &Arc<Leases>,
     ) -> Result<Arc<Self>> {
         let look: Arc<Notify> = Arc::default();
         let heard = look.clone();
@@ -76,6 +79,7 @@ impl Roster {
             owners: owners.clone(),
             knows_us: AtomicI64::new(0),
             notices: notices.clone(),
+            leases: leases.clone(),
             alive: RwLock::new(Arc::new([])),
             look,
         });
@@ -99,6 +103,7 @@ impl Roster {
             let knows_us = self.knows_us.load(Ordering::Relaxed);
             let census = instances::beat(&self.pool, &self.card(), knows_us).await?;
             self.streams.skip_to(&census.positions);
+            self.streams.retire(&census.retired);
             self.knows_us.fetch_max(census.read_us, Ordering::Relaxed);
             let is_ignorant = |one: &&Instance| {
                 one.name != self.card.name && one.silence < DEAD && one.knows_us < since_us
@@ -131,6 +136,13 @@ impl Roster {
         if wants {
             let seat = self.card.seat;
             let is_new = positions::register(&self.pool, &[Events::ID], seat.writer).await?;
+            let known = positions::list(&self.pool).await?;
+            let is_own = |(stream, writer, _): &&(i16, WriterId, Position)| {
+                *stream == Events::ID.number && *writer == seat.writer
+            };
+            if let Some((.., position)) = known.iter().find(is_own) {
+                self.streams.events.skip(seat.writer, *position);
+            }
             if is_new {
                 let census = instances::join(&self.pool, &self.card(), &self.notices).await?;
                 self.introduce(census.read_us).await?;
@@ -229,8 +241,10 @@ impl Roster {
             .map(|(shard, _)| (shard.id, shard.epoch))
             .collect();
         self.streams.skip_to(&census.positions);
+        self.streams.retire(&census.retired);
         self.knows_us.fetch_max(census.read_us, Ordering::Relaxed);
         self.owners.set(census.shards, read_at);
+        self.take_tasks(&census.leases, &alive).await?;
         if wanted.is_empty() {
             return Ok(());
         }
@@ -240,6 +254,18 @@ impl Roster {
         // Whoever sees what this instance writes has to have seen what was written there before.
         self.streams.announce(&positions::list(&self.pool).await?);
         self.owners.refresh().await
+    }
+
+    /// Takes the tasks that should be this instance's own.
+    async fn take_tasks(&self, known: &[Lease], alive: &[Instance]) -> Result<()> {
+        let me = self.card.name.as_str();
+        self.leases.set(me, known);
+        let wanted = self.leases.wanted(me, known, alive);
+        if !wanted.is_empty() {
+            let taken = leases::take(&self.pool, &self.notices, &wanted, me).await?;
+            self.leases.set(me, &taken);
+        }
+        Ok(())
     }
 
     /// Moves writers forward that are dead (R5). One instance does it for all.

@@ -48,6 +48,16 @@ fn quotas(shards: &[Shard], candidates: &[&str]) -> Vec<usize> {
     quotas
 }
 
+/// How strongly an instance is drawn to something that one of several gets: the strongest has it,
+/// so that different things go to different instances.
+pub(crate) fn weight(instance: &str, what: &str) -> u64 {
+    // FNV-1a: the same everywhere and in every release.
+    let bytes = instance.bytes().chain([0]).chain(what.bytes());
+    bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use chatd_base::ShardId;

@@ -21,7 +21,7 @@ use chatd_storage::{
 };
 
 use crate::{
-    Frame, Line, Owners, Roster, StreamToken, Streams,
+    Frame, Leases, Line, Owners, Roster, StreamToken, Streams,
     bus::{Bus, Encode},
     events::Events,
 };
@@ -89,7 +89,9 @@ impl Member {
             owns_rooms,
             address: None,
         };
-        let roster = Roster::join(pool, card, &streams, &owners, &notices).await.unwrap();
+        let leases = Arc::new(Leases::new(Vec::new()));
+        let joined = Roster::join(pool, card, &streams, &owners, &notices, &leases).await;
+        let roster = joined.unwrap();
         Self { owners, roster, stop }
     }
 

@@ -113,7 +113,7 @@ impl Inboxes {
             return Ok(Delivery { messages: Vec::new(), upto });
         };
         let shared = self.marks(pool, asker.user, device).await?;
-        let since = plan.since.as_ref().map(|since| since.to_device.min);
+        let since = plan.since.as_ref().map(|since| reached(&since.to_device));
         let marks = *shared.lock();
         let marks = remove_confirmed(pool, (asker.user, device), marks, since).await?;
         let low = marks.low(since);
@@ -140,11 +140,21 @@ impl Inboxes {
         let upto = match last.filter(|_| has_more) {
             Some(last) => StreamToken::at(last),
             None => {
-                marks.clear = marks.clear.max(upto.min);
+                marks.clear = marks.clear.max(reached(&upto));
                 upto
             }
         };
         Ok(Delivery { messages: messages.into_iter().map(|(_, message)| message).collect(), upto })
+    }
+}
+
+/// Up to where a token covers all messages. One instance writes them at a time, so the one writer
+/// that is ahead of the others is the only one that has written since; of several that are, it is
+/// not known.
+fn reached(token: &StreamToken) -> Position {
+    match &token.ahead[..] {
+        [(_, position)] => *position,
+        _ => token.min,
     }
 }
 

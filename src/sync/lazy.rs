@@ -5,7 +5,8 @@ use std::{
     sync::Arc,
 };
 
-use chatd_base::{Cache, Position, RoomNid, UserNid};
+use chatd_base::{Cache, RoomNid, UserNid};
+use chatd_streams::StreamToken;
 use parking_lot::Mutex;
 use ruma_common::OwnedUserId;
 
@@ -14,7 +15,7 @@ type Key = (UserNid, String, RoomNid);
 /// Bounded; what is forgotten is sent again.
 #[derive(Debug)]
 pub struct GivenMembers {
-    rooms: Cache<Key, Arc<Mutex<HashMap<OwnedUserId, Position>>>>,
+    rooms: Cache<Key, Arc<Mutex<HashMap<OwnedUserId, Arc<StreamToken>>>>>,
 }
 
 /// Members remembered for one device and room.
@@ -34,13 +35,13 @@ impl GivenMembers {
         user: UserNid,
         device: &str,
         room: RoomNid,
-        since: Position,
+        since: &StreamToken,
     ) -> HashSet<OwnedUserId> {
         let Some(given) = self.rooms.get(&(user, device.to_owned(), room)) else {
             return HashSet::new();
         };
         let given = given.lock();
-        given.iter().filter(|(_, at)| **at <= since).map(|(user, _)| user.clone()).collect()
+        given.iter().filter(|(_, at)| since.is_at_least(at)).map(|(user, _)| user.clone()).collect()
     }
 
     /// Notes that an answer that ends at `at` has the member events of these users.
@@ -49,7 +50,7 @@ impl GivenMembers {
         user: UserNid,
         device: &str,
         room: RoomNid,
-        at: Position,
+        at: &StreamToken,
         members: impl Iterator<Item = OwnedUserId>,
     ) {
         let key = (user, device.to_owned(), room);
@@ -58,12 +59,12 @@ impl GivenMembers {
             self.rooms.insert(key, fresh.clone());
             fresh
         });
-        let mut given = given.lock();
+        let (at, mut given) = (Arc::new(at.clone()), given.lock());
         for member in members {
             if given.len() >= MOST_MEMBERS {
                 given.clear();
             }
-            given.entry(member).or_insert(at);
+            given.entry(member).or_insert_with(|| at.clone());
         }
     }
 
@@ -81,17 +82,21 @@ mod tests {
     fn only_confirmed_answers_count() {
         let given = GivenMembers::new(10);
         let alice: OwnedUserId = "@alice:x".try_into().unwrap();
+        let token = |text: &str| text.parse::<StreamToken>().unwrap();
         let give = |at| {
             let member = std::iter::once(alice.clone());
-            given.give(UserNid(1), "D", RoomNid(1), Position(at), member);
+            given.give(UserNid(1), "D", RoomNid(1), &token(at), member);
         };
         let has =
-            |since| given.confirmed(UserNid(1), "D", RoomNid(1), Position(since)).contains(&alice);
-        give(10);
-        assert_eq!((has(9), has(10)), (false, true));
-        give(20);
-        assert!(has(10));
+            |since| given.confirmed(UserNid(1), "D", RoomNid(1), &token(since)).contains(&alice);
+        give("m10~2.12");
+        assert_eq!(
+            (has("m9~2.12"), has("10"), has("m10~2.12"), has("12")),
+            (false, false, true, true)
+        );
+        give("20");
+        assert!(has("12"));
         given.forget(UserNid(1), "D", RoomNid(1));
-        assert!(!has(30));
+        assert!(!has("30"));
     }
 }

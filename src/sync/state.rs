@@ -142,7 +142,7 @@ impl Wanted<'_> {
             (Some(device), Some(since))
                 if !self.asker.filter.room.state.include_redundant_members =>
             {
-                self.given.confirmed(self.asker.user, device, self.room.room, since.room.min)
+                self.given.confirmed(self.asker.user, device, self.room.room, &since.room)
             }
             _ => HashSet::new(),
         }
@@ -219,7 +219,7 @@ fn note_given(
             .filter_map(|event| event.state_key.as_deref()?.try_into().ok())
             .collect();
         if !members.is_empty() {
-            let at = plan.now.room.max();
+            let at = &plan.now.room;
             given.give(asker.user, device, room.room, at, members.into_iter());
         }
     }

@@ -1,10 +1,11 @@
 //! Removes what has expired and nobody asks for any more: ui-auth sessions, login tokens,
-//! transaction ids of requests, and what instances have done for each other.
+//! transaction ids of requests, what instances have done for each other, and instances that are
+//! gone.
 
 use std::time::Duration;
 
 use chatd_base::{Clock, Stop};
-use chatd_storage::{Pool, effects, rooms, to_device, tokens, uia};
+use chatd_storage::{Pool, effects, instances, rooms, to_device, tokens, uia};
 
 use crate::{logins::ts, uia::session_horizon_ms};
 
@@ -31,6 +32,7 @@ async fn remove_expired(pool: &Pool, now_ms: u64, stop: &Stop) -> chatd_storage:
     let before_ms = ts(now_ms.saturating_sub(keep_ms));
     to_device::delete_request_txns(pool, before_ms).await?;
     effects::delete_old(pool, before_ms).await?;
+    instances::delete_long_gone(pool).await?;
     while !stop.is_triggered() && rooms::delete_event_txns(pool, before_ms).await? == STEP {}
     Ok(())
 }

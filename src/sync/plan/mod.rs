@@ -134,6 +134,9 @@ pub struct Plan {
 
 impl RoomPlan {
     /// A room that the client knows, without anything new in it.
+    /// Below every position: nothing of the room has been seen.
+    pub const UNSEEN: Position = Position(-1);
+
     fn joined(room: RoomNid, room_id: &OwnedRoomId, low: Position, high: Position) -> Self {
         Self {
             room,

@@ -116,7 +116,7 @@ impl Planner<'_> {
         if !self.asker.filter.wants_room(&member.room_id) {
             return None;
         }
-        let low = since.map_or(Position(0), |since| since.room.min);
+        let low = since.map_or(RoomPlan::UNSEEN, |since| since.room.min);
         let room_id = member.room_id.clone();
         Some(self.room(room, &room_id, low))
     }
@@ -166,7 +166,7 @@ impl Planner<'_> {
             match path {
                 Path::Stayed => {}
                 Path::Arrived { was_known } => {
-                    let low = if was_known { since.room.min } else { Position(0) };
+                    let low = if was_known { since.room.min } else { RoomPlan::UNSEEN };
                     let plan = self.room(room, &last.room_id, low);
                     plan.is_new = true;
                     plan.source = Source::Tables;
@@ -179,7 +179,7 @@ impl Planner<'_> {
                     stripped: last.stripped.clone(),
                 }),
                 Path::Parted { at, was_known } => {
-                    let low = if was_known { since.room.min } else { Position(0) };
+                    let low = if was_known { since.room.min } else { RoomPlan::UNSEEN };
                     let plan = self.room(room, &last.room_id, low);
                     plan.section = Section::Leave;
                     plan.high = at;
