@@ -38,6 +38,7 @@ pub struct Fleet {
     instances: Vec<Process>,
     redis: Redis,
     folder: Arc<TempDir>,
+    binary: PathBuf,
 }
 
 impl Fleet {
@@ -63,7 +64,7 @@ impl Fleet {
             Spread::Generated => Site::Generated { binary, files: &files },
         };
         let nginx = Nginx::start(folder.path(), site).await?;
-        Ok(Self { nginx, instances, redis, folder })
+        Ok(Self { nginx, instances, redis, folder, binary: binary.to_owned() })
     }
 
     /// Where nginx listens.
@@ -90,6 +91,47 @@ impl Fleet {
     pub fn instance(&mut self, name: &str) -> &mut Process {
         let found = self.instances.iter_mut().find(|process| process.name() == name);
         found.unwrap_or_else(|| panic!("there is no instance {name}"))
+    }
+
+    /// Makes these the event persisters in the shared file. Who runs does not know before it gets
+    /// SIGHUP; an instance of a name that is new is started by [`Fleet::add`].
+    pub fn set_persisters(&mut self, names: &[&str]) -> Result<()> {
+        let file = self.folder.path().join("homeserver.yaml");
+        let mut shared: Value = serde_json::from_str(&std::fs::read_to_string(&file)?)?;
+        shared["stream_writers"]["events"] = json!(names);
+        for name in names {
+            let socket = replication_socket(self.folder.path(), name);
+            shared["instance_map"][*name] = json!({"path": socket});
+        }
+        std::fs::write(file, format!("{shared:#}\n"))?;
+        Ok(())
+    }
+
+    /// Starts one more worker; the others are not told.
+    pub async fn add(&mut self, name: &str) -> Result<()> {
+        write_worker(self.folder.path(), name)?;
+        self.instances.push(instance(&self.binary, &self.folder, name));
+        self.launch().await
+    }
+
+    /// What an instance tells operators of itself.
+    pub async fn detail(&self, name: &str) -> Result<Value> {
+        let socket = replication_socket(self.folder.path(), name);
+        let client = reqwest::Client::builder().no_proxy().unix_socket(socket).build()?;
+        Ok(client.get("http://localhost/health?detail").send().await?.json().await?)
+    }
+
+    /// Waits until an instance owns `count` shards of rooms, as far as it knows.
+    pub async fn until_owned(&self, name: &str, count: u64) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let detail = self.detail(name).await?;
+            if detail["shards"]["owned"] == count {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "{name} does not come to own {count}: {detail:#}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Starts all of them that do not run.
@@ -179,14 +221,18 @@ fn write_files(folder: &Path, settings: &Settings, database: &Value) -> Result<(
         .with_chatd("proxy_pools", json!({"sync": ["sync1", "sync2"]}));
     std::fs::write(folder.join("homeserver.yaml"), shared.to_yaml(None, database, folder))?;
     for name in WORKERS {
-        let file = json!({
-            "worker_app": "synapse.app.generic_worker",
-            "worker_name": name,
-            "worker_listeners": listeners(folder, name),
-        });
-        std::fs::write(folder.join(format!("{name}.yaml")), format!("{file:#}\n"))?;
+        write_worker(folder, name)?;
     }
     Ok(())
+}
+
+fn write_worker(folder: &Path, name: &str) -> Result<()> {
+    let file = json!({
+        "worker_app": "synapse.app.generic_worker",
+        "worker_name": name,
+        "worker_listeners": listeners(folder, name),
+    });
+    Ok(std::fs::write(folder.join(format!("{name}.yaml")), format!("{file:#}\n"))?)
 }
 
 fn listeners(folder: &Path, name: &str) -> Value {

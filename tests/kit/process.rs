@@ -237,6 +237,7 @@ pub fn signal(pid: u32, name: &str) -> Result<()> {
         "INT" => Signal::INT,
         "STOP" => Signal::STOP,
         "CONT" => Signal::CONT,
+        "HUP" => Signal::HUP,
         _ => bail!("the kit does not send SIG{name}"),
     };
     let process = Pid::from_raw(i32::try_from(pid)?).context("0 is no process")?;

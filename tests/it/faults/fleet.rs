@@ -11,7 +11,13 @@ use rand::{Rng, rngs::StdRng};
 
 use serde_json::json;
 
-use super::{BINARY, bus::BadBus, check, load::World, plan};
+use super::{
+    BINARY,
+    bus::BadBus,
+    check,
+    load::{Manners, World},
+    plan,
+};
 
 /// What is done to a fleet.
 #[derive(Clone, Copy, Debug)]
@@ -87,7 +93,7 @@ async fn survives_with<T>(
             .await
             .unwrap();
     let _kept = prepare(&mut fleet, random.random());
-    let world = World::make(&fleet.url(), random.random(), true).await;
+    let world = World::make(&fleet.url(), random.random(), Manners::BehindProxy).await;
     let load = world.start();
     suffer(&mut fleet, &cluster, faults, &mut random).await;
     let healing = Instant::now();
@@ -142,4 +148,48 @@ async fn nothing_is_lost_when_the_bus_loses_messages() {
     let spoil = |fleet: &mut Fleet, seed| BadBus::start(&socket, fleet.redis().socket(), seed);
     let faults = [Fault::Kill("sync1"), Fault::Kill("persister1"), Fault::Redis];
     survives_with(&faults, settings, spoil).await;
+}
+
+/// Nobody but those whose duty changes is told, and no client notices.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn persisters_come_and_go_without_a_failed_request() {
+    let binary = Path::new(BINARY);
+    let database = Database::create(binary).await.unwrap();
+    let (_, mut random) = plan();
+    let settings = Settings::new();
+    let mut fleet =
+        Fleet::start(binary, &settings, &database.config(), Spread::Generated).await.unwrap();
+    let world = World::make(&fleet.url(), random.random(), Manners::Flawless).await;
+    let load = world.start();
+    let a_while = Duration::from_millis(700);
+
+    // A new one comes and takes its share.
+    tokio::time::sleep(a_while).await;
+    fleet.set_persisters(&["persister1", "persister2", "persister3"]).unwrap();
+    let moment = Instant::now();
+    fleet.add("persister3").await.unwrap();
+    fleet.until_owned("persister3", 21).await.unwrap();
+    say(format!("a third persister had its share after {:?}", moment.elapsed()));
+    tokio::time::sleep(a_while).await;
+
+    // It is asked to end.
+    let moment = Instant::now();
+    assert!(fleet.instance("persister3").sigterm().await.unwrap().success());
+    fleet.until_owned("persister1", 32).await.unwrap();
+    fleet.until_owned("persister2", 32).await.unwrap();
+    say(format!("the others had its rooms after {:?}", moment.elapsed()));
+    tokio::time::sleep(a_while).await;
+
+    // Another one is told that it is none any more, and then that it is one again.
+    for (names, count) in [(&["persister1"][..], 0), (&["persister1", "persister2"], 32)] {
+        fleet.set_persisters(names).unwrap();
+        let moment = Instant::now();
+        signal(fleet.instance("persister2").pid().unwrap(), "HUP").unwrap();
+        fleet.until_owned("persister2", count).await.unwrap();
+        fleet.until_owned("persister1", 64 - count).await.unwrap();
+        say(format!("persister2 owned {count} shards after {:?}", moment.elapsed()));
+        tokio::time::sleep(a_while).await;
+    }
+    let devices = load.finish().await;
+    check::all(&world, &devices).await;
 }

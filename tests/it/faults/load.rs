@@ -42,6 +42,17 @@ pub struct Ledger {
     pub complaints: Vec<String>,
 }
 
+/// What a server may answer under load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manners {
+    /// It may say that it cannot at the moment, and be away.
+    MayBeAway,
+    /// The same, and a proxy before it may say so.
+    BehindProxy,
+    /// Every request succeeds.
+    Flawless,
+}
+
 /// A server under load, and what its users know.
 #[derive(Debug)]
 pub struct World {
@@ -49,8 +60,8 @@ pub struct World {
     pub wanderer: User,
     pub rooms: Vec<String>,
     pub ledger: Mutex<Ledger>,
-    /// Whether a proxy stands before the server.
-    is_proxied: bool,
+    /// What the server may answer while the load goes on.
+    manners: Manners,
     seed: u64,
     random: Mutex<StdRng>,
     is_over: AtomicBool,
@@ -65,7 +76,7 @@ pub struct Load {
 
 impl World {
     /// Makes the users and their rooms.
-    pub async fn make(url: &str, seed: u64, is_proxied: bool) -> Arc<Self> {
+    pub async fn make(url: &str, seed: u64, manners: Manners) -> Arc<Self> {
         let http = Http::new(url.to_owned());
         let mut members = Vec::new();
         for name in MEMBERS {
@@ -82,7 +93,7 @@ impl World {
         }
         let (ledger, is_over) = (Mutex::default(), AtomicBool::new(false));
         let random = Mutex::new(StdRng::seed_from_u64(seed));
-        Arc::new(Self { members, wanderer, rooms, ledger, is_proxied, seed, random, is_over })
+        Arc::new(Self { members, wanderer, rooms, ledger, manners, seed, random, is_over })
     }
 
     pub fn alice(&self) -> &User {
@@ -123,14 +134,19 @@ impl World {
             match outcome {
                 Ok(answer) if answer.status < 500 => return answer,
                 // Of the proxy: an instance that it had chosen is gone.
-                Ok(answer) if matches!(answer.status, 502 | 504) && self.is_proxied => {}
-                Ok(answer) if answer.status == 503 => {
+                Ok(answer)
+                    if matches!(answer.status, 502 | 504)
+                        && self.manners == Manners::BehindProxy => {}
+                Ok(answer) if answer.status == 503 && self.manners != Manners::Flawless => {
                     if started.elapsed() > Duration::from_secs(25) {
                         let text = format!("slow: {:?} {answer}", started.elapsed());
                         self.note(|ledger| ledger.complaints.push(text));
                     }
                 }
                 Ok(answer) => self.note(|ledger| ledger.complaints.push(answer.to_string())),
+                Err(error) if self.manners == Manners::Flawless => {
+                    self.note(|ledger| ledger.complaints.push(format!("{error:?}")));
+                }
                 // Nobody listens, or the connection broke.
                 Err(_) => {}
             }

@@ -20,7 +20,7 @@ use chatd_kit::{Database, Process, Settings, cluster, cluster::Cluster, process:
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 
-use load::World;
+use load::{Manners, World};
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_chatd");
 
@@ -43,7 +43,7 @@ async fn rounds(
 ) {
     let mut process = start(database).await;
     let (rounds, mut random) = plan();
-    let world = World::make(&process.url(), random.random(), false).await;
+    let world = World::make(&process.url(), random.random(), Manners::MayBeAway).await;
     let load = world.start();
     for round in 0..rounds {
         tokio::time::sleep(Duration::from_millis(random.random_range(20..500))).await;
