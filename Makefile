@@ -27,8 +27,8 @@ run: build
 build: packages
 	cargo build --release --locked
 
-# The generated proxy configurations are tried with the proxies themselves.
-test: programs = nginx haproxy caddy
+# The generated proxy configurations are tried with the proxies themselves, fleets with a real Redis.
+test: programs = nginx haproxy caddy redis-server
 test: packages clients
 	@if cargo nextest --version >/dev/null 2>&1; then \
 		cargo nextest run --workspace --locked; \
