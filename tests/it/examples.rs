@@ -1,10 +1,12 @@
-//! The fleets of `config-examples/`, started as they are: people talk there by way of the proxy that
-//! `chatd proxy-config` describes.
+//! The fleets of `config-examples/` and those of published guides (`CHATD_SEEDS_DIR`), started as
+//! they are: people talk there by way of the proxy that `chatd proxy-config` describes.
 
 use std::path::Path;
 
-use chatd_kit::{User, example::Example, path};
+use chatd_kit::{User, example::Example, guide::Guide, path};
 use serde_json::json;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_chatd");
 
 /// Everything that some instance writes for others, once around.
 async fn talk(example: &Example) {
@@ -35,8 +37,7 @@ async fn talk(example: &Example) {
 
 async fn check(folder: &str, instances: usize) {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("config-examples").join(folder);
-    let binary = Path::new(env!("CARGO_BIN_EXE_chatd"));
-    let mut example = Example::start(binary, &source)
+    let mut example = Example::start(Path::new(BINARY), &source)
         .await
         .unwrap_or_else(|error| panic!("{folder} does not start: {error:?}"));
     assert_eq!(example.count(), instances);
@@ -72,4 +73,44 @@ async fn the_edition_with_main_in_the_instance_map() {
 #[tokio::test]
 async fn the_edition_with_sockets_and_a_narrow_way_out() {
     check("editions/outbound", 9).await;
+}
+
+/// The guide with this number in the order of the names of their files.
+async fn guide(number: usize, instances: usize) {
+    let Some(folder) = std::env::var_os("CHATD_SEEDS_DIR") else {
+        return chatd_kit::say("CHATD_SEEDS_DIR is not set: the fleets of guides are not started");
+    };
+    let guide = Guide::read_all(Path::new(&folder)).swap_remove(number);
+    let what = guide.path.display().to_string();
+    let mut example = Example::of_guide(Path::new(BINARY), guide)
+        .await
+        .unwrap_or_else(|error| panic!("the fleet of {what} does not start: {error:?}"));
+    assert_eq!(example.count(), instances);
+    talk(&example).await;
+    example.until_ready().await;
+}
+
+#[tokio::test]
+async fn the_first_guide() {
+    guide(0, 12).await;
+}
+
+#[tokio::test]
+async fn the_second_guide() {
+    guide(1, 10).await;
+}
+
+#[tokio::test]
+async fn the_third_guide() {
+    guide(2, 10).await;
+}
+
+#[tokio::test]
+async fn the_fourth_guide() {
+    guide(3, 10).await;
+}
+
+#[tokio::test]
+async fn the_fifth_guide() {
+    guide(4, 13).await;
 }

@@ -8,6 +8,7 @@ pub mod command;
 pub mod database;
 pub mod example;
 pub mod fleet;
+pub mod guide;
 pub mod http;
 pub mod nginx;
 pub mod process;

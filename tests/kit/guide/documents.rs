@@ -1,21 +1,47 @@
 //! The pieces of configuration in a page of documentation. Some copies of pages have lost the
 //! fences around them, some the indentation, one all its line ends.
 
-use std::path::Path;
-
 use serde_json::{Map, Value};
 
-use crate::{known, source::Layer};
+/// The keys with which pieces begin or go on at the top level.
+const KEYS: &[&str] = &[
+    "enable_media_repo",
+    "federation_sender_instances",
+    "instance_map",
+    "listeners",
+    "media_instance_running_background_jobs",
+    "notify_appservices",
+    "notify_appservices_from_worker",
+    "outbound_federation_restricted_to",
+    "pusher_instances",
+    "redis",
+    "run_background_tasks_on",
+    "send_federation",
+    "start_pushers",
+    "stream_writers",
+    "update_user_directory",
+    "update_user_directory_from_worker",
+    "use_presence",
+    "worker_app",
+    "worker_listeners",
+    "worker_log_config",
+    "worker_main_http_uri",
+    "worker_name",
+    "worker_replication_host",
+    "worker_replication_http_port",
+    "worker_replication_port",
+    "worker_replication_secret",
+];
 
 /// Every piece in the page, in its order.
-pub fn pieces(page: &str) -> Vec<Map<String, Value>> {
+pub(super) fn pieces(page: &str) -> Vec<Map<String, Value>> {
     let texts = if page.contains("```yaml") { fenced(page) } else { plain(page) };
     texts.iter().map(|text| parse(text)).filter(|values| !values.is_empty()).collect()
 }
 
 fn parse(text: &str) -> Map<String, Value> {
-    let layer = Layer::parse(Path::new("page"), text);
-    layer.unwrap_or_else(|error| panic!("{error}\n{text}")).values
+    let parsed: Result<Option<_>, _> = serde_saphyr::from_str(text);
+    parsed.unwrap_or_else(|error| panic!("{error}\n{text}")).unwrap_or_default()
 }
 
 /// What is between fences; includes of other files are left out.
@@ -44,7 +70,7 @@ fn plain(page: &str) -> Vec<String> {
     for line in page.lines() {
         let text = line.trim();
         let is_key = !line.starts_with(' ')
-            && text.split_once(':').is_some_and(|(key, _)| known::is_known(key));
+            && text.split_once(':').is_some_and(|(key, _)| KEYS.contains(&key));
         let goes_on = text.is_empty() || line.starts_with([' ', '#']) || text.starts_with("- ");
         // A role is the first line of a worker's file.
         let ends = (!is_key && !goes_on) || text.starts_with("worker_app:");
@@ -93,7 +119,7 @@ fn indent(lines: &[String]) -> String {
         let key = line.trim_start_matches("- ").split(':').next().unwrap();
         let is_item = line.starts_with("- ");
         let depth = match top.as_str() {
-            _ if !is_item && known::is_known(key) && key != "port" => {
+            _ if !is_item && KEYS.contains(&key) => {
                 key.clone_into(&mut top);
                 0
             }
