@@ -278,6 +278,7 @@ mod tests {
     use ruma_common::{owned_device_id, owned_user_id};
 
     use super::*;
+    use crate::presence::device::Timeouts;
 
     fn who() -> Requester {
         Requester {
@@ -341,5 +342,79 @@ mod tests {
         relay.was_active(&who(), 101_000);
         assert!(relay.take_urgent(101_000).is_empty());
         assert_eq!(relay.take_all(110_000)[0].active_ago_ms, Some(9_000));
+    }
+
+    /// What a reader is shown of one device during syncs of 30 seconds each, at an instance whose
+    /// heartbeats go to the writer.
+    fn shown_in_half_an_hour(pause_ms: u64) -> Vec<PresenceState> {
+        let timeouts = Timeouts { idle_ms: 300_000, sync_ms: 30_000, active_ms: 60_000 };
+        let (relay, who) = (Relay::new(timeouts.sync_ms), who());
+        let (mut device, mut shown) = (None::<Device>, Vec::new());
+        let mut is_syncing = false;
+        for step in 0..18_000_u64 {
+            let now_ms = 100_000 + step * 100;
+            let is_pause = (step * 100) % (30_000 + pause_ms) >= 30_000;
+            if is_syncing == is_pause {
+                is_syncing = !is_pause;
+                if is_syncing {
+                    relay.sync_began(&who, PresenceState::Online, now_ms);
+                } else {
+                    relay.sync_ended(who.user, "D", now_ms);
+                }
+            }
+            let mut reports = relay.take_urgent(now_ms);
+            if step % (HEARTBEAT_MS / 100) == 0 {
+                reports.extend(relay.take_all(now_ms));
+            }
+            for report in reports {
+                let device = device.get_or_insert_with(|| Device::new(report.wanted, now_ms));
+                if report.is_new {
+                    device.sync_wants(report.wanted);
+                }
+                let seen_ms = now_ms - report.seen_ago_ms.unwrap_or(now_ms);
+                device.seen_ms = device.seen_ms.max(seen_ms);
+            }
+            let state = device.as_ref().map(|device| device.state(now_ms, timeouts));
+            shown.extend(state);
+        }
+        shown.dedup();
+        shown
+    }
+
+    #[test]
+    fn half_an_hour_of_syncs_is_one_presence() {
+        for pause_ms in [0, 100, 5_000, 20_000] {
+            let expected = [PresenceState::Online, PresenceState::Unavailable];
+            assert_eq!(shown_in_half_an_hour(pause_ms), expected, "pauses of {pause_ms} ms");
+        }
+    }
+
+    #[test]
+    fn ten_thousand_devices_are_a_few_calls() {
+        let relay = Relay::new(30_000);
+        let everybody: Vec<_> =
+            (0..10_000).map(|number| Requester { user: UserNid(number), ..who() }).collect();
+        let (mut calls, mut told) = (0, 0);
+        // Each of them syncs anew every 20 seconds, a hundred in each step.
+        for step in 0..3_000_u64 {
+            let now_ms = 100_000 + step * 200;
+            for who in everybody.iter().skip(usize::try_from(step % 100).unwrap()).step_by(100) {
+                if step >= 100 {
+                    relay.sync_ended(who.user, "D", now_ms);
+                }
+                relay.sync_began(who, PresenceState::Online, now_ms);
+            }
+            let mut reports = relay.take_urgent(now_ms);
+            if step % (HEARTBEAT_MS / 200) == 0 {
+                reports.extend(relay.take_all(now_ms));
+            }
+            // The first minute is when all of them come.
+            if step >= 300 {
+                calls += reports.len().div_ceil(MOST_PER_CALL);
+                told += reports.len();
+            }
+        }
+        assert!(told >= 54 * everybody.len(), "{told}: each of them in each heartbeat");
+        assert!(calls <= 3 * 54, "{calls} calls in 54 heartbeats");
     }
 }
