@@ -47,11 +47,16 @@ impl Device {
         self
     }
 
-    /// Syncs until everything has come that the server has acknowledged.
-    pub async fn catch_up(&mut self, world: &World) {
+    /// Syncs until everything has come that the server has acknowledged, and the last event of each
+    /// room.
+    pub async fn catch_up(&mut self, world: &World, ends: &BTreeMap<String, String>) {
         let deadline = Instant::now() + LIMIT;
         loop {
-            let missing = self.missing(world);
+            let mut missing = self.missing(world);
+            let has = |(room, end): &(&String, &String)| {
+                self.rooms.get(*room).is_some_and(|events| events.contains(end))
+            };
+            missing.extend(ends.iter().filter(|end| !has(end)).map(|(room, _)| room.clone()));
             if missing.is_empty() {
                 return;
             }

@@ -303,10 +303,17 @@ impl Load {
         for writer in self.writers {
             writer.await;
         }
+        let mut ends = BTreeMap::new();
+        for room in &self.world.rooms {
+            let newest = || self.world.alice().messages(room, "b").query("limit", 1);
+            let newest = self.world.until_answered(newest).await;
+            let id = newest.ok()["chunk"][0]["event_id"].as_str().expect("an event").to_owned();
+            ends.insert(room.clone(), id);
+        }
         let mut devices = Vec::new();
         for device in self.devices {
             let mut device = device.await;
-            device.catch_up(&self.world).await;
+            device.catch_up(&self.world, &ends).await;
             devices.push(device);
         }
         devices
