@@ -1,10 +1,12 @@
 //! The figures of README.md: the real binary against a real PostgreSQL that writes to disk.
 //!
-//! `make bench`, or one of them: `cargo bench --bench figures -- memory send sync bytes`.
+//! `make bench`, or some of them: `cargo bench --bench figures -- memory send sync bytes`, and of a
+//! fleet `fleet-memory bus hop recovery`.
 //! CPU time and memory are those that the kernel counts for the processes, so that a busy machine
 //! changes them little; the clients' own are not in them.
 
 mod bytes;
+mod fleet;
 mod meter;
 mod requests;
 mod rest;
@@ -16,29 +18,43 @@ use chatd_kit::{Database, Server, Settings, cluster::Cluster, say};
 /// Concurrent clients of the measurements under load.
 const CLIENTS: usize = 16;
 
-/// A server on a PostgreSQL of its own, with fsync, and what the kernel counts for both.
-struct Bench {
-    // Dropped in this order: the server before its database, that before its files.
-    server: Server,
+/// The binary that is measured.
+const BINARY: &str = env!("CARGO_BIN_EXE_chatd");
+
+/// A PostgreSQL of our own, with fsync.
+struct Postgres {
     cluster: Cluster,
     _folder: tempfile::TempDir,
 }
 
-impl Bench {
-    async fn start() -> anyhow::Result<Self> {
+impl Postgres {
+    fn start() -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         let cluster = Cluster::private(folder.path())?;
-        let database = Database::empty(cluster.clone()).await?;
-        let binary = Path::new(env!("CARGO_BIN_EXE_chatd"));
-        let server = Server::on(binary, Settings::new(), database).await;
-        Ok(Self { server, cluster, _folder: folder })
+        Ok(Self { cluster, _folder: folder })
     }
 }
 
-impl Drop for Bench {
+impl Drop for Postgres {
     fn drop(&mut self) {
         // The folder goes with us, so nothing has to be written down.
         let _ = self.cluster.kill9();
+    }
+}
+
+/// A server, its PostgreSQL, and what the kernel counts for both.
+struct Bench {
+    // Dropped in this order: the server before its database.
+    server: Server,
+    postgres: Postgres,
+}
+
+impl Bench {
+    async fn start() -> anyhow::Result<Self> {
+        let postgres = Postgres::start()?;
+        let database = Database::empty(postgres.cluster.clone()).await?;
+        let server = Server::on(Path::new(BINARY), Settings::new(), database).await;
+        Ok(Self { server, postgres })
     }
 }
 
@@ -59,6 +75,18 @@ async fn main() -> anyhow::Result<()> {
     }
     if wanted("bytes") {
         bytes::measure().await?;
+    }
+    if wanted("fleet-memory") {
+        fleet::rest::measure().await?;
+    }
+    if wanted("bus") {
+        fleet::bus::measure().await?;
+    }
+    if wanted("hop") {
+        fleet::hop::measure().await?;
+    }
+    if wanted("recovery") {
+        fleet::recovery::measure().await?;
     }
     Ok(())
 }

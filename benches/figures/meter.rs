@@ -3,9 +3,9 @@
 use std::{fs, time::Duration};
 
 use anyhow::{Context, Result};
-use chatd_kit::say;
+use chatd_kit::{Database, say};
 
-use crate::Bench;
+use crate::{Bench, Postgres};
 
 /// Kernel ticks in a second, on every Linux that Rust runs on.
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -22,18 +22,8 @@ impl Bench {
     /// What chatd and its PostgreSQL have used so far.
     pub async fn used(&mut self) -> Result<Used> {
         let chatd = self.server.process().pid().context("chatd runs")?;
-        let postmaster = self.cluster.pid()?;
-        let mut postgres_ms = 0.0;
-        for process in processes() {
-            // The children of a process that has waited for them are in its own count.
-            if process.pid == postmaster {
-                postgres_ms += process.cpu_ms + process.ended_children_ms;
-            } else if process.parent == postmaster {
-                postgres_ms += process.cpu_ms;
-            }
-        }
-        let chatd_ms = processes().find(|one| one.pid == chatd).context("chatd runs")?.cpu_ms;
-        Ok(Used { chatd_ms, postgres_ms, commits: self.commits().await? })
+        let postgres_ms = postgres_ms(&self.postgres)?;
+        Ok(Used { chatd_ms: cpu_ms(chatd)?, postgres_ms, commits: self.commits().await? })
     }
 
     /// Says how much memory chatd has: what is its own, and the pages of its program that are in
@@ -59,12 +49,9 @@ impl Bench {
     /// Transactions that sessions have told PostgreSQL's statistics, which they do within a second
     /// of their end; so this waits until the number stands still.
     async fn commits(&self) -> Result<f64> {
-        let client = self.cluster.connect("postgres").await?;
-        let sql = "SELECT xact_commit::float8 FROM pg_stat_database WHERE datname = $1";
-        let name = self.server.database().name();
         let mut last = -1.0;
         loop {
-            let now: f64 = client.query_one(sql, &[&name]).await?.get(0);
+            let now = commits_so_far(self.server.database()).await?;
             if now <= last {
                 return Ok(now);
             }
@@ -100,6 +87,69 @@ impl Used {
             share(self.postgres_ms, before.postgres_ms),
             (self.commits - before.commits) / seconds
         ));
+    }
+}
+
+/// Transactions that have been told PostgreSQL's statistics.
+pub async fn commits_so_far(database: &Database) -> Result<f64> {
+    let client = database.cluster().connect("postgres").await?;
+    let sql = "SELECT xact_commit::float8 FROM pg_stat_database WHERE datname = $1";
+    Ok(client.query_one(sql, &[&database.name()]).await?.get(0))
+}
+
+/// What the processes of a PostgreSQL have used.
+pub fn postgres_ms(postgres: &Postgres) -> Result<f64> {
+    let postmaster = postgres.cluster.pid()?;
+    let mut sum = 0.0;
+    for process in processes() {
+        // The children of a process that has waited for them are in its own count.
+        if process.pid == postmaster {
+            sum += process.cpu_ms + process.ended_children_ms;
+        } else if process.parent == postmaster {
+            sum += process.cpu_ms;
+        }
+    }
+    Ok(sum)
+}
+
+/// What a process has used. Finer than [`Process::cpu_ms`], which counts ticks.
+pub fn cpu_ms(pid: u32) -> Result<f64> {
+    let whole = processes().find(|one| one.pid == pid).context("it runs")?.cpu_ms;
+    let mut of_threads = 0.0;
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
+        // A thread may end meanwhile.
+        let text = fs::read_to_string(thread.path().join("schedstat")).unwrap_or_default();
+        let ns = text.split(' ').next().and_then(|ns| ns.parse::<f64>().ok());
+        of_threads += ns.unwrap_or_default() / 1e6;
+    }
+    // What threads have used that are gone is in the sum of the ticks only.
+    let tick = 1000.0 / TICKS_PER_SECOND;
+    Ok(if whole - of_threads > 2.0 * tick { whole } else { of_threads })
+}
+
+/// Memory of one process, in MB.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Memory {
+    /// Its part of what it shares with others, and all that it does not share.
+    pub proportional: f64,
+    pub resident: f64,
+    /// What nobody else has.
+    pub private: f64,
+}
+
+impl Memory {
+    pub fn of(pid: u32) -> Result<Self> {
+        let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+        let mb = |name: &str| {
+            let line = text.lines().find(|line| line.starts_with(name));
+            let kib = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<f64>().ok());
+            kib.unwrap_or_default() * 1024.0 / 1e6
+        };
+        Ok(Self {
+            proportional: mb("Pss:"),
+            resident: mb("Rss:"),
+            private: mb("Private_Clean:") + mb("Private_Dirty:"),
+        })
     }
 }
 

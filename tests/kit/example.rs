@@ -35,20 +35,25 @@ pub struct Example {
     instances: Vec<Process>,
     silent: Vec<Process>,
     _redis: Redis,
-    _database: Database,
+    database: Database,
     folder: Arc<TempDir>,
 }
 
 impl Example {
     /// Starts the fleet in the folder `source`.
     pub async fn start(binary: &Path, source: &Path) -> Result<Self> {
+        Self::start_on(Database::create(binary).await?, binary, source).await
+    }
+
+    /// The same on `database`.
+    pub async fn start_on(database: Database, binary: &Path, source: &Path) -> Result<Self> {
         let mut workers = BTreeMap::new();
         for entry in fs::read_dir(source.join("workers"))? {
             let path = entry?.path();
             let name = path.file_stem().and_then(|name| name.to_str()).context("a file's name")?;
             workers.insert(name.to_owned(), read(&path)?);
         }
-        Self::of(binary, read(&source.join("homeserver.yaml"))?, workers).await
+        Self::on(database, binary, read(&source.join("homeserver.yaml"))?, workers).await
     }
 
     /// Starts the fleet of a guide.
@@ -67,7 +72,15 @@ impl Example {
         shared: Value,
         workers: BTreeMap<String, Value>,
     ) -> Result<Self> {
-        let database = Database::create(binary).await?;
+        Self::on(Database::create(binary).await?, binary, shared, workers).await
+    }
+
+    async fn on(
+        database: Database,
+        binary: &Path,
+        shared: Value,
+        workers: BTreeMap<String, Value>,
+    ) -> Result<Self> {
         let folder = folder()?;
         let redis = Redis::start(folder.path()).await;
         let mut place = Place { folder: folder.path(), ports: BTreeMap::new() };
@@ -89,7 +102,7 @@ impl Example {
         try_join_all(instances.iter_mut().map(Process::until_healthy)).await?;
         let files = "-c homeserver.yaml -c test.yaml workers";
         let nginx = Nginx::start(folder.path(), Site::Generated { binary, files }).await?;
-        Ok(Self { nginx, instances, silent, _redis: redis, _database: database, folder })
+        Ok(Self { nginx, instances, silent, _redis: redis, database, folder })
     }
 
     /// Requests by way of nginx.
@@ -100,6 +113,16 @@ impl Example {
     /// The folder with its files and sockets.
     pub fn folder(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// All instances, those that listen first.
+    pub fn instances(&self) -> impl Iterator<Item = &Process> {
+        self.instances.iter().chain(&self.silent)
+    }
+
+    /// Its database, to look behind its back.
+    pub fn database(&self) -> &Database {
+        &self.database
     }
 
     /// How many instances there are.
