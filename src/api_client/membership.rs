@@ -101,7 +101,7 @@ async fn join_by_id(app: Arc<App>, req: Request) -> Result<Reply> {
 
 async fn join_room(app: &App, req: &Request, room_id: OwnedRoomId) -> Result<Reply> {
     let body: Body = req.json_or_empty()?;
-    let extra = Extra { reason: body.reason, key: key(&req), ..Extra::default() };
+    let extra = Extra { reason: body.reason, key: key(req), ..Extra::default() };
     app.limits.check(LimitClass::JoinsPerRoom, room_id.as_str())?;
     app.rooms.join(req.who()?, &room_id, extra).await?;
     Reply::json(&json!({ "room_id": room_id }))

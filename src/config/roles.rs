@@ -60,7 +60,7 @@ impl Roles {
     /// Names of the roles that can run `task`.
     pub fn able_to(&self, task: TaskName) -> impl Iterator<Item = &str> {
         let able = self.roles.iter().filter(move |role| role.tasks.contains(&task));
-        able.map(|role| role.name.as_ref())
+        able.map(|role| role.name)
     }
 
     /// The role of that name.

@@ -213,12 +213,12 @@ mod tests {
         let duty =
             Duty { name: "cleanup".to_owned(), preferred: None, able: Able::Roles(Vec::new()) };
         let leases = Leases::new(vec![duty]);
-        let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+        let (tell, mut told) = tokio::sync::mpsc::channel(8);
         let stop = Stop::new();
         let kept = leases.keep("cleanup", stop.clone(), move |epoch| {
             let tell = tell.clone();
             async move {
-                tell.send(epoch).unwrap();
+                tell.send(epoch).await.unwrap();
                 std::future::pending().await
             }
         });

@@ -12,10 +12,13 @@ use ruma_common::OwnedUserId;
 
 type Key = (UserNid, String, RoomNid);
 
+/// Members, and where the answer ended that has their events.
+type Given = HashMap<OwnedUserId, Arc<StreamToken>>;
+
 /// Bounded; what is forgotten is sent again.
 #[derive(Debug)]
 pub struct GivenMembers {
-    rooms: Cache<Key, Arc<Mutex<HashMap<OwnedUserId, Arc<StreamToken>>>>>,
+    rooms: Cache<Key, Arc<Mutex<Given>>>,
 }
 
 /// Members remembered for one device and room.
@@ -55,7 +58,7 @@ impl GivenMembers {
     ) {
         let key = (user, device.to_owned(), room);
         let given = self.rooms.get(&key).unwrap_or_else(|| {
-            let fresh = Arc::<Mutex<HashMap<_, _>>>::default();
+            let fresh = Arc::<Mutex<Given>>::default();
             self.rooms.insert(key, fresh.clone());
             fresh
         });
