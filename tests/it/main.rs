@@ -14,6 +14,7 @@ mod limits;
 mod listeners;
 mod live;
 mod push;
+mod redis;
 mod registration;
 mod room_rules;
 mod rooms;
