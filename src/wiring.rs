@@ -136,7 +136,7 @@ async fn serve(
     let figures = status.clone();
     metrics.source(move |sheet| figures.figures(sheet));
     let homes = Arc::new(Homes::new(mine, deps, &owners, &app.reader, roster));
-    let fleet = fleet(&app.config, mine, &homes, stop)?;
+    let fleet = fleet(deps, mine, &homes, stop)?;
     if let Some(caller) = fleet.as_ref().map(Fleet::caller) {
         streams.others.join(Arc::new(Fellows { homes, caller }));
     }
@@ -248,15 +248,12 @@ fn start_tasks(users: &Users, rooms: &Arc<Rooms>, leases: &Leases) {
     tasks::spawn("cleanup", leases.keep(TaskName::Cleanup.as_str(), stop, clean));
 }
 
-/// The other instances, if the configuration says how to reach any.
-fn fleet(
-    config: &Config,
-    mine: &Assignment,
-    homes: &Arc<Homes>,
-    stop: &Stop,
-) -> Result<Option<Fleet>> {
-    let workers = &config.workers;
-    if workers.instance_map.keys().all(|name| *name == mine.instance) {
+/// The other instances, if there may be any: those that call this one need not be in the
+/// configuration.
+fn fleet(deps: &Deps, mine: &Assignment, homes: &Arc<Homes>, stop: &Stop) -> Result<Option<Fleet>> {
+    let workers = &deps.config.workers;
+    let knows_nobody = workers.instance_map.keys().all(|name| *name == mine.instance);
+    if knows_nobody && !deps.streams.has_others() {
         return Ok(None);
     }
     let secret = workers.replication_secret.clone();
