@@ -27,3 +27,4 @@ mod timeline;
 mod visibility;
 mod voip;
 mod watching;
+mod worker_facts;

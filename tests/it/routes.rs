@@ -52,14 +52,14 @@ const BUILT_ELSEWHERE: &[&str] =
 const VERSIONS: &[&str] = &["v3", "r0", "unstable", "v2_alpha", "api/v1"];
 
 /// One line of a table.
-struct Row {
-    method: String,
-    path: String,
+pub struct Row {
+    pub method: String,
+    pub path: String,
     is_built: bool,
 }
 
 /// The lines of one table; nothing, said aloud, if the tables are not at hand.
-fn rows(file: &str) -> Vec<Row> {
+pub fn rows(file: &str) -> Vec<Row> {
     let spec = std::env::var_os("CHATD_SPEC_DIR").filter(|folder| !folder.is_empty());
     let file = spec.map(|spec| PathBuf::from(spec).join("../routes").join(file));
     let Some(file) = file.filter(|file| file.is_file()) else {
@@ -96,7 +96,7 @@ fn is_below(path: &str, prefix: &str) -> bool {
 }
 
 /// The path with something in the place of its arguments.
-fn filled(pattern: &str) -> String {
+pub fn filled(pattern: &str) -> String {
     let segments = pattern.split('/').map(|segment| match segment {
         "{userId}" => path("{}", &["@alice:test.local"]),
         "{roomId}" => path("{}", &["!x:test.local"]),

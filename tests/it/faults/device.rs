@@ -181,7 +181,7 @@ impl Part {
 }
 
 /// Whether no part of a token is behind that of an earlier one.
-fn is_at_least(token: &str, earlier: &str) -> bool {
+pub fn is_at_least(token: &str, earlier: &str) -> bool {
     let parts = |token: &str| -> Vec<Part> {
         let read = |part| Part::read(part).unwrap_or_else(|| panic!("{token}"));
         token.split('_').map(read).collect()

@@ -4,13 +4,13 @@
 //! A run prints its seed, which decides when what is killed; `CHATD_FAULT_SEED` repeats it as far
 //! as timing lets it. `CHATD_FAULT_ROUNDS` is how often something is killed in a run.
 
-mod bus;
+pub mod bus;
 mod check;
-mod device;
+pub mod device;
 mod fleet;
 mod load;
 mod outage;
-mod proxy;
+pub mod proxy;
 mod seats;
 mod shutdown;
 
@@ -67,7 +67,7 @@ async fn rounds(
 }
 
 /// How often something is killed, and what decides when and what.
-fn plan() -> (u64, StdRng) {
+pub fn plan() -> (u64, StdRng) {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
     let seed = number("CHATD_FAULT_SEED").unwrap_or_else(rand::random);
     let rounds = number("CHATD_FAULT_ROUNDS").unwrap_or(4);

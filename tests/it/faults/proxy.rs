@@ -80,18 +80,19 @@ async fn pass(mut client: UnixStream, mut server: UnixStream, cut: Arc<AtomicU8>
     let mut is_committing = false;
     loop {
         let ended = tokio::select! {
-            Some(bytes) = requests.next() => {
+            request = requests.next() => {
+                let Some(bytes) = request else { return };
                 let at = find(bytes);
                 let before = at.is_some() && take(&cut, Cut::BeforeCommit);
                 is_committing |= at.is_some() && take(&cut, Cut::AfterCommit);
                 let end = at.filter(|_| before).map_or(bytes.len(), |at| at - HEAD);
                 to_server.write_all(&bytes[..end]).await.is_err() || before
             }
-            Some(bytes) = answers.next() => {
+            answer = answers.next() => {
+                let Some(bytes) = answer else { return };
                 let confirmed = is_committing && find(bytes).is_some();
                 confirmed || to_client.write_all(bytes).await.is_err()
             }
-            else => true,
         };
         if ended {
             return;

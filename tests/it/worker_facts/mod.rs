@@ -1,0 +1,61 @@
+//! Failures that fleets of this design are known for, each as a test. Some are in other files:
+//!
+//! | failure | shown by |
+//! | --- | --- |
+//! | messages to devices are stored, never delivered, and deleted | `whispers::each_comes_once_while_the_bus_is_bad_and_readers_are_killed`; in one process `chatd_sync::inbox` (`each_message_is_taken_once`) |
+//! | messages to devices are lost while their writer is down | `whispers::none_is_lost_while_their_writer_is_away` |
+//! | presence, or another stream, stands still after a request that was broken off | `broken_off` |
+//! | a new writer makes positions jump | `faults::fleet::persisters_come_and_go_without_a_failed_request`, whose devices compare their tokens |
+//! | positions go backwards after a restart | `tokens::no_position_goes_back_after_a_write_that_was_rolled_back`; each device of `faults` compares its tokens |
+//! | a sync skips an event whose position it has passed | `chatd_sync::log` (`what_is_answered_is_complete`: any delay between index and position); `faults::fleet::nothing_is_lost_when_the_bus_loses_messages` |
+//! | a change of state is missing after a token that is inside a batch | `tokens::state_changes_have_their_own_place_in_a_batch` |
+//! | what was written at one worker cannot be read at another | `reads` |
+//! | presence flaps | `presence::a_long_sync_is_one_presence`; `chatd_users::presence::relay` (`half_an_hour_of_syncs_is_one_presence`) |
+//! | the writer of presence is drowned in calls | `presence::many_syncs_are_few_calls`; `chatd_users::presence::relay` (`ten_thousand_devices_are_a_few_calls`) |
+//! | an endpoint is not there at a worker | `roles` |
+
+mod broken_off;
+mod presence;
+mod reads;
+mod roles;
+mod tokens;
+mod whispers;
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use chatd_kit::{Answer, Fleet, Request, User, fleet::public_socket, http::Http};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_chatd");
+
+/// Longest time that a request may fail in a row.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Repeats a request until the answer is not that it cannot be done now.
+async fn insist(make: impl Fn() -> Request) -> Answer {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let failure = match make().unchecked().send().await {
+            Ok(answer) if answer.status < 500 => return answer,
+            Ok(answer) => answer.to_string(),
+            Err(error) => format!("{error:?}"),
+        };
+        assert!(Instant::now() < deadline, "a request has failed for {LIMIT:?}: {failure}");
+        tokio::time::sleep(Duration::from_millis(15)).await;
+    }
+}
+
+/// The way to one instance, past the proxy.
+fn at(folder: &Path, instance: &str) -> Http {
+    Http::on_socket(&public_socket(folder, instance))
+}
+
+/// Users of a fleet, by way of its proxy.
+async fn users<const N: usize>(fleet: &Fleet, names: [&str; N]) -> [User; N] {
+    let http = Http::new(fleet.url());
+    let users = names.map(|name| User::register(&http, name));
+    let users = futures::future::join_all(users).await;
+    users.try_into().unwrap_or_else(|_| unreachable!("as many as there are names"))
+}
