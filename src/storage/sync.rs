@@ -149,10 +149,13 @@ statements! {
                                            AND h.pos <= $2 ORDER BY h.pos DESC LIMIT 1)";
     GET_DELIVERED = "SELECT pos, removed FROM to_device_delivered
                      WHERE user_nid = $1 AND device_id = $2";
-    /// Returns what was there before.
-    SET_DELIVERED = "WITH before AS (SELECT pos, removed FROM to_device_delivered
-                                     WHERE user_nid = $1 AND device_id = $2 FOR UPDATE)
-                     INSERT INTO to_device_delivered (user_nid, device_id, pos) VALUES ($1, $2, $3)
+    /// Returns what was there before; that is looked at in what is inserted, since whatever only
+    /// `RETURNING` asks for is read when it is too late.
+    SET_DELIVERED = "WITH before AS MATERIALIZED (SELECT pos, removed FROM to_device_delivered
+                                                  WHERE user_nid = $1 AND device_id = $2
+                                                  FOR UPDATE)
+                     INSERT INTO to_device_delivered (user_nid, device_id, pos)
+                     SELECT $1, $2, greatest($3::int8, (SELECT before.pos FROM before))
                      ON CONFLICT (user_nid, device_id)
                      DO UPDATE SET pos = greatest(to_device_delivered.pos, excluded.pos)
                      RETURNING (SELECT before.pos FROM before),

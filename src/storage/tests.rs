@@ -1,7 +1,7 @@
 //! Every statement is prepared against a freshly migrated database; what a real PostgreSQL
 //! guarantees is asked of one.
 
-use chatd_base::{UserNid, WriterId};
+use chatd_base::{Position, UserNid, WriterId};
 use chatd_kit::{
     Database,
     cluster::{Cluster, USER},
@@ -10,6 +10,7 @@ use chatd_kit::{
 use crate::{
     ALL_STATEMENTS, Batch, ConnectSettings, Host, Pool, Statement, migrate,
     notices::{Heard, Notice, Notices},
+    sync::{get_delivered, set_delivered},
 };
 
 /// Opens `database` as the server does.
@@ -128,3 +129,16 @@ async fn everything_is_missed_while_the_connection_is_lost() {
 
 static FAILS: Statement =
     Statement { name: "FAILS", sql: "SELECT 1 / 0", meter: crate::meter::Meter::new() };
+
+#[tokio::test]
+async fn whoever_notes_what_it_delivers_learns_what_others_have() {
+    let database = Database::empty(Cluster::shared().unwrap()).await.unwrap();
+    let pool = open(&database);
+    migrate(&pool).await.unwrap();
+    for (upto, before) in [(5, 0), (9, 5), (7, 9), (12, 9)] {
+        let known = set_delivered(&pool, UserNid(1), "D", Position(upto)).await.unwrap();
+        assert_eq!(known.delivered, Position(before), "{upto}");
+    }
+    let known = get_delivered(&pool, UserNid(1), "D").await.unwrap();
+    assert_eq!((known.delivered, known.removed), (Position(12), Position(0)));
+}
