@@ -14,12 +14,12 @@ const ROUNDS: u64 = 60;
 /// One request of each kind that writes something.
 fn requests(alice: &User, bob: &User, room: &str, event: &str, round: u64) -> Vec<Request> {
     let content = json!({"round": round});
-    let status = if round % 2 == 0 { "unavailable" } else { "online" };
+    let status = if round.is_multiple_of(2) { "unavailable" } else { "online" };
     let presence = json!({"presence": status, "status_msg": format!("round {round}")});
     let rule = path("/pushrules/global/room/{}", &[room]);
     vec![
         alice.put(path("/presence/{}/status", &[&alice.id]), &presence),
-        alice.typing(room, round % 2 == 0),
+        alice.typing(room, round.is_multiple_of(2)),
         alice.read(room, event),
         alice.to_device("m.test", &format!("broken{round}"), bob, &content),
         alice.set_account_data("m.test", &content),
