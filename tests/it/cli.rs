@@ -180,7 +180,6 @@ fn an_instance_is_explained_to_people_and_programs() {
     {
         assert!(text.ok().contains(words), "{words:?} is not in {text}");
     }
-    chatd(here, &format!("run {worker}")).end().failed(78, &["one of several instances"]);
     chatd(here, "explain --role generic_wroker --name w -c shared.yaml")
         .end()
         .failed(78, &["did you mean `synapse.app.generic_worker`?"]);
