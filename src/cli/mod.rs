@@ -1,8 +1,6 @@
 //! The command line. One file per command; what they share is here.
 
 mod check_config;
-#[cfg(test)]
-mod examples;
 mod explain;
 mod explain_fleet;
 mod failure;
@@ -155,4 +153,9 @@ fn say(line: impl std::fmt::Display) {
 /// Prints a line on standard error.
 fn note(line: impl std::fmt::Display) {
     let _ = writeln!(io::stderr().lock(), "{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    mod examples;
 }

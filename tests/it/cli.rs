@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
-use chatd_kit::{Command, SHARED_SECRET, Settings, scenario};
+use chatd_kit::{Command, SHARED_SECRET, Settings, process::free_port, scenario};
 use serde_json::{Value, json};
 
 /// A call of chatd in `folder`.
@@ -25,11 +25,6 @@ fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
 /// What `explain --json` says with these arguments.
 fn explained(folder: &Path, line: &str) -> Value {
     serde_json::from_str(chatd(folder, &format!("explain --json {line}")).end().ok()).unwrap()
-}
-
-/// A port that nobody uses.
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// A `listeners` variable with one listener for clients.
@@ -61,7 +56,7 @@ async fn a_generated_configuration_is_good_and_runs() {
         .failed(73, &["hs.yaml: cannot be written", "what to do: choose another file"]);
     assert!(chatd(here, "check-config -c hs.yaml").end().ok().contains("is good"));
 
-    let port = free_port();
+    let port = free_port().unwrap();
     for _first_and_second_start in 0..2 {
         let mut server = chatd(here, "run -c hs.yaml")
             .variable("CHATD_LISTENERS", &listeners(port))
@@ -237,7 +232,7 @@ scenario! {
             .input("from a pipe\n").end().ok();
         register("-u eve -p x --no-admin -k wrong").argument(&url).end()
             .failed(77, &["403", "HMAC incorrect"]);
-        let nobody = format!("http://127.0.0.1:{}", free_port());
+        let nobody = format!("http://127.0.0.1:{}", free_port().unwrap());
         register("-u eve -p x --no-admin -k wrong").argument(&nobody).end()
             .failed(69, &["cannot be reached", "check that the server is running"]);
 
@@ -294,7 +289,7 @@ async fn logs_go_where_log_config_says() {
     ]);
     let here = folder.path();
     chatd(here, "check-config -c broken.yaml").end().failed(78, &["nowhere.yaml"]);
-    let port = free_port();
+    let port = free_port().unwrap();
     let server = chatd(here, "run -c hs.yaml")
         .variable("CHATD_LISTENERS", &listeners(port))
         .start("console.log");

@@ -13,6 +13,7 @@ use chatd_kit::{
     command::{Ended, Running},
     fleet::{metrics_socket, public_socket, replication_socket},
     http::Http,
+    process::free_port,
     prometheus::Page,
 };
 use serde_json::{Value, json};
@@ -55,11 +56,7 @@ impl Watched {
         let binary = Path::new(BINARY);
         let database = Database::create(binary).await.unwrap();
         let folder = tempfile::tempdir().unwrap();
-        let free = || {
-            let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-            socket.local_addr().unwrap().port()
-        };
-        let (client, metrics) = (free(), free());
+        let (client, metrics) = (free_port().unwrap(), free_port().unwrap());
         let local = ["127.0.0.1"];
         let once = json!({"per_second": 0.001, "burst_count": 1});
         let config = json!({

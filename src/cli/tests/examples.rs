@@ -13,7 +13,7 @@ use chatd_config::{
 use clap::Parser;
 use serde_json::Value;
 
-use super::Cli;
+use crate::cli::Cli;
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
