@@ -9,8 +9,10 @@ use chatd_config::{
     Assignment, Config, Database, DatabaseTls, MAIN, PostgresDatabase, Roles, SigningKeys,
     StreamName, TaskName,
 };
+use chatd_federation::Federation;
 use chatd_http::{Fleet, Limits, Metrics, Reply, Server, Serving};
-use chatd_rooms::{Rooms, Signer, profile::finish_what_was_begun};
+use chatd_rooms::{Rooms, Signer, profile::finish_what_was_begun, read::Reader};
+use chatd_servers::Servers;
 use chatd_storage::{ConnectSettings, Host, Interner, Pool, instances::Card, notices::Notices};
 use chatd_streams::{
     Leases, Owners, Roster, Streams,
@@ -115,7 +117,10 @@ async fn serve(
     let users = Arc::new(Users::new(deps));
     // Before anything is written, so that its memory is complete from the start.
     let sync = Arc::new(Sync::new(&users));
-    let rooms = Arc::new(Rooms::new(&users, owners.clone(), signer(&config)?));
+    // Made at the first start.
+    let keys =
+        SigningKeys::read_or_create(&config.signing_key_path).map_err(|error| anyhow!(error))?;
+    let rooms = Arc::new(Rooms::new(&users, owners.clone(), signer(&config, &keys)?));
     rooms.answer_calls();
     let reader = rooms.reader.clone();
     users.deps.streams.follow(&users.deps.pool, services);
@@ -126,6 +131,7 @@ async fn serve(
         tasks::spawn("duties", follow_duties(roster.clone(), changes, stop.clone()));
     }
     let admin = chatd_api_admin::App::new(config.clone(), users.clone(), clock.clone());
+    let federation = federation(&users, &rooms, &reader, keys);
     let app = Arc::new(App { config, clock, limits: Arc::new(limits), users, rooms, sync, reader });
 
     let limits = app.limits.clone();
@@ -143,6 +149,8 @@ async fn serve(
     start_tasks(&app.users, &app.rooms, &leases);
     let mut routers = chatd_api_client::routers(&app);
     routers.extend(chatd_api_admin::routers(&Arc::new(admin)));
+    let federation = chatd_api_federation::App { federation };
+    routers.extend(chatd_api_federation::routers(&Arc::new(federation)));
     let serving = Serving {
         routers,
         mounted: mine.routers.clone(),
@@ -158,6 +166,21 @@ async fn serve(
         say_how_to_make_an_account(&app.config);
     }
     server.serve(serving, stop.clone()).await.map_err(|error| anyhow!(error))
+}
+
+/// What has to do with other servers.
+fn federation(
+    users: &Arc<Users>,
+    rooms: &Arc<Rooms>,
+    reader: &Reader,
+    keys: SigningKeys,
+) -> Arc<Federation> {
+    let Deps { pool, config, clock, stop, .. } = users.deps.clone();
+    let deps =
+        chatd_servers::Deps { pool, config: config.clone(), clock, stop, keys: Arc::new(keys) };
+    let servers = Servers::new(&deps);
+    let (users, rooms, reader) = (users.clone(), rooms.clone(), reader.clone());
+    Arc::new(Federation::new(chatd_federation::Deps { config, users, rooms, reader, servers }))
 }
 
 /// Whoever has just started a server for the first time can do nothing without an account.
@@ -226,10 +249,8 @@ fn address_of(deps: &Deps, mine: &Assignment) -> Option<String> {
     serde_json::to_string(address).ok()
 }
 
-/// The key that signs this server's events; made at the first start.
-fn signer(config: &Config) -> Result<Signer> {
-    let keys =
-        SigningKeys::read_or_create(&config.signing_key_path).map_err(|error| anyhow!(error))?;
+/// The key that signs this server's events.
+fn signer(config: &Config, keys: &SigningKeys) -> Result<Signer> {
     let key = keys.current();
     Signer::new(config.server_name.clone(), &key.version, &key.seed).map_err(|error| anyhow!(error))
 }

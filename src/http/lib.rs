@@ -38,7 +38,7 @@ pub use home::{Home, Placement};
 pub use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 pub use limit::{LimitClass, Limits};
 pub use metrics::Metrics;
-pub use paths::{Paths, media_v3, raw, unstable, v1, v3};
+pub use paths::{Paths, federation_v1, federation_v2, media_v3, raw, unstable, v1, v3};
 pub use probe::Probe;
 pub use reply::Reply;
 pub use request::Request;

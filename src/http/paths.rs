@@ -32,6 +32,16 @@ pub fn media_v3(pattern: &str) -> Paths {
     Paths { patterns: patterns.into() }
 }
 
+/// An endpoint of `/_matrix/federation/v1`.
+pub fn federation_v1(pattern: &str) -> Paths {
+    raw(&format!("/_matrix/federation/v1{pattern}"))
+}
+
+/// An endpoint of `/_matrix/federation/v2`.
+pub fn federation_v2(pattern: &str) -> Paths {
+    raw(&format!("/_matrix/federation/v2{pattern}"))
+}
+
 /// An endpoint whose whole path is given.
 pub fn raw(pattern: &str) -> Paths {
     Paths { patterns: vec![pattern.to_owned()] }

@@ -1,0 +1,30 @@
+//! What servers do with each other: take in events, join rooms elsewhere, let others join, send
+//! what happens here. Nothing here knows HTTP listeners or SQL text.
+
+use std::sync::Arc;
+
+use chatd_config::Config;
+use chatd_rooms::{Rooms, read::Reader};
+use chatd_servers::Servers;
+use chatd_users::Users;
+
+/// What every service of this member is built from. Cheap to clone.
+#[derive(Clone)]
+pub struct Deps {
+    pub config: Arc<Config>,
+    pub users: Arc<Users>,
+    pub rooms: Arc<Rooms>,
+    pub reader: Reader,
+    pub servers: Servers,
+}
+
+/// All services of this member.
+pub struct Federation {
+    pub deps: Deps,
+}
+
+impl Federation {
+    pub fn new(deps: Deps) -> Self {
+        Self { deps }
+    }
+}

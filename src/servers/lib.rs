@@ -1,0 +1,112 @@
+//! Other servers: where they are, how they are asked, and which keys they sign with. Nothing here
+//! knows rooms or users.
+
+mod client;
+mod keyring;
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use chatd_base::{Clock, Stop};
+use chatd_config::{Config, SigningKeys};
+use chatd_storage::Pool;
+use http::Method;
+
+pub use client::{Client, Failure};
+pub use keyring::{Keyring, Unsound};
+
+/// What every service of this member is built from. Cheap to clone.
+#[derive(Clone)]
+pub struct Deps {
+    pub pool: Pool,
+    pub config: Arc<Config>,
+    pub clock: Clock,
+    /// Ends the services, after the last request.
+    pub stop: Stop,
+    /// This server's own.
+    pub keys: Arc<SigningKeys>,
+}
+
+/// All that has to do with other servers as such. Cheap to clone.
+#[derive(Clone)]
+pub struct Servers {
+    /// Asks them.
+    pub client: Arc<Client>,
+    /// Knows their keys, and this server's own.
+    pub keyring: Arc<Keyring>,
+}
+
+impl Servers {
+    pub fn new(deps: &Deps) -> Self {
+        let client = Arc::new(Client::new(deps));
+        Self { keyring: Arc::new(Keyring::new(deps, &client)), client }
+    }
+}
+
+/// One request to another server.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    pub method: Method,
+    /// Path and query, percent-encoded.
+    pub path: String,
+    /// JSON.
+    pub body: Option<Bytes>,
+    /// For the whole exchange, repeats included.
+    pub within: Duration,
+    /// Largest answer, in bytes (R8).
+    pub most_bytes: usize,
+    /// Whether it is made although the server has lately been away.
+    pub ignores_back_off: bool,
+}
+
+impl Ask {
+    /// A request with the bounds that fit most: 30 s, an answer of 10 MiB.
+    pub fn new(method: Method, path: impl Into<String>) -> Self {
+        Self {
+            method,
+            path: path.into(),
+            body: None,
+            within: Duration::from_secs(30),
+            most_bytes: 10 * 1024 * 1024,
+            ignores_back_off: false,
+        }
+    }
+
+    pub fn get(path: impl Into<String>) -> Self {
+        Self::new(Method::GET, path)
+    }
+
+    pub fn put(path: impl Into<String>) -> Self {
+        Self::new(Method::PUT, path)
+    }
+
+    pub fn post(path: impl Into<String>) -> Self {
+        Self::new(Method::POST, path)
+    }
+
+    /// The same with a body, which is JSON.
+    #[must_use]
+    pub fn json(mut self, body: Bytes) -> Self {
+        self.body = Some(body);
+        self
+    }
+
+    #[must_use]
+    pub fn within(mut self, within: Duration) -> Self {
+        self.within = within;
+        self
+    }
+
+    #[must_use]
+    pub fn most_bytes(mut self, most: usize) -> Self {
+        self.most_bytes = most;
+        self
+    }
+
+    /// The same, made although the server has lately been away.
+    #[must_use]
+    pub fn anyway(mut self) -> Self {
+        self.ignores_back_off = true;
+        self
+    }
+}
