@@ -10,6 +10,7 @@ mod edge;
 mod encryption;
 mod examples;
 mod faults;
+mod federation;
 mod limits;
 mod listeners;
 mod live;

@@ -75,9 +75,7 @@ impl Cluster {
 
     /// An exclusive lock among all test processes, released when the file is dropped.
     pub fn lock(&self, name: &str) -> Result<File> {
-        let file = open_lock(&self.folder.join(name))?;
-        file.lock()?;
-        Ok(file)
+        lock(&self.folder.join(name))
     }
 
     /// A connection of our own to `database`.
@@ -238,17 +236,29 @@ fn kill(pids: &[u32]) -> Result<()> {
 }
 
 /// `/tmp/chatd-kit-<tree>`: short, since a socket's path may have 107 bytes only.
-fn shared_folder() -> Result<PathBuf> {
+pub(crate) fn shared_folder() -> Result<PathBuf> {
     use std::hash::{DefaultHasher, Hash, Hasher};
     let mut tree = DefaultHasher::new();
     env!("CARGO_MANIFEST_DIR").hash(&mut tree);
     let folder = std::env::temp_dir().join(format!("chatd-kit-{:x}", tree.finish()));
     std::fs::create_dir_all(&folder)?;
-    // The server's user has to get in, whoever we are.
-    if std::fs::metadata(&folder)?.permissions().mode() & 0o777 != 0o755 {
-        std::fs::set_permissions(&folder, Permissions::from_mode(0o755))?;
-    }
+    open_to_all(&folder)?;
     Ok(folder)
+}
+
+/// Lets every user into `folder`: servers may run as another one than we.
+pub(crate) fn open_to_all(folder: &Path) -> Result<()> {
+    if std::fs::metadata(folder)?.permissions().mode() & 0o777 != 0o755 {
+        std::fs::set_permissions(folder, Permissions::from_mode(0o755))?;
+    }
+    Ok(())
+}
+
+/// An exclusive lock among all test processes, released when the file is dropped.
+pub(crate) fn lock(path: &Path) -> Result<File> {
+    let file = open_lock(path)?;
+    file.lock()?;
+    Ok(file)
 }
 
 fn open_lock(path: &Path) -> io::Result<File> {

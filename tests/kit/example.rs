@@ -101,7 +101,7 @@ impl Example {
         }
         try_join_all(instances.iter_mut().map(Process::until_healthy)).await?;
         let files = "-c homeserver.yaml -c test.yaml workers";
-        let nginx = Nginx::start(folder.path(), Site::Generated { binary, files }).await?;
+        let nginx = Nginx::start(folder.path(), Site::Generated { binary, files }, None).await?;
         Ok(Self { nginx, instances, silent, _redis: redis, database, folder })
     }
 
@@ -202,7 +202,7 @@ impl Place<'_> {
         let settings = Settings::new()
             .with("redis", json!({"enabled": true, "path": self.folder.join("redis.sock")}))
             .with_chatd("fresh", "always");
-        fs::write(self.folder.join("test.yaml"), settings.to_yaml(None, &config, self.folder))?;
+        fs::write(self.folder.join("test.yaml"), settings.to_yaml(&config, self.folder))?;
         Ok(())
     }
 

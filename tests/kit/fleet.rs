@@ -63,7 +63,7 @@ impl Fleet {
             Spread::Random => Site::Random(&sockets),
             Spread::Generated => Site::Generated { binary, files: &files },
         };
-        let nginx = Nginx::start(folder.path(), site).await?;
+        let nginx = Nginx::start(folder.path(), site, settings.federation()).await?;
         Ok(Self { nginx, instances, redis, folder, binary: binary.to_owned() })
     }
 
@@ -219,7 +219,7 @@ fn write_files(folder: &Path, settings: &Settings, database: &Value) -> Result<(
         )
         .with("listeners", listeners(folder, "main"))
         .with_chatd("proxy_pools", json!({"sync": ["sync1", "sync2"]}));
-    std::fs::write(folder.join("homeserver.yaml"), shared.to_yaml(None, database, folder))?;
+    std::fs::write(folder.join("homeserver.yaml"), shared.to_yaml(database, folder))?;
     for name in WORKERS {
         write_worker(folder, name)?;
     }

@@ -11,6 +11,7 @@ pub mod fleet;
 pub mod guide;
 pub mod http;
 pub mod nginx;
+pub mod ports;
 pub mod process;
 pub mod prometheus;
 pub mod redis;
@@ -21,6 +22,7 @@ pub mod settings;
 pub mod spec;
 pub mod sync;
 pub mod terminal;
+pub mod tls;
 pub mod user;
 
 use std::{

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{Command, command::Running, process::free_port};
+use crate::{Command, command::Running, process::free_port, tls::Authority};
 
 /// A running nginx; killed when dropped.
 #[derive(Debug)]
@@ -28,9 +28,10 @@ pub enum Site<'a> {
 
 impl Nginx {
     /// Starts one in `folder`, on a free port of the loopback address; returns when it listens.
-    pub async fn start(folder: &Path, site: Site<'_>) -> Result<Self> {
+    /// With TLS it listens on the port `federation`, too.
+    pub async fn start(folder: &Path, site: Site<'_>, federation: Option<u16>) -> Result<Self> {
         let port = free_port()?;
-        let site = match site {
+        let mut site = match site {
             Site::Random(sockets) => random(port, sockets),
             Site::Generated { binary, files } => {
                 let line = format!(
@@ -39,6 +40,9 @@ impl Nginx {
                 Command::new(binary, folder, &line).end().ok().to_owned()
             }
         };
+        if let Some(federation) = federation {
+            site += &with_tls(federation, port)?;
+        }
         std::fs::write(folder.join("nginx.conf"), whole(folder, &site))?;
         let folder_text = folder.to_str().context("the folder's name is text")?;
         let line = format!("-p {folder_text} -c nginx.conf -e nginx-error.log");
@@ -79,6 +83,19 @@ fn random(port: u16, sockets: &[PathBuf]) -> String {
          proxy_set_header X-Forwarded-For $remote_addr;\n        proxy_read_timeout 300s;\n    \
          }}\n}}\n"
     )
+}
+
+/// Takes the requests of other servers, and passes them on as they are.
+fn with_tls(from: u16, to: u16) -> Result<String> {
+    let certificate = Authority::shared()?.loopback();
+    let (chain, key) = (certificate.chain.display(), certificate.key.display());
+    Ok(format!(
+        "\nserver {{\n    listen 127.0.0.1:{from} ssl;\n    ssl_certificate {chain};\n    \
+         ssl_certificate_key {key};\n    client_max_body_size 50m;\n    location / {{\n        \
+         proxy_pass http://127.0.0.1:{to};\n        proxy_http_version 1.1;\n        \
+         proxy_set_header Connection \"\";\n        proxy_set_header Host $http_host;\n        \
+         proxy_read_timeout 300s;\n    }}\n}}\n"
+    ))
 }
 
 /// One process that keeps all its files in `folder`.

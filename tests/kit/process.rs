@@ -59,13 +59,8 @@ impl Process {
     pub async fn start(binary: &Path, settings: &Settings, database: &Value) -> Result<Self> {
         let folder = folder()?;
         let port = free_port()?;
-        let listener = json!({
-            "type": "http",
-            "port": port,
-            "bind_addresses": ["127.0.0.1"],
-            "resources": [{"names": ["client"], "compress": false}],
-        });
-        let yaml = settings.to_yaml(Some(listener), database, folder.path());
+        let listeners = listeners(port, settings.federation());
+        let yaml = settings.clone().with("listeners", listeners).to_yaml(database, folder.path());
         std::fs::write(folder.path().join("homeserver.yaml"), yaml)?;
         let arguments = ["run", "-c", "homeserver.yaml", "--data-dir", "data"];
         let mut process = Self::new(binary, folder, "chatd", &arguments, Door::Port(port));
@@ -210,6 +205,26 @@ impl Process {
                 bail!("{} was not healthy within {START_LIMIT:?}:\n{}", self.name, self.log());
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+/// For clients on `port`, without TLS; for other servers too where they are talked to.
+fn listeners(port: u16, federation: Option<u16>) -> Value {
+    let listener = |port: u16, tls: bool, names: &[&str]| {
+        json!({
+            "type": "http",
+            "port": port,
+            "tls": tls,
+            "bind_addresses": ["127.0.0.1"],
+            "resources": [{"names": names, "compress": false}],
+        })
+    };
+    match federation {
+        None => json!([listener(port, false, &["client"])]),
+        Some(tls) => {
+            let names = ["client", "federation"];
+            json!([listener(port, false, &names), listener(tls, true, &names)])
         }
     }
 }

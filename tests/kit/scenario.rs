@@ -1,4 +1,4 @@
-//! `scenario!`: one description, one test for each shape of server.
+//! `scenario!` and `between!`: one description, one test for each shape of server.
 
 /// Declares scenarios. Each gets a server of its own, and runs once for each shape:
 /// `monolith`; `fleet`, whose proxy is set up as `chatd proxy-config` says; and `random`, a fleet
@@ -81,6 +81,83 @@ macro_rules! shape {
         async fn random() {
             let (binary, spread) = (env!("CARGO_BIN_EXE_chatd"), $crate::Spread::Random);
             scenario($crate::Server::fleet(binary, scenario_settings(), spread).await).await;
+        }
+    };
+}
+
+/// Declares scenarios between two servers that federate. Each runs once with two monoliths
+/// (`monoliths`), once with a fleet as the first one (`fleet_here`), and once with a fleet as the
+/// second (`fleet_there`).
+///
+/// ```ignore
+/// between! {
+///     async fn a_message_goes_over(here: Server, there: Server) { … }
+///     async fn work_is_bounded(here: Server, there: Server) in (monoliths) { … }
+///     async fn keys_are_asked_for(here: Server, there: Server)
+///         with (Settings::federating().with("trusted_key_servers", …)) { … }
+/// }
+/// ```
+#[macro_export]
+macro_rules! between {
+    () => {};
+    (
+        $(#[$meta:meta])*
+        async fn $name:ident($here:ident: Server, $there:ident: Server)
+        $(in ($($shape:ident),+))? $(with ($settings:expr))? $body:block
+        $($rest:tt)*
+    ) => {
+        $(#[$meta])*
+        mod $name {
+            #[allow(unused_imports, clippy::allow_attributes, reason = "not every scenario needs them")]
+            use super::*;
+
+            #[allow(unused_mut, clippy::allow_attributes, reason = "only some scenarios kill them")]
+            async fn scenario(mut $here: $crate::Server, mut $there: $crate::Server) $body
+
+            fn scenario_settings() -> $crate::Settings {
+                $crate::federating_settings_of!($($settings)?)
+            }
+
+            $crate::pairs! { $($($shape),+)? }
+        }
+        $crate::between! { $($rest)* }
+    };
+}
+
+/// The settings of both servers of a scenario; evaluated once for each.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! federating_settings_of {
+    () => {
+        $crate::Settings::federating()
+    };
+    ($settings:expr) => {
+        $settings
+    };
+}
+
+/// The tests of a scenario between two servers.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! pairs {
+    () => { $crate::pairs! { monoliths, fleet_here, fleet_there } };
+    ($($shape:ident),+) => { $($crate::pair! { $shape })+ };
+}
+
+/// The test of a scenario between two servers of these shapes.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! pair {
+    (monoliths) => { $crate::pair! { monoliths: start(), start() } };
+    (fleet_here) => { $crate::pair! { fleet_here: fleet($crate::Spread::Random), start() } };
+    (fleet_there) => { $crate::pair! { fleet_there: start(), fleet($crate::Spread::Random) } };
+    ($name:ident: $here:ident($($spread:expr)?), $there:ident($($far:expr)?)) => {
+        #[tokio::test]
+        async fn $name() {
+            let binary = env!("CARGO_BIN_EXE_chatd");
+            let here = $crate::Server::$here(binary, scenario_settings() $(, $spread)?).await;
+            let there = $crate::Server::$there(binary, scenario_settings() $(, $far)?).await;
+            scenario(here, there).await;
         }
     };
 }

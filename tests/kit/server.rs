@@ -29,6 +29,7 @@ pub struct Server {
     shape: Shape,
     database: Database,
     http: Http,
+    settings: Settings,
 }
 
 impl Server {
@@ -45,7 +46,7 @@ impl Server {
             .await
             .unwrap_or_else(|error| panic!("chatd does not start: {error:?}"));
         let http = Http::new(process.url());
-        Self { shape: Shape::Monolith(process), database, http }
+        Self { shape: Shape::Monolith(process), database, http, settings }
     }
 
     /// A fleet on a fresh database of the shared cluster.
@@ -58,7 +59,17 @@ impl Server {
             .await
             .unwrap_or_else(|error| panic!("the fleet does not start: {error:?}"));
         let http = Http::new(fleet.url());
-        Self { shape: Shape::Fleet(fleet), database, http }
+        Self { shape: Shape::Fleet(fleet), database, http, settings }
+    }
+
+    /// Its `server_name`.
+    pub fn name(&self) -> &str {
+        self.settings.server_name()
+    }
+
+    /// Where other servers find it; panics if it is not made by [`Settings::federating`].
+    pub fn federation_port(&self) -> u16 {
+        self.settings.federation().expect("a server among others")
     }
 
     /// The process of a monolith, to kill and restart it.

@@ -4,16 +4,20 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use crate::{ports::Port, tls::Authority};
+
 /// `registration_shared_secret` of every test server.
 pub const SHARED_SECRET: &str = "the secret of the test kit";
 
-/// `server_name` of every test server.
+/// `server_name` of every test server that is alone.
 pub const SERVER_NAME: &str = "test.local";
 
 /// Settings of one server: high limits and open registration, unless a test says otherwise.
 #[derive(Clone, Debug)]
 pub struct Settings {
     keys: Map<String, Value>,
+    /// Where other servers find it; also its name.
+    federation: Option<Port>,
 }
 
 impl Default for Settings {
@@ -46,7 +50,44 @@ impl Settings {
             "chatd": {"expose_request_cost": true},
         });
         let Value::Object(keys) = keys else { unreachable!("the literal above is an object") };
-        Self { keys }
+        Self { keys, federation: None }
+    }
+
+    /// One among others: its name is `127.0.0.1:<port>`, where it listens with TLS, and it talks
+    /// to every server whose certificate is by the kit's authority.
+    pub fn federating() -> Self {
+        let port = Port::claim().expect("a port for other servers");
+        let authority = Authority::shared().expect("an authority of the test kit");
+        let certificate = authority.loopback();
+        let many = json!({
+            "window_size": 1000,
+            "sleep_limit": 100_000,
+            "sleep_delay": 0,
+            "reject_limit": 100_000,
+            "concurrent": 100,
+        });
+        let mut settings = Self::new()
+            .with("server_name", port.server_name())
+            .with("federation_custom_ca_list", json!([authority.certificate()]))
+            .with("ip_range_blocklist", json!([]))
+            .with("trusted_key_servers", json!([]))
+            .with("allow_public_rooms_over_federation", true)
+            .with("allow_device_name_lookup_over_federation", true)
+            .with("rc_federation", many)
+            .with("tls_certificate_path", json!(certificate.chain))
+            .with("tls_private_key_path", json!(certificate.key));
+        settings.federation = Some(port);
+        settings
+    }
+
+    /// Where other servers find it, if they are to.
+    pub fn federation(&self) -> Option<u16> {
+        self.federation.as_ref().map(Port::number)
+    }
+
+    /// Its `server_name`.
+    pub fn server_name(&self) -> &str {
+        self.keys["server_name"].as_str().unwrap_or_default()
     }
 
     /// The same with another value for a top-level key.
@@ -56,17 +97,9 @@ impl Settings {
         self
     }
 
-    /// The file: JSON, which is YAML too. Without `listener`, the settings have listeners.
-    pub(crate) fn to_yaml(
-        &self,
-        listener: Option<Value>,
-        database: &Value,
-        folder: &Path,
-    ) -> String {
+    /// The file: JSON, which is YAML too.
+    pub(crate) fn to_yaml(&self, database: &Value, folder: &Path) -> String {
         let mut keys = self.keys.clone();
-        if let Some(listener) = listener {
-            keys.insert("listeners".to_owned(), json!([listener]));
-        }
         keys.insert("database".to_owned(), database.clone());
         keys.insert("signing_key_path".to_owned(), json!(folder.join("signing.key")));
         keys.insert("pid_file".to_owned(), json!(folder.join("chatd.pid")));

@@ -1,0 +1,16 @@
+//! One server among others.
+//!
+//! How to write a scenario here:
+//!
+//! - `Settings::federating()` are the settings of a server that others find: it is called
+//!   `127.0.0.1:<port>`, listens there with TLS by the kit's authority (`chatd_kit::tls`), trusts
+//!   that authority, blocks no address, and asks no key server. Clients go to its plain listener,
+//!   which answers federation requests too, so `server.user("alice")` and all that `User` does
+//!   work as ever.
+//! - `between! { async fn …(here: Server, there: Server) { … } }` makes two such servers and runs
+//!   the scenario with two monoliths, and with a fleet on either side; `in (monoliths)` narrows it.
+//!   What both servers have to agree on comes over the network: wait with `feed.until…`, never
+//!   with a sleep.
+//! - One file a subject; a subject with more than one file gets a folder.
+
+mod doors;
