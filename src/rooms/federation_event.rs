@@ -44,9 +44,11 @@ impl FederationParts {
             // Room versions 1 and 2: the references in `rest` have hashes already.
             put("event_id", event.event_id.as_str().into());
         } else {
-            put("prev_events", json!(row.prev_events));
             put("auth_events", json!(row.auth_events));
+            // An event whose predecessors are not known has their ids in `rest`.
+            members.entry("prev_events").or_insert_with(|| json!(row.prev_events));
         }
+        let mut put = |name: &str, value: Value| drop(members.insert(name.to_owned(), value));
         let is_id_of_room =
             &*event.kind == "m.room.create" && event.room_id.server_name().is_none();
         if !is_id_of_room {

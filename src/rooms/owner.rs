@@ -402,6 +402,11 @@ impl RoomOwner {
         Ok(rooms::next_room(&self.pool).await?)
     }
 
+    /// A number for a new event.
+    pub(crate) async fn next_event(&self) -> Result<EventNid> {
+        Ok(EventNid(self.next_number(&self.event_nids, true).await?))
+    }
+
     /// A number for a new state snapshot.
     pub(crate) async fn next_snapshot(&self) -> Result<SnapshotId> {
         Ok(SnapshotId(self.next_number(&self.snapshot_ids, false).await?))

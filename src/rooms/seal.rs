@@ -194,7 +194,23 @@ pub fn seal(signer: &Signer, rules: &RoomVersionRules, event: &Unsealed<'_>) -> 
 }
 
 /// A complete event in the form in which it is stored.
-pub fn take_apart(rules: &RoomVersionRules, mut object: CanonicalJsonObject) -> Result<SealedJson> {
+pub fn take_apart(rules: &RoomVersionRules, object: CanonicalJsonObject) -> Result<SealedJson> {
+    take_apart_for(rules, object, false)
+}
+
+/// The same for an event whose predecessors may not be known: it keeps their ids itself.
+pub fn take_apart_alone(
+    rules: &RoomVersionRules,
+    object: CanonicalJsonObject,
+) -> Result<SealedJson> {
+    take_apart_for(rules, object, true)
+}
+
+fn take_apart_for(
+    rules: &RoomVersionRules,
+    mut object: CanonicalJsonObject,
+    keeps_prev: bool,
+) -> Result<SealedJson> {
     object.remove("unsigned");
     let hash = reference_hash(&object, rules).map_err(chatd_base::Error::internal)?;
     let has_v1_ids = rules.event_id_format == EventIdFormatVersion::V1;
@@ -206,7 +222,7 @@ pub fn take_apart(rules: &RoomVersionRules, mut object: CanonicalJsonObject) -> 
     let hash = has_v1_ids.then_some(hash);
     Ok(SealedJson {
         content: take_content(&mut object)?,
-        rest: rest(object, hash.as_deref())?,
+        rest: rest(object, hash.as_deref(), keeps_prev)?,
         event_id,
         hash,
     })
@@ -290,10 +306,10 @@ const IN_COLUMNS: [&str; 8] = [
 /// Key in `rest` for the reference hash; not part of the event.
 pub const HASH_KEY: &str = "_hash";
 
-fn rest(mut object: CanonicalJsonObject, hash: Option<&str>) -> Result<Vec<u8>> {
+fn rest(mut object: CanonicalJsonObject, hash: Option<&str>, keeps_prev: bool) -> Result<Vec<u8>> {
     for member in IN_COLUMNS {
         let is_pair = hash.is_some() && member.ends_with("_events");
-        if !is_pair {
+        if !is_pair && !(keeps_prev && member == "prev_events") {
             object.remove(member);
         }
     }

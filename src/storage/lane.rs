@@ -231,7 +231,7 @@ pub fn batch(commit: &LaneCommit<'_>, seat: Seat, after: Position) -> (Batch, us
 }
 
 /// An array literal; `unnest` cannot take arrays of different lengths in one array.
-fn literal<N: std::fmt::Display>(numbers: impl IntoIterator<Item = N>) -> String {
+pub(crate) fn literal<N: std::fmt::Display>(numbers: impl IntoIterator<Item = N>) -> String {
     let mut out = String::from("{");
     for (index, number) in numbers.into_iter().enumerate() {
         if index > 0 {

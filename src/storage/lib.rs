@@ -28,6 +28,7 @@ pub mod lane;
 pub mod leases;
 pub mod memberships;
 pub mod notices;
+pub mod outliers;
 pub mod positions;
 pub mod presence;
 pub mod profiles;

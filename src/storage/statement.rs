@@ -43,6 +43,7 @@ pub static ALL_STATEMENTS: &[&[&Statement]] = &[
     crate::leases::STATEMENTS,
     crate::memberships::STATEMENTS,
     crate::notices::STATEMENTS,
+    crate::outliers::STATEMENTS,
     crate::positions::STATEMENTS,
     crate::presence::STATEMENTS,
     crate::profiles::STATEMENTS,

@@ -3,6 +3,7 @@
 mod everywhere;
 mod federation;
 mod forks;
+mod outliers;
 
 use std::sync::Arc;
 
