@@ -15,6 +15,7 @@ use crate::{
     accounts::{Passwords, Registration, Sessions},
     chatd::Chatd,
     database::Database,
+    federation::Federation,
     listeners::{Listener, RawListener},
     load::{self, Files, Origins},
     presence::{Presence, PresenceMode, Profiles},
@@ -67,6 +68,8 @@ pub struct Config {
     pub profiles: Profiles,
     /// `turn_*`.
     pub voip: Voip,
+    /// How other servers are found, trusted and asked.
+    pub federation: Federation,
     /// Limits of caches and queues.
     pub chatd: Chatd,
     /// Which instance does what; for [`crate::assignment`] and the bus.
@@ -230,6 +233,7 @@ impl Reader<'_> {
             rooms: self.section()?,
             profiles: self.section()?,
             voip: self.section()?,
+            federation: self.section()?,
             chatd,
             workers,
             warnings,

@@ -114,7 +114,7 @@ fn allows(rules: Option<&[RoomRule]>, user: &str, room: &str, aliases: &[&str]) 
 }
 
 /// Whether `text` is like `pattern`, in which `*` stands for anything and `?` for one character.
-fn matches(pattern: &str, text: &str) -> bool {
+pub(crate) fn matches(pattern: &str, text: &str) -> bool {
     let (pattern, text): (Vec<char>, Vec<char>) =
         (pattern.chars().collect(), text.chars().collect());
     let (mut at, mut in_text) = (0, 0);

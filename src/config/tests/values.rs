@@ -151,10 +151,9 @@ wholly_unheard_of: 1
     );
     let expected = [
         "`database.args.usr` has no effect; did you mean `user`?",
-        "these keys have no effect: trusted_key_servers (there is no federation yet: other servers \
-         are neither called nor answered); media_store_path (there is no media repository yet: \
-         uploads are refused); email (no mail is sent, and third-party ids cannot be added yet); \
-         database.txn_limit",
+        "these keys have no effect: trusted_key_servers (this part of federation is not there \
+         yet); media_store_path (there is no media repository yet: uploads are refused); email (no \
+         mail is sent, and third-party ids cannot be added yet); database.txn_limit",
         "homeserver.yaml, line 5: `enable_registartion` is no key that chatd or Synapse knows; did \
          you mean `enable_registration`?",
         "homeserver.yaml, line 6: `presence.enabeld` is no key that chatd or Synapse knows; did you \
