@@ -131,7 +131,7 @@ async fn serve(
         tasks::spawn("duties", follow_duties(roster.clone(), changes, stop.clone()));
     }
     let admin = chatd_api_admin::App::new(config.clone(), users.clone(), clock.clone());
-    let federation = federation(&users, &rooms, &reader, keys);
+    let federation = federation(&users, &rooms, &reader, keys)?;
     let app = Arc::new(App { config, clock, limits: Arc::new(limits), users, rooms, sync, reader });
 
     let limits = app.limits.clone();
@@ -174,13 +174,14 @@ fn federation(
     rooms: &Arc<Rooms>,
     reader: &Reader,
     keys: SigningKeys,
-) -> Arc<Federation> {
+) -> Result<Arc<Federation>> {
     let Deps { pool, config, clock, stop, .. } = users.deps.clone();
     let deps =
         chatd_servers::Deps { pool, config: config.clone(), clock, stop, keys: Arc::new(keys) };
-    let servers = Servers::new(&deps);
+    let servers = Servers::new(&deps).map_err(|error| anyhow!(error))?;
     let (users, rooms, reader) = (users.clone(), rooms.clone(), reader.clone());
-    Arc::new(Federation::new(chatd_federation::Deps { config, users, rooms, reader, servers }))
+    let deps = chatd_federation::Deps { config, users, rooms, reader, servers };
+    Ok(Arc::new(Federation::new(deps)))
 }
 
 /// Whoever has just started a server for the first time can do nothing without an account.

@@ -1,56 +1,54 @@
 //! Requests to other servers: signed, bounded, and sent to where discovery says.
 
+use std::time::Duration;
+
 use bytes::Bytes;
+use chatd_config::Config;
+use http::{Method, Request, header};
+use http_body_util::Full;
+use rand::Rng;
 use ruma_common::ServerName;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio::time::Instant;
 
-use crate::{Ask, Deps};
+use crate::{
+    Ask, Body, Deps, Failure, Retries,
+    connect::Connector,
+    sign::RequestSigner,
+    tls::Tls,
+    transport::{Answer, Transport},
+};
 
-/// Why another server has given no answer that counts.
-#[derive(Clone, Debug)]
-pub enum Failure {
-    /// It refuses: the status, `errcode` and `error` of its answer, and the whole of it.
-    Refused { status: u16, errcode: String, error: String, body: serde_json::Value },
-    /// It cannot be reached, or does not answer in time.
-    Away(String),
-    /// It has been away, and is left alone until then (milliseconds since the epoch).
-    BackingOff { until_ms: u64 },
-    /// This server does not talk to it: the configuration, or the address, forbids it.
-    Forbidden(String),
-    /// It answers what it should not: no JSON, too much, a redirection.
-    Odd(String),
-}
-
-impl std::fmt::Display for Failure {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Refused { status, errcode, error, .. } => {
-                write!(f, "{status} {errcode}: {error}")
-            }
-            Self::Away(why) | Self::Forbidden(why) | Self::Odd(why) => f.write_str(why),
-            Self::BackingOff { until_ms } => {
-                write!(f, "it has been away and is left alone until {until_ms}")
-            }
-        }
-    }
-}
-
-impl std::error::Error for Failure {}
+const USER_AGENT: &str = concat!("chatd/", env!("CARGO_PKG_VERSION"));
+/// Of an answer that refuses (R8).
+const MOST_OF_A_REFUSAL: usize = 64 << 10;
+/// Before the first repeat; the wait doubles for requests that somebody waits for, and grows
+/// fourfold for others.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
 
 /// Asks other servers.
 pub struct Client {
     deps: Deps,
+    signer: RequestSigner,
+    transport: Transport,
 }
 
 impl Client {
-    pub(crate) fn new(deps: &Deps) -> Self {
-        Self { deps: deps.clone() }
+    /// Fails if authorities that the configuration names cannot be read.
+    pub(crate) fn new(deps: &Deps) -> Result<Self, String> {
+        let Config { server_name, federation, .. } = &*deps.config;
+        let connector = Connector::new(Tls::new(federation)?, federation.addresses.clone());
+        Ok(Self {
+            deps: deps.clone(),
+            signer: RequestSigner::new(server_name.clone(), deps.keys.current()),
+            transport: Transport::new(connector),
+        })
     }
 
     /// Makes a request; the body of its answer.
     pub async fn ask(&self, server: &ServerName, ask: Ask) -> Result<Bytes, Failure> {
-        let _ = (&self.deps, ask);
-        Err(Failure::Forbidden(format!("{server}: this server does not federate")))
+        self.ask_stream(server, ask).await?.all().await
     }
 
     /// The same for an answer of that form.
@@ -63,4 +61,110 @@ impl Client {
         serde_json::from_slice(&body)
             .map_err(|error| Failure::Odd(format!("{server}: not the expected JSON: {error}")))
     }
+
+    /// Makes a request; the body of its answer as it comes.
+    pub async fn ask_stream(&self, server: &ServerName, ask: Ask) -> Result<Body, Failure> {
+        let config = &self.deps.config;
+        if *server == config.server_name {
+            return Err(Failure::Forbidden(format!("{server} is this server")));
+        }
+        if !config.federation.may_talk_to(server) {
+            let why = format!("{server} is not in federation_domain_whitelist");
+            return Err(Failure::Forbidden(why));
+        }
+        self.ask_again(server, &ask).await
+    }
+
+    /// Asks until there is an answer, as often as the configuration allows.
+    async fn ask_again(&self, server: &ServerName, ask: &Ask) -> Result<Body, Failure> {
+        let all_by = Instant::now() + ask.within;
+        let mut repeats = 0;
+        loop {
+            let failure = match self.ask_once(server, ask, all_by).await {
+                Ok(body) => return Ok(body),
+                Err(failure) => failure,
+            };
+            let pause = self.pause(ask, repeats, &failure);
+            let Some(pause) = pause.filter(|pause| Instant::now() + *pause < all_by) else {
+                return Err(failure);
+            };
+            tracing::debug!(server.name = %server, path = ask.path, %failure, "asking again");
+            if !self.deps.stop.sleep(pause).await {
+                return Err(failure);
+            }
+            repeats += 1;
+        }
+    }
+
+    /// How long to wait before another attempt, if there is to be one. A request that may have had
+    /// an effect is made again only where that does no harm.
+    fn pause(&self, ask: &Ask, repeats: u32, failure: &Failure) -> Option<Duration> {
+        let limits = &self.deps.config.federation.limits;
+        let harmless = ask.method == Method::GET || ask.method == Method::PUT;
+        let again = match failure {
+            Failure::Away(_) => harmless,
+            Failure::Refused { .. } => {
+                harmless && failure.is_of_the_server() && ask.retries == Retries::Long
+            }
+            _ => false,
+        };
+        let (most, factor, longest) = match ask.retries {
+            Retries::None => return None,
+            Retries::Short => (limits.max_short_retries, 2_u32, limits.max_short_retry_delay),
+            Retries::Long => (limits.max_long_retries, 4, limits.max_long_retry_delay),
+        };
+        let pause = FIRST_PAUSE.saturating_mul(factor.saturating_pow(repeats)).min(longest);
+        (again && repeats < most).then(|| pause.mul_f64(rand::rng().random_range(0.8..1.4)))
+    }
+
+    async fn ask_once(
+        &self,
+        server: &ServerName,
+        ask: &Ask,
+        all_by: Instant,
+    ) -> Result<Body, Failure> {
+        let request = self.request(server, server.as_str(), ask)?;
+        let head_by =
+            all_by.min(Instant::now() + self.deps.config.federation.limits.client_timeout);
+        let answer = self.transport.send(request, head_by, all_by, ask.most_bytes).await?;
+        if answer.status.is_success() {
+            return Ok(answer.body);
+        }
+        if answer.status.is_redirection() || answer.status.is_informational() {
+            return Err(Failure::Odd(format!("{server} answers {}", answer.status)));
+        }
+        Err(refused(answer).await)
+    }
+
+    /// The signed request to `server`, which is found at `authority`.
+    fn request(
+        &self,
+        server: &ServerName,
+        authority: &str,
+        ask: &Ask,
+    ) -> Result<Request<Full<Bytes>>, Failure> {
+        let odd = |error: &dyn std::fmt::Display| {
+            Failure::Odd(format!("no request to {server} can be made: {error}"))
+        };
+        let body = ask.body.as_deref();
+        let signed = self.signer.header(&ask.method, server, &ask.path, body);
+        let mut request = Request::builder()
+            .method(ask.method.clone())
+            .uri(format!("https://{authority}{}", ask.path))
+            .header(header::HOST, authority)
+            .header(header::USER_AGENT, USER_AGENT)
+            .header(header::AUTHORIZATION, signed.map_err(|error| odd(&error))?);
+        if body.is_some() {
+            request = request.header(header::CONTENT_TYPE, "application/json");
+        }
+        request.body(Full::new(ask.body.clone().unwrap_or_default())).map_err(|error| odd(&error))
+    }
+}
+
+async fn refused(answer: Answer) -> Failure {
+    let status = answer.status.as_u16();
+    let body = answer.body.at_most(MOST_OF_A_REFUSAL).all().await.unwrap_or_default();
+    let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let text = |name: &str| body.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+    Failure::Refused { status, errcode: text("errcode"), error: text("error"), body }
 }

@@ -2,7 +2,14 @@
 //! knows rooms or users.
 
 mod client;
+mod connect;
+mod failure;
 mod keyring;
+mod sign;
+#[cfg(test)]
+mod tests;
+mod tls;
+mod transport;
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,8 +19,10 @@ use chatd_config::{Config, SigningKeys};
 use chatd_storage::Pool;
 use http::Method;
 
-pub use client::{Client, Failure};
+pub use client::Client;
+pub use failure::Failure;
 pub use keyring::{Keyring, Unsound};
+pub use transport::Body;
 
 /// What every service of this member is built from. Cheap to clone.
 #[derive(Clone)]
@@ -37,9 +46,10 @@ pub struct Servers {
 }
 
 impl Servers {
-    pub fn new(deps: &Deps) -> Self {
-        let client = Arc::new(Client::new(deps));
-        Self { keyring: Arc::new(Keyring::new(deps, &client)), client }
+    /// Fails if the configuration names authorities that cannot be read.
+    pub fn new(deps: &Deps) -> Result<Self, String> {
+        let client = Arc::new(Client::new(deps)?);
+        Ok(Self { keyring: Arc::new(Keyring::new(deps, &client)), client })
     }
 }
 
@@ -57,6 +67,19 @@ pub struct Ask {
     pub most_bytes: usize,
     /// Whether it is made although the server has lately been away.
     pub ignores_back_off: bool,
+    pub retries: Retries,
+}
+
+/// How often a request is made again when the server is away.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Retries {
+    /// Never.
+    None,
+    /// A few times, in seconds: somebody waits. Requests by POST are not repeated.
+    #[default]
+    Short,
+    /// Often, in minutes, and also if the server answers that it is not well.
+    Long,
 }
 
 impl Ask {
@@ -69,6 +92,7 @@ impl Ask {
             within: Duration::from_secs(30),
             most_bytes: 10 * 1024 * 1024,
             ignores_back_off: false,
+            retries: Retries::default(),
         }
     }
 
@@ -107,6 +131,12 @@ impl Ask {
     #[must_use]
     pub fn anyway(mut self) -> Self {
         self.ignores_back_off = true;
+        self
+    }
+
+    #[must_use]
+    pub fn retries(mut self, retries: Retries) -> Self {
+        self.retries = retries;
         self
     }
 }

@@ -1,0 +1,4 @@
+//! Against servers that the tests make.
+
+mod asking;
+mod kit;
