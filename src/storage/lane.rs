@@ -22,6 +22,8 @@ pub mod flags {
     pub const BACKFILLED: i16 = 16;
     /// The content has a `url`, until it is redacted.
     pub const HAS_URL: i16 = 32;
+    /// This server is the one that sends it to the others in the room.
+    pub const TO_SEND: i16 = 64;
 }
 
 statements! {

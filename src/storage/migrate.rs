@@ -27,7 +27,8 @@ migrations![
     "0013_effects",
     "0014_inbox_removed",
     "0015_leases",
-    "0016_retired_writers"
+    "0016_retired_writers",
+    "0018_sending"
 ];
 
 /// Key of the advisory lock that makes instances migrate one after the other.

@@ -51,6 +51,8 @@ pub enum Notice {
     Forgotten { user: UserNid, room_id: String },
     /// An instance has come or gone, or shards have another owner.
     Fleet,
+    /// Another server that had not answered is there again.
+    ServerAlive { server: String },
     /// More than fits into a notice.
     Everything,
 }

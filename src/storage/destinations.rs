@@ -1,0 +1,88 @@
+//! Servers that do not answer, and when they are tried again: the same for all instances.
+
+use crate::{
+    Pool, Result, Row,
+    notices::{Notice, Notices},
+    params,
+    statement::statements,
+};
+
+statements! {
+    LIST_DESTINATIONS = "SELECT server, failing_since, retry_at, interval_ms FROM destinations";
+    GET_DESTINATION = "SELECT server, failing_since, retry_at, interval_ms FROM destinations
+                       WHERE server = $1";
+    /// Of attempts that fail at the same time one counts.
+    NOTE_FAILURE = "
+        INSERT INTO destinations (server, failing_since, retry_at, interval_ms)
+        VALUES ($1, $2::int8, $2::int8 + $3::int8, $3::int8)
+        ON CONFLICT (server) DO UPDATE
+        SET interval_ms = least(destinations.interval_ms * $4::int8, $5::int8),
+            retry_at = excluded.failing_since + least(destinations.interval_ms * $4::int8, $5::int8)
+        WHERE destinations.retry_at <= excluded.failing_since
+        RETURNING server, failing_since, retry_at, interval_ms";
+    DELETE_DESTINATION = "DELETE FROM destinations WHERE server = $1 RETURNING server";
+}
+
+/// A server that does not answer. Times are milliseconds since the epoch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Destination {
+    pub server: String,
+    pub failing_since: i64,
+    /// It is left alone until then.
+    pub retry_at: i64,
+    /// The time between the last two attempts.
+    pub interval_ms: i64,
+}
+
+/// How long a server that does not answer is left alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Intervals {
+    pub first_ms: i64,
+    /// The factor by which each interval is longer than the one before.
+    pub factor: i64,
+    pub longest_ms: i64,
+}
+
+fn destination(row: &Row) -> Destination {
+    Destination {
+        server: row.get(0),
+        failing_since: row.get(1),
+        retry_at: row.get(2),
+        interval_ms: row.get(3),
+    }
+}
+
+/// All that do not answer.
+pub async fn list(pool: &Pool) -> Result<Vec<Destination>> {
+    Ok(pool.query(&LIST_DESTINATIONS, &[]).await?.iter().map(destination).collect())
+}
+
+/// The server, if it does not answer.
+pub async fn get(pool: &Pool, server: &str) -> Result<Option<Destination>> {
+    Ok(pool.query_opt(&GET_DESTINATION, &[&server]).await?.as_ref().map(destination))
+}
+
+/// Takes note that an attempt has failed, and says until when the server is left alone.
+pub async fn note_failure(
+    pool: &Pool,
+    server: &str,
+    now_ms: i64,
+    intervals: Intervals,
+) -> Result<Option<Destination>> {
+    let Intervals { first_ms, factor, longest_ms } = intervals;
+    let row =
+        pool.query_opt(&NOTE_FAILURE, &[&server, &now_ms, &first_ms, &factor, &longest_ms]).await?;
+    match row {
+        Some(row) => Ok(Some(destination(&row))),
+        None => get(pool, server).await,
+    }
+}
+
+/// Takes note that the server has shown signs of life, and tells the other instances.
+pub async fn note_life(pool: &Pool, notices: &Notices, server: &str) -> Result<()> {
+    let mut batch = crate::Batch::new();
+    batch.add(&DELETE_DESTINATION, params![server.to_owned()]);
+    notices.tell(&mut batch, Notice::ServerAlive { server: server.to_owned() });
+    pool.commit(batch).await?;
+    Ok(())
+}
