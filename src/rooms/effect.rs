@@ -15,7 +15,7 @@ use chatd_streams::{
     Raw,
     events::{EventRow, Membership, MembershipChange, Relation, Replaced, SentBy, Visibility},
 };
-use ruma_common::{OwnedEventId, OwnedUserId};
+use ruma_common::{OwnedEventId, OwnedUserId, UserId};
 use ruma_events::TimelineEventType;
 use serde_json::value::RawValue;
 
@@ -26,7 +26,7 @@ use crate::{
     live::{Head, Live, Member, visibility_of},
     pdu::Pdu,
     push::{self, Unread},
-    seal::{Draft, SealedJson, Signer},
+    seal::{Draft, Route, SealedJson, Signer},
 };
 
 /// One entry of the current state that changes.
@@ -69,9 +69,12 @@ pub fn apply(
     with: &Prepared,
     pdu: Arc<Pdu>,
     sealed: SealedJson,
-    effect: Effect,
+    mut effect: Effect,
 ) -> Result<SealedEvent> {
     let is_hidden = effect.flags & (flags::REJECTED | flags::SOFT_FAILED) != 0;
+    if !is_hidden && is_to_send(live, signer, draft) {
+        effect.flags |= flags::TO_SEND;
+    }
     let unread = if is_hidden {
         Unread::default()
     } else {
@@ -86,6 +89,18 @@ pub fn apply(
     let row = event_row(live, draft, with, &pdu, &effect, unread, &members, is_hidden);
     move_on(live, effect, &members, row.redacts.as_ref())?;
     Ok(SealedEvent { new, heads, row })
+}
+
+/// Whether this server sends the event to others: there are some in the room, or it is about one
+/// of their users.
+fn is_to_send(live: &Live, signer: &Signer, draft: &Draft) -> bool {
+    let is_about_another = || {
+        let user = draft.state_key.as_deref().filter(|_| draft.kind == "m.room.member");
+        let user = user.and_then(|user| <&UserId>::try_from(user).ok());
+        user.is_some_and(|user| user.server_name() != signer.server_name)
+    };
+    let local = i64::try_from(live.members.len()).unwrap_or(i64::MAX);
+    draft.route != Route::Received && (live.joined > local || is_about_another())
 }
 
 /// A membership that changes, and the event that says so.
@@ -223,6 +238,7 @@ fn event_row(
             .map(|member| (member.event, member.change.clone()))
             .collect(),
         hidden: is_hidden,
+        to_send: effect.flags & flags::TO_SEND != 0,
     }
 }
 

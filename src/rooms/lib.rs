@@ -9,6 +9,7 @@ pub mod client_event;
 pub mod create;
 pub mod federation_event;
 pub mod filter;
+pub mod hosts;
 pub mod membership;
 pub mod read;
 pub mod visibility;
@@ -49,9 +50,12 @@ use chatd_users::Users;
 pub use outliers::Stored;
 pub use owner::{RoomOwner, Sent};
 pub use receive::{Received, Verdict};
-pub use seal::{Draft, Signer};
+pub use seal::{Draft, Route, Signer};
 
-use crate::lane::{Lane, Limits};
+use crate::{
+    hosts::Hosts,
+    lane::{Lane, Limits},
+};
 
 /// All that is done with rooms.
 pub struct Rooms {
@@ -60,6 +64,8 @@ pub struct Rooms {
     config: Arc<Config>,
     /// Extends the rooms of this instance's shards.
     pub owner: RoomOwner,
+    /// Other servers in rooms.
+    pub hosts: Arc<Hosts>,
     /// What users see of rooms.
     pub reader: read::Reader,
 }
@@ -81,6 +87,7 @@ impl Rooms {
             pool: deps.pool.clone(),
             users: users.clone(),
             config: deps.config.clone(),
+            hosts: Hosts::new(users),
             reader: read::Reader::new(users),
             owner: RoomOwner::new(users, Arc::new(signer), owners, lane, most_rooms),
         }

@@ -31,7 +31,7 @@ use crate::{
     owner::{Hold, RoomOwner, Settled, Slot, lock, settle},
     pdu::Pdu,
     place::{After, Scene, StateAt, difference},
-    seal::{self, Draft, SealedJson},
+    seal::{self, Draft, Route, SealedJson},
 };
 
 /// What became of an event that came from elsewhere.
@@ -62,13 +62,25 @@ impl RoomOwner {
     /// Appends an event with the predecessors that it names. Its signatures and hashes have been
     /// checked. On return it is durable (R1), unless it is known or refers to missing events.
     pub async fn receive(&self, room_id: &RoomId, event: CanonicalJsonObject) -> Result<Received> {
+        self.receive_as(room_id, event, Route::Received).await
+    }
+
+    /// As [`RoomOwner::receive`], for an event that this server may have to send to the others in
+    /// the room.
+    pub async fn receive_as(
+        &self,
+        room_id: &RoomId,
+        event: CanonicalJsonObject,
+        route: Route,
+    ) -> Result<Received> {
         loop {
             let slot = self.slot(room_id).await?;
             let alone = Hold::Alone(slot.gate.clone().write_owned().await);
             if slot.is_dead() {
                 continue;
             }
-            if let Some(received) = self.receive_in(&slot, alone, room_id, event.clone()).await? {
+            let event = event.clone();
+            if let Some(received) = self.receive_in(&slot, alone, room_id, event, route).await? {
                 return Ok(received);
             }
         }
@@ -81,13 +93,14 @@ impl RoomOwner {
         alone: Hold,
         room_id: &RoomId,
         event: CanonicalJsonObject,
+        route: Route,
     ) -> Result<Option<Received>> {
         let (room, rules, heads) = {
             let live = lock(slot).lock();
             (live.room, live.rules.clone(), live.heads.clone())
         };
         check_pdu_format(&event, &rules.event_format).map_err(Refusal::bad_json)?;
-        let draft = draft_of(&event, &rules)?;
+        let draft = Draft { route, ..draft_of(&event, &rules)? };
         let with = self.prepare(slot, &draft, None).await?;
         let (sealed, pdu) = parse(event, &rules, room_id, &draft, &with)?;
         let event_id = pdu.event_id.clone();
@@ -415,6 +428,7 @@ fn draft_of(event: &CanonicalJsonObject, rules: &RoomVersionRules) -> Result<Dra
         content,
         txn: None,
         key: None,
+        route: Route::Received,
         is_bulk: true,
     })
 }

@@ -52,6 +52,18 @@ impl KeyPair for Signer {
     }
 }
 
+/// How other servers get an event.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Route {
+    /// It was made here, and this server sends it.
+    #[default]
+    Made,
+    /// It came from the server that sends it.
+    Received,
+    /// Another server has made it here (a join, for instance), and this one sends it.
+    Forwarded,
+}
+
 /// What a user wants to add to a room. References, depth and signatures come from the owner.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Draft {
@@ -66,6 +78,9 @@ pub struct Draft {
     pub txn: Option<(String, String)>,
     /// The same for what has no transaction id and is asked for by another instance.
     pub key: Option<Uuid>,
+    /// Who tells the other servers of it.
+    #[serde(default)]
+    pub route: Route,
     /// Part of something large, which must not delay what people wait for.
     pub is_bulk: bool,
 }
@@ -86,6 +101,7 @@ impl Draft {
             origin_ts: None,
             txn: None,
             key: None,
+            route: Route::Made,
             is_bulk: false,
         }
     }

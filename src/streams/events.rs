@@ -66,6 +66,9 @@ pub struct EventRow {
     pub resolved_members: Vec<(EventNid, MembershipChange)>,
     /// Not shown in timelines (rejected or soft-failed).
     pub hidden: bool,
+    /// This server sends it to others.
+    #[serde(default)]
+    pub to_send: bool,
 }
 
 /// `m.relates_to` with a `rel_type`.

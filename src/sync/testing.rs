@@ -40,6 +40,7 @@ pub(crate) fn live_message(position: i64) -> Live {
         resolved: Vec::new(),
         resolved_members: Vec::new(),
         hidden: false,
+        to_send: false,
     };
     let event = Arc::new(events::stored(Position(position), &row));
     Live { event, row: Arc::new(row), altered: false }
