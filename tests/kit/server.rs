@@ -10,6 +10,7 @@ use crate::{
     fleet::{Fleet, Spread},
     http::Http,
     http::Request,
+    other::Peer,
     process::Process,
     settings::Settings,
     user::User,
@@ -65,6 +66,11 @@ impl Server {
     /// Its `server_name`.
     pub fn name(&self) -> &str {
         self.settings.server_name()
+    }
+
+    /// It as other servers of the test ask it.
+    pub fn peer(&self) -> Peer {
+        Peer::new(self.name(), &self.url())
     }
 
     /// Where other servers find it; panics if it is not made by [`Settings::federating`].

@@ -59,9 +59,12 @@ struct Spec {
 impl Spec {
     fn open(folder: &Path) -> Self {
         let folder = folder.canonicalize().expect("CHATD_SPEC_DIR is a folder");
-        let listing = std::fs::read_dir(folder.join("openapi/client-server"));
         let mut operations = Vec::new();
-        for entry in listing.expect("CHATD_SPEC_DIR has openapi/client-server").flatten() {
+        let listings = ["client-server", "server-server"].map(|api| {
+            let listing = std::fs::read_dir(folder.join("openapi").join(api));
+            listing.unwrap_or_else(|error| panic!("CHATD_SPEC_DIR has openapi/{api}: {error}"))
+        });
+        for entry in listings.into_iter().flatten().flatten() {
             if entry.path().extension().is_some_and(|extension| extension == "yaml") {
                 operations.extend(operations_of(&entry.path()));
             }

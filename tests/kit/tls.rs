@@ -9,11 +9,16 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper::{Request, client::conn::http1, header::HOST};
+use hyper_util::rt::TokioIo;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
 };
+use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio_rustls::{
     TlsAcceptor, TlsConnector,
@@ -106,6 +111,23 @@ impl Authority {
         let plain = TcpStream::connect(("127.0.0.1", port)).await?;
         let name = ServerName::try_from("127.0.0.1")?;
         Ok(TlsConnector::from(Arc::new(config)).connect(name, plain).await?)
+    }
+
+    /// What `server` (`127.0.0.1:<port>`) answers to a request without a signature: JSON.
+    pub async fn get(&self, server: &str, path: &str) -> Result<Value> {
+        let (_, port) = server.rsplit_once(':').context("a server name with a port")?;
+        let stream = TokioIo::new(self.connect(port.parse()?).await?);
+        let (mut sender, connection) = http1::handshake(stream).await?;
+        crate::spawn(async move {
+            // An error here shows as an error of the request.
+            let _ = connection.await;
+        });
+        let request = Request::get(path).header(HOST, server).body(Empty::<Bytes>::new())?;
+        let answer = sender.send_request(request).await?;
+        let status = answer.status();
+        let body = answer.into_body().collect().await?.to_bytes();
+        ensure!(status.is_success(), "{status}: {}", String::from_utf8_lossy(&body));
+        Ok(serde_json::from_slice(&body)?)
     }
 
     fn named(&self, name: &str) -> Certificate {

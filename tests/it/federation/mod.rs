@@ -11,6 +11,10 @@
 //!   the scenario with two monoliths, and with a fleet on either side; `in (monoliths)` narrows it.
 //!   What both servers have to agree on comes over the network: wait with `feed.until…`, never
 //!   with a sleep.
+//! - `Other::start()` (`chatd_kit::other`) is another server inside the test: it keeps rooms of any
+//!   version, joins those of the server under test, sends transactions, checks all that it is sent,
+//!   remembers every request, and answers what a script says (`other.on(…)`), also lies.
 //! - One file a subject; a subject with more than one file gets a folder.
 
 mod doors;
+mod others;
