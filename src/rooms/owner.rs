@@ -12,7 +12,7 @@ use std::{
 
 use chatd_base::{Clock, EventNid, Position, Refusal, Result, RoomNid, SnapshotId};
 use chatd_storage::{Pool, events, rooms};
-use chatd_streams::Owners;
+use chatd_streams::{Owners, shard_of};
 use chatd_users::Users;
 use parking_lot::Mutex;
 use ruma_common::{OwnedEventId, OwnedRoomId, RoomId, UserId};
@@ -161,12 +161,8 @@ impl RoomOwner {
         most_rooms: usize,
     ) -> Self {
         let slots: Arc<Slots> = Arc::default();
-        let (held, map) = (slots.clone(), Arc::downgrade(&owners));
-        owners.on_lost(move |lost| {
-            if let Some(owners) = map.upgrade() {
-                drop_lost(&held, |room| lost.contains(&owners.shard_of(room)));
-            }
-        });
+        let held = slots.clone();
+        owners.on_lost(move |lost| drop_lost(&held, |room| lost.contains(&shard_of(room))));
         Self {
             pool: users.deps.pool.clone(),
             users: users.clone(),

@@ -5,7 +5,7 @@ use chatd_config::StreamName;
 use chatd_storage::{Batch, account_data, positions::StreamId};
 use serde::{Deserialize, Serialize};
 
-use crate::{Persist, Raw, Stream};
+use crate::{Concerns, Key, Persist, Raw, Stream};
 
 pub struct AccountData;
 
@@ -14,6 +14,10 @@ impl Stream for AccountData {
     const KIND: StreamName = StreamName::AccountData;
     const ID: StreamId = StreamId { number: 4, sequence: "stream_account_data" };
     type Row = AccountDataRow;
+
+    fn concerns(row: &Self::Row) -> Concerns {
+        Concerns::only([Key::User(row.user)])
+    }
 }
 
 /// The new content of one entry.

@@ -11,7 +11,7 @@ use chatd_storage::{
 use ruma_common::{OwnedEventId, OwnedRoomId, OwnedUserId};
 use serde::{Deserialize, Serialize};
 
-use crate::{Raw, Stream};
+use crate::{Concerns, Key, Raw, Stream, shard_of};
 
 pub struct Events;
 
@@ -20,6 +20,18 @@ impl Stream for Events {
     const KIND: StreamName = StreamName::Events;
     const ID: StreamId = positions::EVENTS;
     type Row = Arc<EventRow>;
+
+    /// What changes the state of a room matters to many views, a message to those who are there.
+    fn concerns(row: &Self::Row) -> Concerns {
+        let changes_state = row.is_current
+            || row.membership.is_some()
+            || !row.resolved.is_empty()
+            || !row.resolved_members.is_empty();
+        match changes_state {
+            true => Concerns::Everybody,
+            false => Concerns::only([Key::Shard(shard_of(&row.room_id)), Key::Room(row.room)]),
+        }
+    }
 }
 
 /// An event that has become part of a room's timeline on this server.

@@ -1,6 +1,11 @@
 //! What an instance has seen of a stream, and who is told of new rows.
 
-use std::{collections::BTreeMap, fmt::Debug, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Debug,
+    sync::Arc,
+    time::Duration,
+};
 
 use chatd_base::{Position, WriterId};
 use chatd_config::StreamName;
@@ -11,7 +16,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::watch;
 
 use crate::{
-    StreamToken,
+    Concerns, Key, StreamToken,
     bus::{Bus, Encode},
     meter::LaneMeter,
 };
@@ -27,6 +32,11 @@ pub trait Stream: Send + Sync + Sized + 'static {
     const ID: StreamId;
     /// One fact; carries all that readers need, so that nobody reads it back.
     type Row: Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static;
+
+    /// Whom a row concerns. Views that see every row see it whatever this says.
+    fn concerns(_row: &Self::Row) -> Concerns {
+        Concerns::Everybody
+    }
 }
 
 /// Rows of one commit, in order. `previous` is where the writer was before it.
@@ -38,17 +48,32 @@ pub struct Frame<S: Stream> {
     pub rows: Arc<[(Position, S::Row)]>,
 }
 
+/// What is known of a frame before its rows are read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Head {
+    pub writer: WriterId,
+    pub previous: Position,
+    pub position: Position,
+    pub concerns: Concerns,
+}
+
 impl<S: Stream> Encode for Frame<S> {
-    fn encode(&self) -> Vec<u8> {
-        serde_json::to_vec(&(self.writer, self.previous, self.position, &*self.rows))
-            .expect("rows are plain data, which always serialises")
+    fn head(&self) -> Head {
+        let Self { writer, previous, position, .. } = *self;
+        let concerns = Concerns::of_all(self.rows.iter().map(|(_, row)| S::concerns(row)));
+        Head { writer, previous, position, concerns }
+    }
+
+    fn rows(&self) -> Vec<u8> {
+        serde_json::to_vec(&*self.rows).expect("rows are plain data, which always serialises")
     }
 }
 
 impl<S: Stream> Frame<S> {
-    /// Reads what another instance has encoded. Fails on what is not a frame of this stream.
-    pub fn decode(bytes: &[u8]) -> Result<Self, serde_json::Error> {
-        let (writer, previous, position, rows): (_, _, _, Vec<_>) = serde_json::from_slice(bytes)?;
+    /// Reads what another instance has encoded. Fails on what are no rows of this stream.
+    pub fn decode(head: &Head, rows: &[u8]) -> Result<Self, serde_json::Error> {
+        let Head { writer, previous, position, .. } = *head;
+        let rows: Vec<_> = serde_json::from_slice(rows)?;
         Ok(Self { writer, previous, position, rows: rows.into() })
     }
 }
@@ -56,12 +81,27 @@ impl<S: Stream> Frame<S> {
 type Fold<S> = Box<dyn Fn(&Frame<S>) + Send + Sync>;
 type Forget = Box<dyn Fn(WriterId, Position) + Send + Sync>;
 
+/// A view that wants the rows of some rooms or users only.
+pub trait Picky: Send + Sync + 'static {
+    /// Whether it wants rows that concern one of `keys`.
+    fn wants(&self, keys: &BTreeSet<Key>) -> bool;
+
+    /// Takes note that a frame which concerns `keys`, and which it did not want, has passed it by:
+    /// its rows are in the tables.
+    fn pass(&self, writer: WriterId, upto: Position, keys: &BTreeSet<Key>);
+}
+
 /// What is told of rows.
 struct Views<S: Stream> {
     folds: Vec<Fold<S>>,
+    /// Whether one of them has to see every row.
+    sees_all: bool,
+    picky: Vec<Arc<dyn Picky>>,
     forgets: Vec<Forget>,
     /// Counts gaps.
     skips: Counter,
+    /// Counts frames that nobody here wanted.
+    passes: Counter,
 }
 
 /// One stream as this instance sees it.
@@ -88,7 +128,15 @@ impl<S: Stream> Feed<S> {
             .collect();
         let (moved, _) = watch::channel(StreamToken::from_writers(&writers));
         let skips = metrics::counter!("chatd_stream_skips_total", "stream" => S::NAME);
-        let views = Views { folds: Vec::new(), forgets: Vec::new(), skips };
+        let passes = metrics::counter!("chatd_stream_passes_total", "stream" => S::NAME);
+        let views = Views {
+            folds: Vec::new(),
+            sees_all: false,
+            picky: Vec::new(),
+            forgets: Vec::new(),
+            skips,
+            passes,
+        };
         Arc::new(Self {
             bus,
             views: Mutex::new(views),
@@ -106,7 +154,27 @@ impl<S: Stream> Feed<S> {
     /// Adds a view that is to see every row from now on. A fold must be quick and must not wait;
     /// it may not call back into this feed. Called while the instance is wired.
     pub fn on_rows(&self, fold: impl Fn(&Frame<S>) + Send + Sync + 'static) {
+        let mut views = self.views.lock();
+        views.sees_all = true;
+        views.folds.push(Box::new(fold));
+    }
+
+    /// Adds a view to which rows that do not concern everybody mean nothing; it may see them or
+    /// not. The same rules hold as for [`Feed::on_rows`].
+    pub fn on_common_rows(&self, fold: impl Fn(&Frame<S>) + Send + Sync + 'static) {
         self.views.lock().folds.push(Box::new(fold));
+    }
+
+    /// Adds a view that wants the rows which concern everybody, and those of some rooms and users;
+    /// it may see more. The same rules hold as for [`Feed::on_rows`].
+    pub fn on_wanted_rows(
+        &self,
+        view: Arc<dyn Picky>,
+        fold: impl Fn(&Frame<S>) + Send + Sync + 'static,
+    ) {
+        let mut views = self.views.lock();
+        views.picky.push(view);
+        views.folds.push(Box::new(fold));
     }
 
     /// Adds what a view does when rows have passed it by: those of that writer up to that
@@ -190,10 +258,33 @@ impl<S: Stream> Feed<S> {
         behind.map(|(writer, _)| *writer).collect()
     }
 
-    /// Folds a frame that came over the bus.
-    pub(crate) fn take(&self, frame: &Frame<S>) {
+    /// Takes in a frame that came over the bus. Its rows are read only if they are news to
+    /// somebody here. Fails if they cannot be read.
+    pub(crate) fn take(&self, head: &Head, rows: &[u8]) -> Result<(), serde_json::Error> {
         self.came_in.increment(1);
-        self.apply(frame);
+        if head.position > self.position_of(head.writer) && !self.pass(head) {
+            self.apply(&Frame::decode(head, rows)?);
+        }
+        Ok(())
+    }
+
+    /// Lets a frame pass that no view wants; false if one does.
+    fn pass(&self, head: &Head) -> bool {
+        let Concerns::Only(keys) = &head.concerns else { return false };
+        let views = self.views.lock();
+        let known = self.position_of(head.writer);
+        if views.sees_all || keys.is_empty() || views.picky.iter().any(|view| view.wants(keys)) {
+            return false;
+        }
+        if head.position > known {
+            if head.previous > known {
+                views.skip(head.writer, head.previous);
+            }
+            views.passes.increment(1);
+            views.picky.iter().for_each(|view| view.pass(head.writer, head.position, keys));
+            self.advance(head.writer, head.position);
+        }
+        true
     }
 
     /// By how much the tables were ahead of `writer` when they were compared last.

@@ -7,8 +7,8 @@
 
 pub mod bus;
 mod feed;
-
 mod follow;
+mod interest;
 pub mod leases;
 mod level;
 mod meter;
@@ -45,12 +45,13 @@ use parking_lot::RwLock;
 use serde_json::value::RawValue;
 use tokio::sync::Notify;
 
-pub use feed::{Feed, Frame, Stream};
+pub use feed::{Feed, Frame, Head, Picky, Stream};
+pub use interest::{Concerns, Key};
 pub use leases::Leases;
 pub use level::level;
 pub use meter::{LaneMeter, LaneState, StreamState, WriterState};
 pub use others::{Colleagues, Others, away};
-pub use owners::{Owner, Owners};
+pub use owners::{Owner, Owners, shard_of};
 pub use room_token::RoomToken;
 pub use roster::Roster;
 pub use token::{InvalidToken, StreamToken};
@@ -180,23 +181,24 @@ impl Streams {
     }
 
     /// Folds a frame that another instance has published. Fails if it cannot be read.
-    pub(crate) fn receive(&self, stream: &str, frame: &[u8]) -> Result<(), serde_json::Error> {
+    pub(crate) fn receive(
+        &self,
+        stream: &str,
+        head: &Head,
+        rows: &[u8],
+    ) -> Result<(), serde_json::Error> {
         fn take<S: Stream>(
             feed: &Feed<S>,
-            me: WriterId,
             stream: &str,
-            frame: &[u8],
+            head: &Head,
+            rows: &[u8],
         ) -> Result<(), serde_json::Error> {
-            if stream == S::NAME {
-                let frame = Frame::decode(frame)?;
-                // Somebody has taken this instance for dead; its next commit finds out.
-                if frame.writer != me {
-                    feed.take(&frame);
-                }
-            }
-            Ok(())
+            if stream == S::NAME { feed.take(head, rows) } else { Ok(()) }
         }
-        each_feed!(self, |feed| take(feed, self.writer.writer, stream, frame)?);
+        // Somebody has taken this instance for dead; its next commit finds out.
+        if head.writer != self.writer.writer {
+            each_feed!(self, |feed| take(feed, stream, head, rows)?);
+        }
         Ok(())
     }
 

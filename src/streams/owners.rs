@@ -70,20 +70,9 @@ impl Owners {
         self.lost.write().push(Box::new(forget));
     }
 
-    /// The shard of a room: the same on every instance and in every release.
-    pub fn shard_of(&self, room: &RoomId) -> ShardId {
-        let count = self.map.read().shards.len().max(1) as u64;
-        // FNV-1a: stable, and good enough to spread ids that are random already.
-        let hash = room.as_bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-        });
-        let spread = hash ^ (hash >> 32);
-        ShardId(i16::try_from(spread % count).expect("there are at most 64 shards"))
-    }
-
     /// Who owns `room`, as far as this instance knows.
     pub fn of_room(&self, room: &RoomId) -> Owner {
-        let id = self.shard_of(room);
+        let id = shard_of(room);
         let map = self.map.read();
         match map.shards.iter().find(|shard| shard.id == id) {
             Some(shard) if shard.owner != self.instance => Owner::At(shard.owner.clone()),
@@ -161,4 +150,17 @@ impl Owners {
             self.lost.read().iter().for_each(|forget| forget(&lost));
         }
     }
+}
+
+/// How many shards there are; a migration has made them.
+const SHARDS: u64 = 64;
+
+/// The shard of a room: the same on every instance and in every release.
+pub fn shard_of(room: &RoomId) -> ShardId {
+    // FNV-1a: stable, and good enough to spread ids that are random already.
+    let hash = room.as_bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let spread = hash ^ (hash >> 32);
+    ShardId(i16::try_from(spread % SHARDS).expect("there are 64 shards"))
 }

@@ -5,7 +5,7 @@ use chatd_config::StreamName;
 use chatd_storage::{Batch, positions::StreamId, push_rules};
 use serde::{Deserialize, Serialize};
 
-use crate::{Persist, Raw, Stream};
+use crate::{Concerns, Key, Persist, Raw, Stream};
 
 pub struct PushRules;
 
@@ -14,6 +14,10 @@ impl Stream for PushRules {
     const KIND: StreamName = StreamName::PushRules;
     const ID: StreamId = StreamId { number: 7, sequence: "stream_push_rules" };
     type Row = PushRulesRow;
+
+    fn concerns(row: &Self::Row) -> Concerns {
+        Concerns::only([Key::User(row.user)])
+    }
 }
 
 /// All rules of a user, after a change.

@@ -6,7 +6,7 @@ use chatd_storage::{Batch, positions::StreamId, receipts};
 use ruma_common::{OwnedEventId, OwnedRoomId, OwnedUserId};
 use serde::{Deserialize, Serialize};
 
-use crate::{Persist, Stream};
+use crate::{Concerns, Key, Persist, Stream};
 
 pub struct Receipts;
 
@@ -15,6 +15,10 @@ impl Stream for Receipts {
     const KIND: StreamName = StreamName::Receipts;
     const ID: StreamId = StreamId { number: 5, sequence: "stream_receipts" };
     type Row = ReceiptRow;
+
+    fn concerns(row: &Self::Row) -> Concerns {
+        Concerns::only([Key::Room(row.room), Key::User(row.user)])
+    }
 }
 
 /// A read receipt; carries the receipt itself, so that no reader goes to the table.

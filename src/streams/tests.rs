@@ -2,6 +2,7 @@
 //! that stand still or die.
 
 mod append;
+mod feed;
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 

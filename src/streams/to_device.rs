@@ -6,7 +6,7 @@ use chatd_storage::{Batch, positions::StreamId, to_device};
 use ruma_common::OwnedDeviceId;
 use serde::{Deserialize, Serialize};
 
-use crate::{Persist, Raw, Stream};
+use crate::{Concerns, Key, Persist, Raw, Stream};
 
 pub struct ToDevice;
 
@@ -15,6 +15,10 @@ impl Stream for ToDevice {
     const KIND: StreamName = StreamName::ToDevice;
     const ID: StreamId = StreamId { number: 3, sequence: "stream_to_device" };
     type Row = ToDeviceRow;
+
+    fn concerns(row: &Self::Row) -> Concerns {
+        Concerns::only([Key::User(row.user)])
+    }
 }
 
 /// One message for one device.

@@ -7,7 +7,7 @@ use chatd_storage::positions::StreamId;
 use ruma_common::{OwnedRoomId, OwnedUserId};
 use serde::{Deserialize, Serialize};
 
-use crate::{Feed, Stream, writer};
+use crate::{Concerns, Feed, Key, Stream, writer};
 
 pub struct Typing;
 
@@ -16,6 +16,10 @@ impl Stream for Typing {
     const KIND: StreamName = StreamName::Typing;
     const ID: StreamId = StreamId { number: 2, sequence: "" };
     type Row = TypingRow;
+
+    fn concerns(row: &Self::Row) -> Concerns {
+        Concerns::only([Key::Room(row.room)])
+    }
 }
 
 /// All who type in a room now.

@@ -1,13 +1,13 @@
 //! How rows change what the index knows, and whom they wake. A fold is quick and never waits.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::Arc,
 };
 
 use chatd_base::{EventNid, Position, RoomNid, UserNid, WriterId};
 use chatd_streams::{
-    Frame, Stream, StreamToken, Streams,
+    Frame, Key, Picky, Stream, StreamToken, Streams,
     account_data::AccountData,
     device_lists::DeviceLists,
     events::{self, EventRow, Events, Membership, MembershipChange},
@@ -31,8 +31,11 @@ pub(crate) fn attach(index: &Arc<Index>, streams: &Streams) {
             streams.$feed.on_skipped(move |writer, upto| index.lock().$missed(writer, upto));
         })*};
     }
+    let (view, seen, index_of_events) = (index.clone(), index.clone(), index.clone());
+    streams.events.on_wanted_rows(view, move |frame| seen.lock().fold_events(frame));
+    let missed = move |writer, upto| index_of_events.lock().miss_events(writer, upto);
+    streams.events.on_skipped(missed);
     fold! {
-        events fold_events miss_events;
         typing fold_typing miss_typing;
         receipts fold_receipts miss_receipts;
         account_data fold_account_data miss_account_data;
@@ -40,6 +43,27 @@ pub(crate) fn attach(index: &Arc<Index>, streams: &Streams) {
         presence fold_presence miss_presence;
         device_lists fold_device_lists miss_device_lists;
         to_device fold_to_device miss_to_device;
+    }
+}
+
+/// Messages in rooms where nobody is whom this instance serves need not be read: who comes later
+/// finds them in the tables.
+impl Picky for Index {
+    fn wants(&self, keys: &BTreeSet<Key>) -> bool {
+        let state = self.lock();
+        keys.iter().any(|key| matches!(key, Key::Room(room) if !state.served_in(*room).is_empty()))
+    }
+
+    fn pass(&self, writer: WriterId, upto: Position, keys: &BTreeSet<Key>) {
+        let mut state = self.lock();
+        for key in keys {
+            if let Key::Room(room) = key {
+                state.events.pass(*room, upto);
+            }
+        }
+        let State { writers, now, .. } = &mut *state;
+        writers.events.insert(writer, upto);
+        now.room = StreamToken::from_writers(&writers.events);
     }
 }
 

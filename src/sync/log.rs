@@ -4,7 +4,7 @@
 //! above the floor is answered from here; one below it goes to the tables.
 
 use std::{
-    collections::{HashMap, VecDeque, hash_map},
+    collections::{BTreeSet, HashMap, HashSet, VecDeque, hash_map},
     hash::Hash,
 };
 
@@ -48,9 +48,13 @@ pub struct Log<K, V> {
     order: VecDeque<(Position, WriterId, K)>,
     rows: usize,
     bytes: usize,
+    /// Entities that rows have passed by, up to where.
+    passed: HashMap<K, Position>,
+    /// The same by position.
+    passed_at: BTreeSet<(Position, K)>,
 }
 
-impl<K: Clone + Eq + Hash, V> Log<K, V> {
+impl<K: Clone + Eq + Hash + Ord, V> Log<K, V> {
     /// An empty log that will see every row that `start` does not cover.
     pub fn new(start: StreamToken, bounds: Bounds) -> Self {
         Self {
@@ -61,6 +65,8 @@ impl<K: Clone + Eq + Hash, V> Log<K, V> {
             order: VecDeque::new(),
             rows: 0,
             bytes: 0,
+            passed: HashMap::new(),
+            passed_at: BTreeSet::new(),
         }
     }
 
@@ -86,6 +92,25 @@ impl<K: Clone + Eq + Hash, V> Log<K, V> {
         let behind = self.order.iter().rev().take_while(|(other, ..)| *other > at).count();
         self.order.insert(self.order.len() - behind, (at, writer, key));
         self.shrink();
+    }
+
+    /// Takes note that rows of `key` up to `position` are in the tables and not here.
+    pub fn pass(&mut self, key: K, position: Position) {
+        if let Some(entity) = self.by_key.remove(&key) {
+            self.rows -= entity.rows.len();
+            self.bytes -= entity.rows.iter().map(|row| row.bytes).sum::<usize>();
+        }
+        let before = self.passed.get(&key).copied().unwrap_or_default();
+        self.passed_at.remove(&(before, key.clone()));
+        // Another writer may be ahead.
+        let upto = position.max(before);
+        self.passed.insert(key.clone(), upto);
+        self.passed_at.insert((upto, key));
+        while self.passed.len() > self.bounds.rows {
+            let Some((at, key)) = self.passed_at.pop_first() else { return };
+            self.passed.remove(&key);
+            self.floor = self.floor.max(at);
+        }
     }
 
     /// Takes note that rows of `writer` up to `position` have not been seen.
@@ -132,7 +157,9 @@ impl<K: Clone + Eq + Hash, V> Log<K, V> {
         since: &'a StreamToken,
     ) -> Option<impl DoubleEndedIterator<Item = &'a Row<V>> + use<'a, K, V>> {
         let entity = self.by_key.get(key);
-        if !self.is_complete_since(since) || entity.is_some_and(|e| since.min < e.floor) {
+        let has_passed = self.passed.get(key).is_some_and(|upto| since.min < *upto);
+        let has_dropped = entity.is_some_and(|entity| since.min < entity.floor);
+        if !self.is_complete_since(since) || has_passed || has_dropped {
             return None;
         }
         let rows = entity.map(|entity| &entity.rows).into_iter().flatten();
@@ -144,13 +171,21 @@ impl<K: Clone + Eq + Hash, V> Log<K, V> {
         if !self.is_complete_since(since) {
             return None;
         }
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
         let mut changed = Vec::new();
         for (at, writer, key) in self.order.iter().rev() {
             if *at <= since.min {
                 break;
             }
             if !since.covers(*writer, *at) && seen.insert(key.clone()) {
+                changed.push(key.clone());
+            }
+        }
+        for (at, key) in self.passed_at.iter().rev() {
+            if *at <= since.min {
+                break;
+            }
+            if seen.insert(key.clone()) {
                 changed.push(key.clone());
             }
         }
@@ -268,6 +303,39 @@ mod tests {
                 cursor = position;
             }
             prop_assert!(log.size().0 <= rows);
+        }
+
+        /// The same where rows of some keys are not wanted and pass by: what is answered has no
+        /// hole, and a key that got something is among the changed.
+        #[test]
+        fn what_passes_by_is_not_hidden(
+            keys in proptest::collection::vec((0_u8..4, any::<bool>()), 1..60),
+            rows in 1_usize..20,
+            from in 0_i64..180,
+        ) {
+            let mut log = log(rows, 20);
+            let mut truth: BTreeMap<i64, u8> = BTreeMap::new();
+            for (index, (key, is_wanted)) in keys.iter().enumerate() {
+                let position = index as i64 * 3 + 1;
+                match is_wanted {
+                    true => log.push(*key, WRITER, Position(position), position, 1),
+                    false => log.pass(*key, Position(position)),
+                }
+                truth.insert(position, *key);
+            }
+            let since = at(from);
+            let told = log.changed_since(&since);
+            for key in 0_u8..4 {
+                let expected: Vec<i64> =
+                    truth.range(from + 1..).filter(|(_, k)| **k == key).map(|(p, _)| *p).collect();
+                if let Some(told) = &told {
+                    prop_assert!(expected.is_empty() || told.contains(&key));
+                }
+                if let Some(found) = log.since(&key, &since) {
+                    prop_assert_eq!(found.map(|row| row.value).collect::<Vec<_>>(), expected);
+                }
+            }
+            prop_assert!(log.passed.len() <= rows && log.passed.len() == log.passed_at.len());
         }
 
         /// With one row an entity, the newest row of each changed entity is there.

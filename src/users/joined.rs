@@ -31,7 +31,7 @@ impl Joined {
             changes: AtomicU64::new(0),
         });
         let view = joined.clone();
-        deps.streams.events.on_rows(move |frame| {
+        deps.streams.events.on_common_rows(move |frame| {
             frame.rows.iter().for_each(|(_, row)| view.fold(row));
         });
         joined

@@ -102,10 +102,12 @@ impl Typing {
             publishing: Mutex::default(),
             earlier: Notify::new(),
         }));
-        let view = typing.clone();
-        deps.streams.events.on_rows(move |frame| {
-            frame.rows.iter().for_each(|(_, row)| view.fold(row));
-        });
+        if deps.streams.writes(StreamName::Typing) {
+            let view = typing.clone();
+            deps.streams.events.on_rows(move |frame| {
+                frame.rows.iter().for_each(|(_, row)| view.fold(row));
+            });
+        }
         tasks::spawn("typing", typing.clone().run());
         typing
     }

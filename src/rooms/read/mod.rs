@@ -48,7 +48,7 @@ impl Reader {
         let listings: Arc<directory::Listings> = Arc::default();
         let lenses = Arc::new(Lenses::new());
         let (seen, looked) = (listings.clone(), lenses.clone());
-        deps.streams.events.on_rows(move |frame| {
+        deps.streams.events.on_common_rows(move |frame| {
             for (_, row) in frame.rows.iter() {
                 seen.see(row);
                 looked.see(row);

@@ -10,7 +10,7 @@ use std::{sync::Arc, time::Duration};
 
 use chatd_base::Stop;
 
-use crate::Streams;
+use crate::{Head, Streams};
 
 pub use local::LocalBus;
 pub use redis::RedisBus;
@@ -18,7 +18,10 @@ pub use state::BusState;
 
 /// Rows that can be put on a wire, serialised only if somebody is there to read them.
 pub trait Encode {
-    fn encode(&self) -> Vec<u8>;
+    fn head(&self) -> Head;
+
+    /// JSON.
+    fn rows(&self) -> Vec<u8>;
 }
 
 /// Carries frames to the other instances. It may lose, repeat and delay them (R4).

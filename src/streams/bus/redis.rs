@@ -33,7 +33,7 @@ const ALERT: Duration = Duration::from_secs(1);
 
 struct Outgoing {
     stream: &'static str,
-    frame: Vec<u8>,
+    message: Vec<u8>,
 }
 
 /// One instance's connection to the channel.
@@ -67,9 +67,8 @@ impl RedisBus {
         let client = builder.build().map_err(|error| error.to_string())?;
         let (queue, outgoing) = mpsc::channel(QUEUE);
         let channel = format!("{server_name}/chatd");
-        let (to, by) = (channel.clone(), instance.to_owned());
         let meter = Arc::new(Meter::new());
-        let sender = Sender { client, channel: to, instance: by, meter: meter.clone() };
+        let sender = Sender { client, channel: channel.clone(), meter: meter.clone() };
         tasks::spawn("bus", sender.run(outgoing, stop.clone()));
         let (instance, hears) = (instance.to_owned(), Arc::default());
         Ok(Self { builder, channel, instance, queue, hears, meter })
@@ -82,7 +81,8 @@ impl Bus for RedisBus {
             self.meter.dropped(stream);
             return;
         };
-        place.send(Outgoing { stream, frame: frame.encode() });
+        let message = wire::message(stream, &self.instance, &frame.head(), &frame.rows());
+        place.send(Outgoing { stream, message });
     }
 
     fn listen(&self, streams: &Arc<Streams>, stop: &Stop) {
@@ -120,7 +120,6 @@ impl Bus for RedisBus {
 struct Sender {
     client: Client,
     channel: String,
-    instance: String,
     meter: Arc<Meter>,
 }
 
@@ -128,7 +127,7 @@ impl Sender {
     /// Publishes what comes out of `outgoing`, in order. A message that Redis does not take in time
     /// is dropped: rows that wait are worth less than rows that are fresh.
     async fn run(self, mut outgoing: mpsc::Receiver<Outgoing>, stop: Stop) {
-        let Self { client, channel, instance, meter } = self;
+        let Self { client, channel, meter } = self;
         client.connect();
         let once = client.with_options(&Options {
             max_attempts: Some(1),
@@ -143,8 +142,7 @@ impl Sender {
                 next = outgoing.recv() => next,
                 () = stop.triggered() => None,
             };
-            let Some(Outgoing { stream, frame }) = next else { break };
-            let message = wire::message(stream, &instance, &frame);
+            let Some(Outgoing { stream, message }) = next else { break };
             let length = message.len();
             let taken: Result<(), _> = once.publish(&channel, bytes::Bytes::from(message)).await;
             match taken {
@@ -226,7 +224,7 @@ impl Listener {
             return;
         }
         self.meter.came_in(bytes.len());
-        if let Err(error) = self.streams.receive(parsed.stream, parsed.frame) {
+        if let Err(error) = self.streams.receive(parsed.stream, &parsed.head, parsed.rows) {
             tracing::debug!(%error, stream = parsed.stream, "a frame of another release");
             self.streams.look();
         }

@@ -1,0 +1,98 @@
+//! What a feed does with frames that come over the bus.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use chatd_base::{Position, UserNid, WriterId};
+use parking_lot::Mutex;
+use serde_json::value::to_raw_value;
+
+use crate::{
+    Feed, Frame, Key, Picky,
+    bus::{Encode, LocalBus},
+    to_device::{ToDevice, ToDeviceRow},
+};
+
+const WRITER: WriterId = WriterId(1);
+
+/// Wants what concerns one user, and notes everything that it is told.
+struct Only {
+    user: UserNid,
+    told: Mutex<Vec<String>>,
+}
+
+impl Picky for Only {
+    fn wants(&self, keys: &BTreeSet<Key>) -> bool {
+        keys.contains(&Key::User(self.user))
+    }
+
+    fn pass(&self, _: WriterId, upto: Position, keys: &BTreeSet<Key>) {
+        self.told.lock().push(format!("passed {upto} {keys:?}"));
+    }
+}
+
+/// A feed with a view that wants what concerns user 1.
+fn feed() -> (Arc<Feed<ToDevice>>, Arc<Only>) {
+    let feed = Feed::new(Arc::new(LocalBus), &[]);
+    let only = Arc::new(Only { user: UserNid(1), told: Mutex::default() });
+    let (saw, forgot) = (only.clone(), only.clone());
+    feed.on_wanted_rows(only.clone(), move |frame| {
+        saw.told.lock().push(format!("saw {}", frame.position));
+    });
+    feed.on_skipped(move |_, upto| forgot.told.lock().push(format!("forgot {upto}")));
+    (feed, only)
+}
+
+/// A frame with a message for each of `users`, which follows the one before it.
+fn frame(number: i64, users: &[i32]) -> Frame<ToDevice> {
+    let row = |user: &i32| ToDeviceRow {
+        user: UserNid(*user),
+        device_id: "D".into(),
+        message: to_raw_value("").unwrap().into(),
+    };
+    let (previous, position) = (Position(number * 10 - 10), Position(number * 10));
+    let rows = users.iter().map(|user| (position, row(user))).collect();
+    Frame { writer: WRITER, previous, position, rows }
+}
+
+fn take(feed: &Feed<ToDevice>, frame: &Frame<ToDevice>) {
+    feed.take(&frame.head(), &frame.rows()).unwrap();
+}
+
+#[test]
+fn rows_that_nobody_wants_pass_unread() {
+    let (feed, only) = feed();
+    take(&feed, &frame(1, &[1, 2]));
+    let unread = frame(2, &[2]);
+    feed.take(&unread.head(), b"not read at all").unwrap();
+    take(&feed, &frame(3, &[]));
+    assert_eq!(feed.position_of(WRITER), Position(30));
+    let passed = format!("passed 20 {:?}", BTreeSet::from([Key::User(UserNid(2))]));
+    assert_eq!(*only.told.lock(), ["saw 10", &passed, "saw 30"]);
+}
+
+#[test]
+fn a_gap_before_rows_that_pass_is_a_gap() {
+    let (feed, only) = feed();
+    take(&feed, &frame(1, &[1]));
+    take(&feed, &frame(4, &[2]));
+    assert_eq!(feed.position_of(WRITER), Position(40));
+    assert_eq!(only.told.lock()[1], "forgot 30");
+}
+
+#[test]
+fn what_was_seen_is_not_read_again() {
+    let (feed, only) = feed();
+    take(&feed, &frame(1, &[1]));
+    feed.take(&frame(1, &[1]).head(), b"not read at all").unwrap();
+    assert_eq!(only.told.lock().len(), 1);
+}
+
+#[test]
+fn a_view_that_sees_every_row_sees_those_too() {
+    let (feed, only) = feed();
+    feed.on_rows(|_| {});
+    take(&feed, &frame(1, &[2]));
+    assert_eq!(*only.told.lock(), ["saw 10"]);
+    assert!(feed.take(&frame(2, &[2]).head(), b"no rows").is_err());
+    assert_eq!(feed.position_of(WRITER), Position(10));
+}
