@@ -220,7 +220,14 @@ impl Notices {
                     () = tokio::time::sleep(ALIVE_EVERY) => {}
                 }
                 // Those who come from here on wait for the next answer.
-                let answer = tokio::time::timeout(ANSWER_WITHIN, client.query(&sounding, &[]));
+                let answer = async {
+                    if askers.is_empty() {
+                        client.batch_execute("").await.map(|()| Vec::new())
+                    } else {
+                        client.query(&sounding, &[]).await
+                    }
+                };
+                let answer = tokio::time::timeout(ANSWER_WITHIN, answer);
                 let rows =
                     answer.await.map_err(|_| Error::Lost("no answer".to_owned()))?.map_err(lost)?;
                 let positions: Positions = rows.iter().map(positions::known).collect();

@@ -23,12 +23,14 @@ use crate::Streams;
 
 /// Messages that may wait for Redis (R8). What does not fit is dropped.
 const QUEUE: usize = 8_192;
-/// Messages from Redis that may wait for the folds.
-const INBOX: usize = 16_384;
+/// Messages from Redis that may wait for the folds; what does not fit is read from the tables. The
+/// client library takes memory for all of them at once, several times over.
+const INBOX: usize = 2_048;
 /// How long Redis may take for one message before it counts as lost.
 const SLOW: Duration = Duration::from_secs(2);
-/// How often positions are read from the tables while Redis is there, and while it is away.
-const CALM: Duration = Duration::from_secs(5);
+/// How often positions are read from the tables while Redis is there (besides the beats, which
+/// bring them as well), and while it is away.
+const CALM: Duration = Duration::from_secs(30);
 const ALERT: Duration = Duration::from_secs(1);
 
 struct Outgoing {
@@ -57,7 +59,6 @@ impl RedisBus {
         let mut builder = Builder::from_config(client_config(settings)?);
         builder
             .set_policy(ReconnectPolicy::new_exponential(0, 50, 2_000, 2))
-            .with_performance_config(|config| config.broadcast_channel_capacity = INBOX)
             .with_connection_config(|config| {
                 config.connection_timeout = Duration::from_secs(5);
                 config.internal_command_timeout = Duration::from_secs(5);
@@ -65,6 +66,7 @@ impl RedisBus {
                 config.max_command_buffer_len = QUEUE;
             });
         let client = builder.build().map_err(|error| error.to_string())?;
+        builder.with_performance_config(|config| config.broadcast_channel_capacity = INBOX);
         let (queue, outgoing) = mpsc::channel(QUEUE);
         let channel = format!("{server_name}/chatd");
         let meter = Arc::new(Meter::new());
