@@ -58,7 +58,7 @@ impl Picky for Index {
         let mut state = self.lock();
         for key in keys {
             if let Key::Room(room) = key {
-                state.events.pass(*room, upto);
+                state.events.pass(*room, writer, upto);
             }
         }
         let State { writers, now, .. } = &mut *state;

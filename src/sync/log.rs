@@ -10,6 +10,7 @@ use std::{
 
 use chatd_base::{Position, WriterId};
 use chatd_streams::StreamToken;
+use smallvec::SmallVec;
 
 /// How much a log may hold.
 #[derive(Clone, Copy, Debug)]
@@ -30,27 +31,53 @@ pub struct Row<V> {
 
 #[derive(Debug)]
 struct Entity<V> {
-    /// Rows at or below it may be missing here although they are above the log's floor.
-    floor: Position,
+    /// Rows that are missing here although readers of the log may not know them.
+    dropped: Marks,
     rows: VecDeque<Row<V>>,
+}
+
+/// For each writer, up to where rows are missing. Not one position for all writers: one that
+/// stands still would make every row look new.
+#[derive(Debug, Default)]
+struct Marks(SmallVec<[(WriterId, Position); 1]>);
+
+impl Marks {
+    fn raise(&mut self, writer: WriterId, at: Position) {
+        match self.0.iter_mut().find(|(other, _)| *other == writer) {
+            Some((_, mark)) => *mark = (*mark).max(at),
+            None => self.0.push((writer, at)),
+        }
+    }
+
+    /// Whether a reader knows all rows that are missing.
+    fn are_covered_by(&self, since: &StreamToken) -> bool {
+        self.0.iter().all(|(writer, at)| since.covers(*writer, *at))
+    }
+
+    /// `start` where these marks are not kept any more.
+    fn raise_in(&self, start: &StreamToken) -> StreamToken {
+        self.0.iter().fold(start.clone(), |start, (writer, at)| start.raised(*writer, *at))
+    }
+
+    fn max(&self) -> Position {
+        self.0.iter().map(|(_, at)| *at).max().unwrap_or_default()
+    }
 }
 
 /// Rows of a stream by entity.
 #[derive(Debug)]
 pub struct Log<K, V> {
-    /// Everything that this token does not cover has been seen.
+    /// Everything that this token does not cover is here, or marked with its entity.
     start: StreamToken,
-    /// Rows at or below it may have been dropped.
-    floor: Position,
     bounds: Bounds,
     by_key: HashMap<K, Entity<V>>,
     /// All rows by position; some may be gone from their entity already.
     order: VecDeque<(Position, WriterId, K)>,
     rows: usize,
     bytes: usize,
-    /// Entities that rows have passed by, up to where.
-    passed: HashMap<K, Position>,
-    /// The same by position.
+    /// Entities that rows have passed by.
+    passed: HashMap<K, Marks>,
+    /// The same by the furthest position.
     passed_at: BTreeSet<(Position, K)>,
 }
 
@@ -59,7 +86,6 @@ impl<K: Clone + Eq + Hash + Ord, V> Log<K, V> {
     pub fn new(start: StreamToken, bounds: Bounds) -> Self {
         Self {
             start,
-            floor: Position(0),
             bounds,
             by_key: HashMap::new(),
             order: VecDeque::new(),
@@ -75,7 +101,7 @@ impl<K: Clone + Eq + Hash + Ord, V> Log<K, V> {
         let entity = self
             .by_key
             .entry(key.clone())
-            .or_insert_with(|| Entity { floor: Position(0), rows: VecDeque::new() });
+            .or_insert_with(|| Entity { dropped: Marks::default(), rows: VecDeque::new() });
         entity.rows.push_back(Row { writer, at, value, bytes });
         self.rows += 1;
         self.bytes += bytes;
@@ -84,7 +110,7 @@ impl<K: Clone + Eq + Hash + Ord, V> Log<K, V> {
                 self.rows -= 1;
                 self.bytes -= old.bytes;
                 if self.bounds.per_key > 1 {
-                    entity.floor = entity.floor.max(old.at);
+                    entity.dropped.raise(old.writer, old.at);
                 }
             }
         }
@@ -94,22 +120,20 @@ impl<K: Clone + Eq + Hash + Ord, V> Log<K, V> {
         self.shrink();
     }
 
-    /// Takes note that rows of `key` up to `position` are in the tables and not here.
-    pub fn pass(&mut self, key: K, position: Position) {
+    /// Takes note that rows of `key` by `writer`, up to `position`, are in the tables and not here.
+    pub fn pass(&mut self, key: K, writer: WriterId, position: Position) {
         if let Some(entity) = self.by_key.remove(&key) {
             self.rows -= entity.rows.len();
             self.bytes -= entity.rows.iter().map(|row| row.bytes).sum::<usize>();
         }
-        let before = self.passed.get(&key).copied().unwrap_or_default();
-        self.passed_at.remove(&(before, key.clone()));
-        // Another writer may be ahead.
-        let upto = position.max(before);
-        self.passed.insert(key.clone(), upto);
-        self.passed_at.insert((upto, key));
+        let marks = self.passed.entry(key.clone()).or_default();
+        self.passed_at.remove(&(marks.max(), key.clone()));
+        marks.raise(writer, position);
+        self.passed_at.insert((marks.max(), key));
         while self.passed.len() > self.bounds.rows {
-            let Some((at, key)) = self.passed_at.pop_first() else { return };
-            self.passed.remove(&key);
-            self.floor = self.floor.max(at);
+            let Some((_, key)) = self.passed_at.pop_first() else { return };
+            let marks = self.passed.remove(&key).unwrap_or_default();
+            self.start = marks.raise_in(&self.start);
         }
     }
 
@@ -137,9 +161,10 @@ impl<K: Clone + Eq + Hash + Ord, V> Log<K, V> {
                     self.rows -= 1;
                     self.bytes -= row.bytes;
                 }
-                self.floor = self.floor.max(at);
+                self.start = self.start.raised(writer, at);
                 if entity.get().rows.is_empty() {
-                    entity.remove();
+                    let dropped = entity.remove().dropped;
+                    self.start = dropped.raise_in(&self.start);
                 }
             }
         }
@@ -147,7 +172,7 @@ impl<K: Clone + Eq + Hash + Ord, V> Log<K, V> {
 
     /// Whether every row after `since`, of whatever entity, is known here.
     pub fn is_complete_since(&self, since: &StreamToken) -> bool {
-        since.min >= self.floor && since.is_at_least(&self.start)
+        since.is_at_least(&self.start)
     }
 
     /// The rows of `key` after `since`, oldest first; `None` if some may be missing.
@@ -157,9 +182,9 @@ impl<K: Clone + Eq + Hash + Ord, V> Log<K, V> {
         since: &'a StreamToken,
     ) -> Option<impl DoubleEndedIterator<Item = &'a Row<V>> + use<'a, K, V>> {
         let entity = self.by_key.get(key);
-        let has_passed = self.passed.get(key).is_some_and(|upto| since.min < *upto);
-        let has_dropped = entity.is_some_and(|entity| since.min < entity.floor);
-        if !self.is_complete_since(since) || has_passed || has_dropped {
+        let marks = [entity.map(|entity| &entity.dropped), self.passed.get(key)];
+        let has_all = marks.into_iter().flatten().all(|marks| marks.are_covered_by(since));
+        if !self.is_complete_since(since) || !has_all {
             return None;
         }
         let rows = entity.map(|entity| &entity.rows).into_iter().flatten();
@@ -185,7 +210,8 @@ impl<K: Clone + Eq + Hash + Ord, V> Log<K, V> {
             if *at <= since.min {
                 break;
             }
-            if seen.insert(key.clone()) {
+            let is_known = self.passed.get(key).is_none_or(|marks| marks.are_covered_by(since));
+            if !is_known && seen.insert(key.clone()) {
                 changed.push(key.clone());
             }
         }
@@ -256,6 +282,22 @@ mod tests {
     }
 
     #[test]
+    fn a_writer_that_stands_still_makes_nothing_look_new() {
+        let mut log = log(100, 2);
+        for position in 1..=3 {
+            log.push(1, WriterId(2), Position(position), position, 1);
+        }
+        log.pass(2, WriterId(2), Position(4));
+        let since: StreamToken = "m0~2.4".parse().unwrap();
+        assert_eq!(log.since(&1, &since).unwrap().count(), 0);
+        assert_eq!(log.since(&2, &since).unwrap().count(), 0);
+        assert_eq!(log.changed_since(&since).unwrap(), Vec::<u8>::new());
+        let since: StreamToken = "m0~2.3".parse().unwrap();
+        assert!(log.since(&2, &since).is_none());
+        assert_eq!(log.changed_since(&since).unwrap(), [2]);
+    }
+
+    #[test]
     fn a_writer_that_is_behind_hides_nothing() {
         let mut log = log(100, 100);
         log.push(1, WriterId(1), Position(30), 30, 1);
@@ -319,7 +361,7 @@ mod tests {
                 let position = index as i64 * 3 + 1;
                 match is_wanted {
                     true => log.push(*key, WRITER, Position(position), position, 1),
-                    false => log.pass(*key, Position(position)),
+                    false => log.pass(*key, WRITER, Position(position)),
                 }
                 truth.insert(position, *key);
             }

@@ -99,6 +99,7 @@ catalogue! {
     Gauge chatd_stream_lag { stream writer }
         "by how much the tables were ahead of that when they were compared last: 0 is up to date";
     Counter chatd_stream_passes_total { stream }
+        "frames whose rows nobody here wanted, and which were not read";
     Counter chatd_stream_skips_total { stream }
         "gaps: rows that the bus did not bring, which views have to read from the tables";
     Gauge synapse_event_persisted_position { }
