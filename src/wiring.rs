@@ -6,8 +6,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use chatd_api_client::App;
 use chatd_base::{Clock, Stop, tasks};
 use chatd_config::{
-    Assignment, Config, Database, DatabaseTls, MAIN, PostgresDatabase, Roles, SigningKeys,
-    StreamName, TaskName,
+    Assignment, Config, Database, MAIN, PostgresDatabase, Roles, SigningKeys, StreamName, TaskName,
 };
 use chatd_federation::Federation;
 use chatd_http::{Fleet, Limits, Metrics, Reply, Server, Serving};
@@ -31,8 +30,6 @@ use crate::{
 
 /// How long a PostgreSQL that does not answer at the start is waited for.
 const WAIT_FOR_DATABASE: Duration = Duration::from_secs(60);
-/// On a unix socket of our own.
-const EMBEDDED_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Runs this instance until `stop`; `changes` tells what the configuration has made of it since.
@@ -289,16 +286,9 @@ async fn database(config: &Config) -> Result<(ConnectSettings, Option<Cluster>)>
     match &config.database {
         Database::Embedded { pool } => {
             let cluster = Cluster::start(&config.data_dir, pool.max).await?;
-            let settings = ConnectSettings {
-                host: Host::Socket { folder: cluster.socket_folder(), port: embedded::PORT },
-                user: embedded::USER.to_owned(),
-                password: None,
-                database: embedded::DATABASE.to_owned(),
-                max_connections: pool.max,
-                tls: DatabaseTls::Never,
-                connect_timeout: EMBEDDED_CONNECT_TIMEOUT,
-                application_name: "chatd".to_owned(),
-            };
+            let folder = cluster.socket_folder();
+            let settings =
+                ConnectSettings::on_socket(folder, embedded::USER, embedded::DATABASE, pool.max);
             Ok((settings, Some(cluster)))
         }
         Database::Postgres(postgres) => Ok((connect_settings(postgres)?, None)),

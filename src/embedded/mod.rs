@@ -26,7 +26,7 @@ use server::Server;
 pub const USER: &str = "chatd";
 pub const DATABASE: &str = "chatd";
 /// Part of the socket's file name; no port is opened.
-pub const PORT: u16 = 5432;
+const PORT: u16 = 5432;
 
 /// How long PostgreSQL may take to end before it is told to hurry. Its journal makes that safe.
 const PATIENCE: Duration = Duration::from_secs(10);

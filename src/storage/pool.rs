@@ -47,6 +47,25 @@ pub struct ConnectSettings {
     pub application_name: String,
 }
 
+/// How long a PostgreSQL on this machine may take to accept a connection.
+const CONNECT_LOCALLY: Duration = Duration::from_secs(10);
+
+impl ConnectSettings {
+    /// A database without a password on a unix socket of this machine; PostgreSQL's usual port.
+    pub fn on_socket(folder: PathBuf, user: &str, database: &str, max_connections: usize) -> Self {
+        Self {
+            host: Host::Socket { folder, port: 5432 },
+            user: user.to_owned(),
+            password: None,
+            database: database.to_owned(),
+            max_connections,
+            tls: DatabaseTls::Never,
+            connect_timeout: CONNECT_LOCALLY,
+            application_name: "chatd".to_owned(),
+        }
+    }
+}
+
 /// A bounded set of connections. Cheap to clone.
 #[derive(Clone)]
 pub struct Pool {

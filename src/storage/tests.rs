@@ -8,7 +8,7 @@ use chatd_kit::{
 };
 
 use crate::{
-    ALL_STATEMENTS, Batch, ConnectSettings, Host, Pool, Statement, migrate,
+    ALL_STATEMENTS, Batch, ConnectSettings, Pool, Statement, migrate,
     notices::{Heard, Notice, Notices},
     sync::{get_delivered, set_delivered},
 };
@@ -16,17 +16,7 @@ use crate::{
 /// Opens `database` as the server does.
 fn open(database: &Database) -> Pool {
     let folder = database.cluster().socket_folder().to_owned();
-    Pool::open(&ConnectSettings {
-        host: Host::Socket { folder, port: 5432 },
-        user: USER.to_owned(),
-        password: None,
-        database: database.name().to_owned(),
-        max_connections: 4,
-        tls: chatd_config::DatabaseTls::Never,
-        connect_timeout: std::time::Duration::from_secs(10),
-        application_name: "chatd-test".to_owned(),
-    })
-    .unwrap()
+    Pool::open(&ConnectSettings::on_socket(folder, USER, database.name(), 4)).unwrap()
 }
 
 #[tokio::test]

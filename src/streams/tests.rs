@@ -7,13 +7,13 @@ mod feed;
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use chatd_base::{Position, ShardId, Stop};
-use chatd_config::{DatabaseTls, StreamName};
+use chatd_config::StreamName;
 use chatd_kit::{
     Database,
     cluster::{Cluster, USER},
 };
 use chatd_storage::{
-    Batch, ConnectSettings, Host, Pool,
+    Batch, ConnectSettings, Pool,
     instances::Card,
     migrate,
     notices::Notices,
@@ -51,17 +51,7 @@ impl Bus for Deaf {
 async fn database() -> (Database, Pool) {
     let database = Database::empty(Cluster::shared().unwrap()).await.unwrap();
     let folder = database.cluster().socket_folder().to_owned();
-    let pool = Pool::open(&ConnectSettings {
-        host: Host::Socket { folder, port: 5432 },
-        user: USER.to_owned(),
-        password: None,
-        database: database.name().to_owned(),
-        max_connections: 8,
-        tls: DatabaseTls::Never,
-        connect_timeout: Duration::from_secs(10),
-        application_name: "chatd-test".to_owned(),
-    })
-    .unwrap();
+    let pool = Pool::open(&ConnectSettings::on_socket(folder, USER, database.name(), 8)).unwrap();
     migrate(&pool).await.unwrap();
     (database, pool)
 }

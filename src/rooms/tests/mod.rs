@@ -8,12 +8,12 @@ mod outliers;
 use std::sync::Arc;
 
 use chatd_base::{Clock, Stop};
-use chatd_config::{Config, DatabaseTls, Overrides, StreamName};
+use chatd_config::{Config, Overrides, StreamName};
 use chatd_kit::{
     Database,
     cluster::{Cluster, USER},
 };
-use chatd_storage::{ConnectSettings, Host, Interner, Pool, migrate, notices::Notices};
+use chatd_storage::{ConnectSettings, Interner, Pool, migrate, notices::Notices};
 use chatd_streams::{
     Owners, Streams,
     bus::{Bus, LocalBus},
@@ -71,17 +71,8 @@ impl House {
     async fn of(database: Arc<Database>, name: &str, bus: Arc<dyn Bus>) -> Self {
         let is_alone = bus.patience().is_none();
         let folder = database.cluster().socket_folder().to_owned();
-        let pool = Pool::open(&ConnectSettings {
-            host: Host::Socket { folder, port: 5432 },
-            user: USER.to_owned(),
-            password: None,
-            database: database.name().to_owned(),
-            max_connections: 8,
-            tls: DatabaseTls::Never,
-            connect_timeout: std::time::Duration::from_secs(10),
-            application_name: "chatd-test".to_owned(),
-        })
-        .unwrap();
+        let pool =
+            Pool::open(&ConnectSettings::on_socket(folder, USER, database.name(), 8)).unwrap();
         migrate(&pool).await.unwrap();
         let text = "server_name: here.example";
         let config = Config::from_texts(&[("test", text)], &Overrides::default()).unwrap();
