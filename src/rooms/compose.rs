@@ -103,7 +103,7 @@ pub fn compose(
 }
 
 /// What an event does that follows all heads of the room.
-fn here(live: &Live, with: &Prepared, pdu: &Arc<Pdu>, hash: Option<String>) -> Effect {
+pub fn here(live: &Live, with: &Prepared, pdu: &Arc<Pdu>, hash: Option<String>) -> Effect {
     let mut snapshot = live.snapshot.clone();
     let mut snapshots = Vec::new();
     if let Some(key) = with.key {
@@ -145,6 +145,7 @@ fn here(live: &Live, with: &Prepared, pdu: &Arc<Pdu>, hash: Option<String>) -> E
         snapshot,
         changes: change.into_iter().collect(),
         redaction: None,
+        gaps: None,
     }
 }
 

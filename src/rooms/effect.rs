@@ -59,6 +59,26 @@ pub struct Effect {
     pub snapshot: SnapshotHead,
     pub changes: Vec<Change>,
     pub redaction: Option<NewRedaction>,
+    /// Predecessors that this server does not have; `None` for an event that was made here.
+    pub gaps: Option<Vec<String>>,
+}
+
+impl Effect {
+    /// Of an event that is kept and changes nothing, right after the newest one.
+    pub fn none(live: &Live, flags: i16) -> Self {
+        Self {
+            flags,
+            prev_ids: Vec::new(),
+            auth_ids: Vec::new(),
+            before: live.snapshot.id,
+            snapshots: Vec::new(),
+            heads: live.heads.clone(),
+            snapshot: live.snapshot.clone(),
+            changes: Vec::new(),
+            redaction: None,
+            gaps: None,
+        }
+    }
 }
 
 /// Builds the rows of the event and moves the room's memory past it.
@@ -171,6 +191,7 @@ fn new_event(
             .map(|change| (change.key, change.now.as_ref().map(|pdu| pdu.nid), change.before))
             .collect(),
         snapshots: effect.snapshots.clone(),
+        gaps: effect.gaps.clone(),
     }
 }
 

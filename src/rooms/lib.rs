@@ -14,13 +14,17 @@ pub mod membership;
 pub mod read;
 pub mod visibility;
 
+mod arrival;
 mod compose;
 mod directory;
 mod effect;
 mod everywhere;
+mod heads;
 mod incoming;
+mod judge;
 mod lane;
 mod lenses;
+mod line;
 mod live;
 mod outliers;
 mod owner;
@@ -49,7 +53,7 @@ use chatd_users::Users;
 
 pub use outliers::Stored;
 pub use owner::{RoomOwner, Sent};
-pub use receive::{Received, Verdict};
+pub use receive::{Before, Received, Verdict};
 pub use seal::{Draft, Route, Signer};
 
 use crate::{

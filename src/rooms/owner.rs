@@ -84,12 +84,13 @@ impl Slot {
         self.pending.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Puts an event of this room, which the room's memory has in it already, on the lane.
+    /// Puts events of this room, which the room's memory has in it already, on the lane; they
+    /// become durable together.
     pub fn enqueue(
         self: &Arc<Self>,
         permit: Permit<'_>,
         live: &Live,
-        event: SealedEvent,
+        events: Vec<SealedEvent>,
         hold: Hold,
     ) -> watch::Receiver<Outcome> {
         let (outcome, waits) = watch::channel(Outcome::Waiting);
@@ -100,7 +101,7 @@ impl Slot {
             shard: live.shard,
             epoch: live.epoch,
             new_room: None,
-            events: vec![event],
+            events,
             outcome,
             place: None,
             hold: Some(hold),
@@ -216,7 +217,7 @@ impl RoomOwner {
                             return Ok(Sent { event_id, position: Position(0) });
                         }
                         Composed::Event(event) => {
-                            let waits = slot.enqueue(permit, &live, *event, here);
+                            let waits = slot.enqueue(permit, &live, vec![*event], here);
                             if let Some(txn) = txn {
                                 live.remember_txn(txn, waits.clone());
                             }
@@ -481,7 +482,7 @@ pub(crate) fn unknown_room(room_id: &RoomId) -> Refusal {
     Refusal::forbidden(format!("you are not in the room {room_id}, or it does not exist"))
 }
 
-fn away() -> Refusal {
+pub(crate) fn away() -> Refusal {
     Refusal::new(503, "M_UNKNOWN", "the server cannot write at the moment; try again")
 }
 

@@ -19,7 +19,11 @@ use ruma_events::TimelineEventType;
 use ruma_state_res::Event;
 use serde_json::value::RawValue;
 
-use crate::{Rooms, owner::lock, seal::HASH_KEY};
+use crate::{
+    Rooms,
+    owner::lock,
+    seal::{Draft, HASH_KEY},
+};
 
 /// An event with all that the rules look at. Numbers are 0 where they are not known.
 #[derive(Clone, Debug)]
@@ -101,6 +105,28 @@ impl Pdu {
             redacts: None,
             rejected: false,
             hash: body.rest.as_deref().and_then(crate::live::stored_hash),
+        })
+    }
+
+    /// What a draft would be, before it has its place.
+    pub fn nobody(draft: &Draft, room_id: &RoomId) -> chatd_base::Result<Self> {
+        Ok(Self {
+            nid: EventNid(0),
+            key: None,
+            event_id: OwnedEventId::try_from("$nobody").map_err(chatd_base::Error::internal)?,
+            room_id: Some(room_id.to_owned()),
+            sender: draft.sender.clone(),
+            origin_ts: 0,
+            depth: 0,
+            kind: draft.kind.as_str().into(),
+            state_key: draft.state_key.clone(),
+            content: serde_json::value::to_raw_value(&draft.content)
+                .map_err(chatd_base::Error::internal)?,
+            prev_events: Vec::new(),
+            auth_events: Vec::new(),
+            redacts: None,
+            rejected: false,
+            hash: None,
         })
     }
 

@@ -41,6 +41,8 @@ pub struct Scene<'a> {
     newcomer: (EventNid, Vec<EventNid>),
     /// Snapshots that have been made on the way and are to be written.
     pub made: Vec<NewSnapshot>,
+    /// The state of the room now, which is in memory.
+    current: StateAt,
 }
 
 impl<'a> Scene<'a> {
@@ -51,8 +53,10 @@ impl<'a> Scene<'a> {
         rules: RoomVersionRules,
         newcomer: &Arc<Pdu>,
         auth: Vec<EventNid>,
+        current: StateAt,
     ) -> Self {
         Self {
+            current,
             owner,
             room,
             room_id,
@@ -116,11 +120,13 @@ impl<'a> Scene<'a> {
 
     /// The states after events that are in the tables.
     pub async fn states_after(&mut self, places: &[After]) -> Result<Vec<StateAt>> {
-        let ids: Vec<SnapshotId> = places.iter().map(|(id, _)| *id).collect();
+        let ids = places.iter().map(|(id, _)| *id).filter(|id| *id != self.current.head.id);
+        let ids: Vec<SnapshotId> = ids.collect();
         let loaded = snapshots::load_many(&self.owner.pool, self.room, &ids).await?;
         let loaded: HashMap<SnapshotId, StateAt> = loaded
             .into_iter()
             .map(|(id, (state, head))| (id, StateAt { state: Arc::new(state), head }))
+            .chain([(self.current.head.id, self.current.clone())])
             .collect();
         let mut states = Vec::with_capacity(places.len());
         for (id, entry) in places {
@@ -146,6 +152,15 @@ impl<'a> Scene<'a> {
         let mut state = (*before.state).clone();
         state.insert(key, event);
         self.make(before, &[(key, Some(event))], state).await
+    }
+
+    /// A state that was not made of others here.
+    pub async fn stand(&mut self, state: StateMap) -> Result<StateAt> {
+        let base = self.current.clone();
+        match difference(&base.state, &state) {
+            changes if changes.is_empty() => Ok(base),
+            changes => self.make(&base, &changes, state).await,
+        }
     }
 
     async fn make(
@@ -174,7 +189,10 @@ impl<'a> Scene<'a> {
         let maps: Vec<StateMap> = distinct.iter().map(|at| (*at.state).clone()).collect();
         let split = Split::of(&maps);
         let material = self.material(&split).await?;
-        let resolved = resolve::resolve(&self.rules, &split, &material).map_err(Error::internal)?;
+        let rules = self.rules.clone();
+        let work = move || resolve::resolve(&rules, &split, &material);
+        let resolved = tokio::task::spawn_blocking(work).await.map_err(Error::internal)?;
+        let resolved = resolved.map_err(Error::internal)?;
         let base = distinct
             .iter()
             .map(|at| (difference(&at.state, &resolved), at))

@@ -2,36 +2,30 @@
 //! place, judges them (spec: checks performed on receipt of a PDU, steps 4 to 6), resolves the
 //! state where branches meet, and appends them through the same lane as its own.
 //!
-//! Such an event has the room for itself: nothing of the room is on the lane meanwhile, so the
-//! tables say all there is to say about the graph.
+//! They have the room for themselves: nothing else of the room is on the lane meanwhile, so the
+//! tables say all there is to say about the graph. Those that follow one another at the end of the
+//! room go in together (`line`); each of the others is placed alone (`judge`).
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashMap, sync::Arc};
 
-use chatd_base::{EventNid, KeyNid, Position, Refusal, Result, UserNid};
+use chatd_base::{EventNid, Position, Refusal, Result};
 use chatd_storage::{
+    gaps,
     graph::{self, Place},
-    lane::{NewRedaction, flags},
+    lane::flags,
     snapshots::StateMap,
 };
-use ruma_common::{
-    CanonicalJsonObject, CanonicalJsonValue, EventId, OwnedEventId, RoomId, UserId,
-    room_version_rules::RoomVersionRules,
-};
-use ruma_events::{StateEventType, TimelineEventType};
-use ruma_state_res::{
-    check_pdu_format, check_state_dependent_auth_rules, check_state_independent_auth_rules,
-    events::RoomPowerLevelsIntField,
-};
-use serde_json::value::RawValue;
+use ruma_common::{CanonicalJsonObject, OwnedEventId, RoomId};
 
 use crate::{
-    compose::{Prepared, authorise},
-    effect::{self, Change, Effect},
-    live::{Head, Live},
-    owner::{Hold, RoomOwner, Settled, Slot, lock, settle},
-    pdu::Pdu,
-    place::{After, Scene, StateAt, difference},
-    seal::{self, Draft, Route, SealedJson},
+    arrival::Arrival,
+    effect,
+    judge::Around,
+    line::Line,
+    live::Live,
+    owner::{Hold, RoomOwner, Settled, Slot, away, lock, settle},
+    place::{Scene, StateAt},
+    seal::Route,
 };
 
 /// What became of an event that came from elsewhere.
@@ -58,6 +52,24 @@ pub struct Received {
     pub position: Position,
 }
 
+impl Received {
+    pub(crate) fn new(arrival: &Arrival, verdict: Verdict, position: Position) -> Self {
+        Self { event_id: arrival.event_id().clone(), verdict, position }
+    }
+}
+
+/// The state before an event whose predecessors are missing, as another server tells it. All of
+/// these events have to be known, at least as outliers.
+pub type Before = Vec<OwnedEventId>;
+
+/// What is known of the events that others name.
+pub(crate) type Places = HashMap<String, Place>;
+
+/// How often a batch starts anew because the memory of its room was thrown away.
+const ATTEMPTS: usize = 16;
+/// Events that go the way of bulk when there are more of them.
+const FEW: usize = 8;
+
 impl RoomOwner {
     /// Appends an event with the predecessors that it names. Its signatures and hashes have been
     /// checked. On return it is durable (R1), unless it is known or refers to missing events.
@@ -73,76 +85,205 @@ impl RoomOwner {
         event: CanonicalJsonObject,
         route: Route,
     ) -> Result<Received> {
+        let mut received = self.receive_by(room_id, vec![event], route).await?;
+        let only = received.pop().ok_or_else(away)?;
+        Ok(only?)
+    }
+
+    /// [`Self::receive`] for several events, in their order. Refuses each that has not the form of
+    /// an event of the room; a failure of the whole leaves those durable that came first.
+    pub async fn receive_all(
+        &self,
+        room_id: &RoomId,
+        events: Vec<CanonicalJsonObject>,
+    ) -> Result<Vec<Result<Received, Refusal>>> {
+        self.receive_by(room_id, events, Route::Received).await
+    }
+
+    async fn receive_by(
+        &self,
+        room_id: &RoomId,
+        events: Vec<CanonicalJsonObject>,
+        route: Route,
+    ) -> Result<Vec<Result<Received, Refusal>>> {
+        let mut arrivals = self.arrivals(room_id, events).await?;
+        arrivals.iter_mut().flatten().for_each(|arrival| arrival.draft.route = route);
+        let mut done: Vec<Result<Received, Refusal>> = Vec::with_capacity(arrivals.len());
+        let mut attempts = 0;
+        while done.len() < arrivals.len() {
+            let rest = match &arrivals[done.len()] {
+                Err(refusal) => {
+                    done.push(Err(refusal.clone()));
+                    continue;
+                }
+                Ok(_) => arrivals[done.len()..].iter().map_while(|arrival| arrival.as_ref().ok()),
+            };
+            let rest: Vec<&Arrival> = rest.collect();
+            match self.receive_some(room_id, &rest).await? {
+                Some(received) => done.extend(received),
+                None if attempts < ATTEMPTS => attempts += 1,
+                None => return Err(away().into()),
+            }
+        }
+        Ok(done)
+    }
+
+    /// Appends an event whose predecessors are missing, by the state before it. On return it is
+    /// durable, unless something that it needs is still missing.
+    pub async fn receive_at(
+        &self,
+        room_id: &RoomId,
+        event: CanonicalJsonObject,
+        before: &Before,
+    ) -> Result<Received> {
+        let arrival = self.arrivals(room_id, vec![event]).await?.pop().ok_or_else(away)??;
+        for _ in 0..ATTEMPTS {
+            let (slot, alone) = self.alone(room_id).await?;
+            let given: Vec<&str> = before.iter().map(|id| id.as_str()).collect();
+            let places = self.places_of(&slot, &[&arrival], &given).await?;
+            let one = One { arrival: &arrival, places: &places, before: Some(before) };
+            if let Some(received) = self.receive_one(&slot, alone, one).await? {
+                return Ok(received);
+            }
+        }
+        Err(away().into())
+    }
+
+    async fn arrivals(
+        &self,
+        room_id: &RoomId,
+        events: Vec<CanonicalJsonObject>,
+    ) -> Result<Vec<Result<Arrival, Refusal>>> {
+        let slot = self.slot(room_id).await?;
+        let rules = lock(&slot).lock().rules.clone();
+        let parsed = events.into_iter().map(|event| match Arrival::parse(event, &rules, room_id) {
+            Ok(arrival) => Ok(Ok(arrival)),
+            Err(chatd_base::Error::Refused(refusal)) => Ok(Err(*refusal)),
+            Err(error) => Err(error),
+        });
+        parsed.collect()
+    }
+
+    /// The room, and nobody else in it.
+    pub(crate) async fn alone(&self, room_id: &RoomId) -> Result<(Arc<Slot>, Hold)> {
         loop {
             let slot = self.slot(room_id).await?;
             let alone = Hold::Alone(slot.gate.clone().write_owned().await);
-            if slot.is_dead() {
-                continue;
-            }
-            let event = event.clone();
-            if let Some(received) = self.receive_in(&slot, alone, room_id, event, route).await? {
-                return Ok(received);
+            if !slot.is_dead() {
+                return Ok((slot, alone));
             }
         }
     }
 
+    /// Receives at least one of the events. `None` if the room has to be loaded again.
+    async fn receive_some(
+        &self,
+        room_id: &RoomId,
+        rest: &[&Arrival],
+    ) -> Result<Option<Vec<Result<Received, Refusal>>>> {
+        self.merge_heads(room_id).await?;
+        let (slot, alone) = self.alone(room_id).await?;
+        let places = self.places_of(&slot, rest, &[]).await?;
+        let alone = match self.receive_line(&slot, alone, rest, &places).await? {
+            Line::Received(received) => return Ok(Some(received.into_iter().map(Ok).collect())),
+            Line::Again => return Ok(None),
+            Line::Nothing(alone) => alone,
+        };
+        let one = One { arrival: rest[0], places: &places, before: None };
+        match self.receive_one(&slot, alone, one).await {
+            Ok(received) => Ok(received.map(|received| vec![Ok(received)])),
+            Err(chatd_base::Error::Refused(refusal)) if is_theirs(&refusal) => {
+                Ok(Some(vec![Err(*refusal)]))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What is known of the events, and of those that they name; one query.
+    pub(crate) async fn places_of(
+        &self,
+        slot: &Slot,
+        arrivals: &[&Arrival],
+        others: &[&str],
+    ) -> Result<Places> {
+        let room = lock(slot).lock().room;
+        let named = arrivals.iter().flat_map(|arrival| arrival.named().chain([arrival.event_id()]));
+        let mut named: Vec<&str> = named.map(|id| id.as_str()).collect();
+        named.extend(others);
+        named.sort_unstable();
+        named.dedup();
+        let mut places = graph::list_places(&self.pool, &named).await?;
+        places.retain(|_, place| place.room == room);
+        Ok(places)
+    }
+
     /// `None` if the room has to be loaded again.
-    async fn receive_in(
+    pub(crate) async fn receive_one(
         &self,
         slot: &Arc<Slot>,
         alone: Hold,
-        room_id: &RoomId,
-        event: CanonicalJsonObject,
-        route: Route,
+        one: One<'_>,
     ) -> Result<Option<Received>> {
-        let (room, rules, heads) = {
-            let live = lock(slot).lock();
-            (live.room, live.rules.clone(), live.heads.clone())
-        };
-        check_pdu_format(&event, &rules.event_format).map_err(Refusal::bad_json)?;
-        let draft = Draft { route, ..draft_of(&event, &rules)? };
-        let with = self.prepare(slot, &draft, None).await?;
-        let (sealed, pdu) = parse(event, &rules, room_id, &draft, &with)?;
-        let event_id = pdu.event_id.clone();
-        let done = |verdict, position| {
-            Ok(Some(Received { event_id: event_id.clone(), verdict, position }))
-        };
-
-        let named = pdu.prev_events.iter().chain(&pdu.auth_events).chain([&pdu.event_id]);
-        let named: Vec<&str> = named.map(|id| id.as_str()).collect();
-        let mut places = graph::list_places(&self.pool, &named).await?;
-        places.retain(|_, place| place.room == room);
-        if places.contains_key(pdu.event_id.as_str()) {
-            return done(Verdict::Known, Position(0));
+        let arrival = one.arrival;
+        let known = one.own_place();
+        if known.is_some_and(|place| place.flags & flags::OUTLIER == 0) {
+            return Ok(Some(Received::new(arrival, Verdict::Known, Position(0))));
         }
-        let is_missing = |id: &&OwnedEventId| !places.contains_key(id.as_str());
-        let missing: Vec<OwnedEventId> =
-            pdu.prev_events.iter().chain(&pdu.auth_events).filter(is_missing).cloned().collect();
-        if !missing.is_empty() {
-            return done(Verdict::Missing(missing), Position(0));
-        }
-        let at = |ids: &[OwnedEventId]| -> Vec<Place> {
-            ids.iter().filter_map(|id| places.get(id.as_str()).cloned()).collect()
-        };
-        let (prev, auth) = (at(&pdu.prev_events), at(&pdu.auth_events));
-        if prev.is_empty() {
+        if arrival.prev_events.is_empty() {
             return Err(Refusal::bad_json("the event has no predecessors").into());
         }
-        let auth_ids: Vec<EventNid> = auth.iter().map(|place| place.nid).collect();
-        let mut scene = Scene::new(self, (room, room_id.to_owned()), rules, &pdu, auth_ids.clone());
-        let (verdict, mut effect) =
-            self.judge(slot, &mut scene, &pdu, &with, &prev, &heads, &sealed).await?;
+        let missing = one.missing();
+        if !missing.is_empty() {
+            return Ok(Some(Received::new(arrival, Verdict::Missing(missing), Position(0))));
+        }
+        let mut with = self.prepare(slot, &arrival.draft, None).await?;
+        if let Some(outlier) = known {
+            with.nid = outlier.nid;
+        }
+        let (rules, heads, current, room, room_id) = {
+            let live = lock(slot).lock();
+            let heads = live.heads.clone();
+            (live.rules.clone(), heads, current(&live), live.room, live.room_id.clone())
+        };
+        let pdu = Arc::new(arrival.pdu(with.nid, with.key, &rules, &room_id)?);
+        let id = [arrival.event_id().as_str()];
+        let auth_ids = one.nids(&arrival.auth_events);
+        let mut scene = Scene::new(self, (room, room_id), rules, &pdu, auth_ids.clone(), current);
+        let around = Around {
+            prev: one.with_state().cloned().collect(),
+            given: one.given(),
+            is_behind: !gaps::list_named(&self.pool, room, &id).await?.is_empty(),
+            heads,
+        };
+        let (verdict, mut effect) = self.judge(slot, &mut scene, &pdu, &with, around).await?;
+        effect.prev_ids = one.nids(&arrival.prev_events);
         effect.auth_ids = auth_ids;
-        let pdu = self.redaction(slot, &with, &draft, &verdict, pdu, &mut effect).await?;
+        effect.gaps = Some(one.gaps());
+        let sealed = arrival.stored(one.knows_all())?;
+        let waiting = graph::list_pending_redactions(&self.pool, room, &id).await?;
 
-        let permit = self.reserve(true).await?;
+        let permit = self.reserve(one.before.is_some()).await?;
         let waits = {
             let mut live = lock(slot).lock();
-            let event = effect::apply(&mut live, &self.signer, &draft, &with, pdu, sealed, effect)?;
-            slot.enqueue(permit, &live, event, alone)
+            let waiting = waiting.get(id[0]);
+            let pdu = Self::redaction(&live, &with, arrival, waiting, pdu, &mut effect)?;
+            let draft = &arrival.draft;
+            let event = effect::apply(&mut live, &self.signer, draft, &with, pdu, sealed, effect)?;
+            slot.enqueue(permit, &live, vec![event], alone)
         };
+        Ok(match self.settled(waits).await? {
+            Some(position) => Some(Received::new(arrival, verdict, position)),
+            None => None,
+        })
+    }
+
+    /// The position of what was put on the lane. `None` if the room has to be loaded again.
+    pub(crate) async fn settled(
+        &self,
+        waits: tokio::sync::watch::Receiver<crate::lane::Outcome>,
+    ) -> Result<Option<Position>> {
         match settle(waits).await? {
-            Settled::Sent(sent) => done(verdict, sent.position),
+            Settled::Sent(sent) => Ok(Some(sent.position)),
             Settled::Again => Ok(None),
             Settled::Moved => {
                 self.owners.refresh().await?;
@@ -150,345 +291,79 @@ impl RoomOwner {
             }
         }
     }
+}
 
-    /// Finds the event's place, and what it changes there.
-    #[expect(clippy::too_many_arguments, reason = "one event, and all that is known of its place")]
-    async fn judge(
-        &self,
-        slot: &Slot,
-        scene: &mut Scene<'_>,
-        pdu: &Arc<Pdu>,
-        with: &Prepared,
-        prev: &[Place],
-        heads: &[Head],
-        sealed: &SealedJson,
-    ) -> Result<(Verdict, Effect)> {
-        let left = self.left_over(prev, heads).await?;
-        let places: Vec<After> = prev
-            .iter()
-            .map(|place| after(place, heads))
-            .chain(left.iter().map(|head| (head.snapshot, None)))
-            .collect();
-        let mut states = scene.states_after(&places).await?;
-        let others = states.split_off(prev.len());
-        let before = scene.merge(states).await?;
-        let mut verdict = self.verdict(scene, pdu, &before).await?;
-        if verdict == Verdict::Accepted
-            && let Err(reason) = authorise(&lock(slot).lock(), pdu)
-        {
-            verdict = Verdict::SoftFailed(reason.message);
-        }
-        let after = match with.key {
-            Some(key) if !matches!(verdict, Verdict::Rejected(_)) => {
-                scene.follow(&before, key, with.nid).await?
-            }
-            _ => before.clone(),
-        };
-        let (heads, snapshot, changes) = if verdict == Verdict::Accepted {
-            let own = Head {
-                nid: with.nid,
-                event_id: pdu.event_id.clone(),
-                depth: pdu.depth,
-                hash: sealed.hash.clone(),
-                snapshot: after.head.id,
-            };
-            let current = scene.merge(others.into_iter().chain([after]).collect()).await?;
-            let changes = self.changes(slot, scene, with, &current.state).await?;
-            (left.into_iter().chain([own]).collect(), current.head, changes)
-        } else {
-            (heads.to_vec(), lock(slot).lock().snapshot.clone(), Vec::new())
-        };
-        let effect = Effect {
-            flags: match verdict {
-                Verdict::Rejected(_) => flags::REJECTED,
-                Verdict::SoftFailed(_) => flags::SOFT_FAILED,
-                _ => 0,
-            },
-            prev_ids: prev.iter().map(|place| place.nid).collect(),
-            auth_ids: Vec::new(),
-            before: before.head.id,
-            snapshots: std::mem::take(&mut scene.made),
-            heads,
-            snapshot,
-            changes,
-            redaction: None,
-        };
-        Ok((verdict, effect))
+/// Whether the event is to blame, and not this instance.
+fn is_theirs(refusal: &Refusal) -> bool {
+    refusal.status < 500 && refusal.errcode != Refusal::NOT_OWNER
+}
+
+/// Whether so many events are better written when nothing else waits.
+pub(crate) fn is_bulk(count: usize) -> bool {
+    count > FEW
+}
+
+/// The state of the room now.
+pub(crate) fn current(live: &Live) -> StateAt {
+    let state: StateMap = live.state.iter().map(|(key, event)| (*key, *event)).collect();
+    StateAt { state: Arc::new(state), head: live.snapshot.clone() }
+}
+
+/// One event, and what is known of those that it names.
+pub(crate) struct One<'a> {
+    pub arrival: &'a Arrival,
+    pub places: &'a Places,
+    pub before: Option<&'a Before>,
+}
+
+impl<'a> One<'a> {
+    fn place(&self, id: &OwnedEventId) -> Option<&'a Place> {
+        self.places.get(id.as_str())
     }
 
-    /// Heads that an event with these predecessors leaves in place.
-    async fn left_over(&self, prev: &[Place], heads: &[Head]) -> Result<Vec<Head>> {
-        let nids: Vec<EventNid> = prev.iter().map(|place| place.nid).collect();
-        let is_hidden = |place: &Place| place.flags & (flags::REJECTED | flags::SOFT_FAILED) != 0;
-        let passed: HashSet<EventNid> = match prev.iter().any(is_hidden) {
-            true => graph::list_behind(&self.pool, &nids).await?.into_iter().collect(),
-            false => nids.into_iter().collect(),
-        };
-        Ok(heads.iter().filter(|head| !passed.contains(&head.nid)).cloned().collect())
+    fn own_place(&self) -> Option<&'a Place> {
+        self.place(self.arrival.event_id())
     }
 
-    /// Whether the event is allowed by its own auth events, and by the state before it.
-    async fn verdict(
-        &self,
-        scene: &mut Scene<'_>,
-        pdu: &Arc<Pdu>,
-        before: &StateAt,
-    ) -> Result<Verdict> {
-        let state = scene.deciding(pdu, &before.state).await?;
-        let auth = scene.auth_events(pdu).await?;
-        let rules = &scene.rules.authorization;
-        let has_hash_id = rules.room_create_event_id_as_room_id;
-        let create = state.get(&("m.room.create".to_owned(), String::new()));
-        let by_id = |id: &EventId| {
-            auth.iter()
-                .chain(create)
-                .find(|auth| *auth.event_id == *id)
-                .map(|auth| (**auth).clone())
-        };
-        let by_auth_events = |kind: &StateEventType, key: &str| {
-            let named = auth.iter().find(|auth| {
-                auth.kind.to_string() == kind.to_string() && auth.state_key.as_deref() == Some(key)
-            });
-            // In rooms whose id is the create event's, nothing has to name it.
-            let named =
-                named.or(create.filter(|_| *kind == StateEventType::RoomCreate && has_hash_id));
-            named.map(|auth| (**auth).clone())
-        };
-        let checked = check_state_independent_auth_rules(rules, &**pdu, by_id)
-            .and_then(|()| check_state_dependent_auth_rules(rules, &**pdu, by_auth_events))
-            .and_then(|()| {
-                check_state_dependent_auth_rules(rules, &**pdu, |kind, key| {
-                    state.get(&(kind.to_string(), key.to_owned())).map(|pdu| (**pdu).clone())
-                })
-            });
-        Ok(checked.map_or_else(Verdict::Rejected, |()| Verdict::Accepted))
+    /// Predecessors after which the state is known.
+    fn with_state(&self) -> impl Iterator<Item = &'a Place> + '_ {
+        let known = self.arrival.prev_events.iter().filter_map(|id| self.place(id));
+        known.filter(|place| place.flags & flags::OUTLIER == 0)
     }
 
-    /// How the current state changes.
-    async fn changes(
-        &self,
-        slot: &Slot,
-        scene: &mut Scene<'_>,
-        with: &Prepared,
-        to: &StateMap,
-    ) -> Result<Vec<Change>> {
-        let from: StateMap = {
-            let live = lock(slot).lock();
-            live.state.iter().map(|(key, event)| (*key, *event)).collect()
-        };
-        let changed: Vec<(KeyNid, Option<EventNid>, Option<EventNid>)> = difference(&from, to)
-            .into_iter()
-            .map(|(key, now)| (key, now, from.get(&key).copied()))
-            .collect();
-        scene.read(changed.iter().flat_map(|(_, now, before)| [*now, *before]).flatten()).await?;
-        let mut changes: Vec<Change> = changed
-            .into_iter()
-            .map(|(key, now, before)| Change {
-                key,
-                before,
-                now: now.and_then(|now| scene.pdus.get(&now).cloned()),
-                old: before.and_then(|before| scene.pdus.get(&before).cloned()),
-                user: None,
-                sender: with.sender,
-            })
-            .collect();
-        self.name_users(&mut changes).await?;
-        Ok(changes)
+    fn nids(&self, ids: &[OwnedEventId]) -> Vec<EventNid> {
+        ids.iter().filter_map(|id| Some(self.place(id)?.nid)).collect()
     }
 
-    /// Numbers of the users whom changed memberships are about, and of those who sent them.
-    async fn name_users(&self, changes: &mut [Change]) -> Result<()> {
-        let members: Vec<(usize, Arc<Pdu>)> = changes
-            .iter()
-            .enumerate()
-            .filter_map(|(index, change)| {
-                let pdu = change.now.as_ref().or(change.old.as_ref())?;
-                let is_member = pdu.kind == TimelineEventType::RoomMember;
-                let is_user = UserId::parse(pdu.state_key.as_deref()?).is_ok();
-                (is_member && is_user).then(|| (index, pdu.clone()))
-            })
-            .collect();
-        let users: Vec<&str> =
-            members.iter().filter_map(|(_, pdu)| pdu.state_key.as_deref()).collect();
-        let senders: Vec<&str> = members.iter().map(|(_, pdu)| pdu.sender.as_str()).collect();
-        let interner = &self.users.deps.interner;
-        let users: Vec<UserNid> = interner.users(&users).await?;
-        let senders: Vec<UserNid> = interner.users(&senders).await?;
-        for (((index, _), user), sender) in members.iter().zip(users).zip(senders) {
-            changes[*index].user = Some(user);
-            changes[*index].sender = sender;
-        }
-        Ok(())
+    /// Predecessors that are not there, or have no place.
+    fn gaps(&self) -> Vec<String> {
+        let has_place =
+            |id: &&OwnedEventId| self.place(id).is_some_and(|p| p.flags & flags::OUTLIER == 0);
+        let missing = self.arrival.prev_events.iter().filter(|id| !has_place(id));
+        missing.map(|id| id.to_string()).collect()
     }
 
-    /// What the event redacts, or which earlier redaction was waiting for it. In the latter case
-    /// returns the event as it is afterwards.
-    async fn redaction(
-        &self,
-        slot: &Slot,
-        with: &Prepared,
-        draft: &Draft,
-        verdict: &Verdict,
-        pdu: Arc<Pdu>,
-        effect: &mut Effect,
-    ) -> Result<Arc<Pdu>> {
-        if matches!(verdict, Verdict::Rejected(_)) {
-            return Ok(pdu);
-        }
-        if draft.kind == "m.room.redaction" {
-            effect.redaction = redaction_by(&lock(slot).lock(), draft, with)?;
-            return Ok(pdu);
-        }
-        let room = lock(slot).lock().room;
-        let waiting = graph::get_pending_redaction(&self.pool, room, pdu.event_id.as_str()).await?;
-        let Some((by, sender)) = waiting else { return Ok(pdu) };
-        let live = lock(slot).lock();
-        let sender = UserId::parse(&sender).map_err(chatd_base::Error::internal)?;
-        if !may_redact(&live, &sender, &draft.sender) {
-            return Ok(pdu);
-        }
-        let content = seal::redacted_content(&draft.kind, pdu.content.get(), &live.rules)?;
-        effect.flags |= flags::REDACTED;
-        effect.redaction =
-            Some(NewRedaction::Prune { target: with.nid, content: content.clone(), by });
-        let content = RawValue::from_string(content).map_err(chatd_base::Error::internal)?;
-        let pruned = Arc::new(Pdu { content, ..(*pdu).clone() });
-        for change in &mut effect.changes {
-            if change.now.as_ref().is_some_and(|now| now.nid == pruned.nid) {
-                change.now = Some(pruned.clone());
+    fn knows_all(&self) -> bool {
+        self.arrival.named().all(|id| self.place(id).is_some())
+    }
+
+    /// What has to be received before it.
+    fn missing(&self) -> Vec<OwnedEventId> {
+        let unknown = |id: &&OwnedEventId| self.place(id).is_none();
+        let auth = self.arrival.auth_events.iter().filter(unknown).cloned();
+        match self.before {
+            Some(before) => before.iter().filter(unknown).cloned().chain(auth).collect(),
+            None => {
+                let prev = self.gaps().into_iter().filter_map(|id| id.try_into().ok());
+                prev.chain(auth).collect()
             }
         }
-        Ok(pruned)
     }
-}
 
-impl Scene<'_> {
-    /// The events that the event names to show that it is allowed.
-    async fn auth_events(&mut self, pdu: &Pdu) -> Result<Vec<Arc<Pdu>>> {
-        let nids = self.newcomer_auth();
-        self.read(nids.iter().copied()).await?;
-        let named = |auth: &Arc<Pdu>| pdu.auth_events.contains(&auth.event_id);
-        Ok(nids.iter().filter_map(|nid| self.pdus.get(nid).cloned()).filter(named).collect())
+    /// The state that another server has told, without what the rules do not allow.
+    fn given(&self) -> Option<StateMap> {
+        let places = self.before?.iter().filter_map(|id| self.place(id));
+        let allowed = places.filter(|place| place.flags & flags::REJECTED == 0);
+        Some(allowed.filter_map(|place| Some((place.key?, place.nid))).collect())
     }
-}
-
-/// The state after an event that is in the tables.
-fn after(place: &Place, heads: &[Head]) -> After {
-    match heads.iter().find(|head| head.nid == place.nid) {
-        Some(head) => (head.snapshot, None),
-        None => {
-            let key = place.key.filter(|_| place.flags & flags::REJECTED == 0);
-            (place.snapshot, key.map(|key| (key, place.nid)))
-        }
-    }
-}
-
-/// A redaction of another server takes effect if its sender has the power, or if the target came
-/// from the same server, which answers for its users.
-fn may_redact(live: &Live, by: &UserId, target: &UserId) -> bool {
-    by.server_name() == target.server_name()
-        || live.powers().reaches(by, RoomPowerLevelsIntField::Redact)
-}
-
-fn redaction_by(live: &Live, draft: &Draft, with: &Prepared) -> Result<Option<NewRedaction>> {
-    let Some(target_id) = &draft.redacts else { return Ok(None) };
-    let Some(target) = &with.redacts else {
-        return Ok(Some(NewRedaction::Pending { target: target_id.to_string() }));
-    };
-    let has_effect = target.room == live.room
-        && !target.is_redacted()
-        && may_redact(live, &draft.sender, &target.sender);
-    if !has_effect {
-        return Ok(None);
-    }
-    let content = seal::redacted_content(&target.kind, target.content.get(), &live.rules)?;
-    Ok(Some(NewRedaction::Prune { target: target.nid, content, by: with.nid }))
-}
-
-/// The event as a draft says it.
-fn draft_of(event: &CanonicalJsonObject, rules: &RoomVersionRules) -> Result<Draft> {
-    let text = |name: &str| event.get(name).and_then(CanonicalJsonValue::as_str);
-    let wrong = |name: &str| Refusal::bad_json(format!("`{name}` of the event is not valid"));
-    let sender = text("sender").and_then(|sender| UserId::parse(sender).ok());
-    let content = match event.get("content") {
-        Some(content @ CanonicalJsonValue::Object(_)) => serde_json::Value::from(content.clone()),
-        _ => return Err(wrong("content").into()),
-    };
-    let serde_json::Value::Object(content) = content else { return Err(wrong("content").into()) };
-    let redacts = match rules.redaction.content_field_redacts {
-        true => content.get("redacts").and_then(serde_json::Value::as_str),
-        false => text("redacts"),
-    };
-    Ok(Draft {
-        redacts: redacts.and_then(|id| OwnedEventId::try_from(id).ok()),
-        sender: sender.ok_or_else(|| wrong("sender"))?,
-        kind: text("type").ok_or_else(|| wrong("type"))?.to_owned(),
-        state_key: text("state_key").map(ToOwned::to_owned),
-        origin_ts: integer(event, "origin_server_ts"),
-        content,
-        txn: None,
-        key: None,
-        route: Route::Received,
-        is_bulk: true,
-    })
-}
-
-fn integer(event: &CanonicalJsonObject, name: &str) -> Option<i64> {
-    match event.get(name) {
-        Some(CanonicalJsonValue::Integer(number)) => Some((*number).into()),
-        _ => None,
-    }
-}
-
-/// The event in the form in which it is stored, and as the rules see it.
-fn parse(
-    event: CanonicalJsonObject,
-    rules: &RoomVersionRules,
-    room_id: &RoomId,
-    draft: &Draft,
-    with: &Prepared,
-) -> Result<(SealedJson, Arc<Pdu>)> {
-    if event.get("room_id").and_then(CanonicalJsonValue::as_str) != Some(room_id.as_str()) {
-        return Err(Refusal::bad_json("the event belongs to another room").into());
-    }
-    let prev_events = references(&event, "prev_events")?;
-    let auth_events = references(&event, "auth_events")?;
-    let depth = integer(&event, "depth").unwrap_or_default();
-    let sealed = seal::take_apart(rules, event)?;
-    let content =
-        RawValue::from_string(sealed.content.clone()).map_err(chatd_base::Error::internal)?;
-    let pdu = Pdu {
-        nid: with.nid,
-        key: with.key,
-        event_id: sealed.event_id.clone(),
-        room_id: Some(room_id.to_owned()),
-        sender: draft.sender.clone(),
-        origin_ts: draft.origin_ts.unwrap_or_default(),
-        depth,
-        kind: draft.kind.as_str().into(),
-        state_key: draft.state_key.clone(),
-        content,
-        prev_events,
-        auth_events,
-        redacts: draft.redacts.clone(),
-        rejected: false,
-        hash: sealed.hash.clone(),
-    };
-    Ok((sealed, Arc::new(pdu)))
-}
-
-/// Ids in `prev_events` or `auth_events`, which in old room versions come with hashes.
-fn references(event: &CanonicalJsonObject, name: &str) -> Result<Vec<OwnedEventId>, Refusal> {
-    let Some(CanonicalJsonValue::Array(entries)) = event.get(name) else {
-        return Err(Refusal::bad_json(format!("`{name}` of the event is not an array")));
-    };
-    let one = |entry: &CanonicalJsonValue| {
-        let id = match entry {
-            CanonicalJsonValue::Array(pair) => pair.first().and_then(CanonicalJsonValue::as_str),
-            other => other.as_str(),
-        };
-        id.and_then(|id| OwnedEventId::try_from(id).ok())
-            .ok_or_else(|| Refusal::bad_json(format!("`{name}` of the event has a wrong entry")))
-    };
-    entries.iter().map(one).collect()
 }

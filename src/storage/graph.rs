@@ -37,10 +37,12 @@ statements! {
                        SELECT unnest(e.prev_ids) FROM behind b
                        JOIN events e ON e.nid = b.nid AND e.flags & 6 <> 0)
                    SELECT nid FROM behind";
-    GET_PENDING_REDACTION = "SELECT p.redaction, u.user_id FROM pending_redactions p
-                             JOIN events e ON e.nid = p.redaction
-                             JOIN users_nid u ON u.nid = e.sender
-                             WHERE p.room = $1 AND p.target = $2 ORDER BY p.redaction LIMIT 1";
+    LIST_PENDING_REDACTIONS = "SELECT DISTINCT ON (p.target) p.target, p.redaction, u.user_id
+                               FROM pending_redactions p
+                               JOIN events e ON e.nid = p.redaction
+                               JOIN users_nid u ON u.nid = e.sender
+                               WHERE p.room = $1 AND p.target = ANY($2::text[])
+                               ORDER BY p.target, p.redaction";
 }
 
 /// Where an event stands in the graph.
@@ -131,14 +133,14 @@ pub async fn list_behind(pool: &Pool, events: &[EventNid]) -> Result<Vec<EventNi
     Ok(rows.iter().map(|row| EventNid(row.get(0))).collect())
 }
 
-/// A redaction that came before its target, and who sent it.
-pub async fn get_pending_redaction(
+/// Redactions that came before the targets in `ids`, and who sent them.
+pub async fn list_pending_redactions(
     pool: &Pool,
     room: RoomNid,
-    target: &str,
-) -> Result<Option<(EventNid, String)>> {
-    let row = pool.query_opt(&GET_PENDING_REDACTION, &[&room.0, &target]).await?;
-    Ok(row.map(|row| (EventNid(row.get(0)), row.get(1))))
+    ids: &[&str],
+) -> Result<HashMap<String, (EventNid, String)>> {
+    let rows = pool.query(&LIST_PENDING_REDACTIONS, &[&room.0, &ids]).await?;
+    Ok(rows.iter().map(|row| (row.get(0), (EventNid(row.get(1)), row.get(2)))).collect())
 }
 
 fn numbers(events: &[EventNid]) -> Vec<i64> {

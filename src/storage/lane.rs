@@ -6,7 +6,7 @@ use chatd_base::{EventNid, KeyNid, Position, RoomNid, ShardId, SnapshotId, TypeN
 use uuid::Uuid;
 
 use crate::{
-    Batch, effects, params,
+    Batch, effects, gaps, params,
     positions::{self, Seat},
     shards,
     snapshots::NewSnapshot,
@@ -35,9 +35,16 @@ statements! {
                                  $7::int8[], $8::int4[], $9::int4[], $10::int4[], $11::text[],
                                  $12::text[], $13::text[], $15::int2[])
                           AS t(nid, o, snapshot, depth, ts, key, replaces, room, type, sender, event_id,
-                               prev, auth, flags)";
+                               prev, auth, flags)
+                     ON CONFLICT (nid) DO UPDATE
+                     SET pos = excluded.pos, snapshot = excluded.snapshot, replaces = excluded.replaces,
+                         writer = excluded.writer, flags = excluded.flags,
+                         prev_ids = excluded.prev_ids, auth_ids = excluded.auth_ids
+                     WHERE events.flags & 1 <> 0";
+    /// An outlier that takes its place has its JSON already.
     INSERT_EVENT_JSON = "INSERT INTO event_json (nid, content, rest)
-                         SELECT * FROM unnest($1::int8[], $2::text[], $3::bytea[])";
+                         SELECT * FROM unnest($1::int8[], $2::text[], $3::bytea[])
+                         ON CONFLICT (nid) DO UPDATE SET rest = excluded.rest";
     INSERT_ROOMS = "INSERT INTO rooms (nid, room_id, version, creator, created_ts, is_public)
                     SELECT * FROM unnest($1::int4[], $2::text[], $3::text[], $4::int4[], $5::int8[],
                                          $6::bool[])";
@@ -140,6 +147,8 @@ pub struct NewEvent {
     pub state_changes: Vec<(KeyNid, Option<EventNid>, Option<EventNid>)>,
     /// Snapshots that are made with it.
     pub snapshots: Vec<NewSnapshot>,
+    /// Predecessors that are missing; `None` for an event that was made here.
+    pub gaps: Option<Vec<String>>,
 }
 
 /// The request that makes an event.
@@ -228,6 +237,7 @@ pub fn batch(commit: &LaneCommit<'_>, seat: Seat, after: Position) -> (Batch, us
     add_memberships(&mut batch, commit);
     add_extras(&mut batch, commit);
     add_redactions(&mut batch, commit);
+    gaps::note(&mut batch, &commit.events);
     positions::advance(&mut batch, positions::EVENTS, seat.writer, commit.events.len());
     (batch, begun)
 }

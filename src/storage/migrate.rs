@@ -28,7 +28,8 @@ migrations![
     "0014_inbox_removed",
     "0015_leases",
     "0016_retired_writers",
-    "0018_sending"
+    "0018_sending",
+    "0020_inbound"
 ];
 
 /// Key of the advisory lock that makes instances migrate one after the other.

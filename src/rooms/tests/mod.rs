@@ -1,5 +1,6 @@
 //! Rooms over a real database, with other servers that are only a signing key.
 
+mod arriving;
 mod everywhere;
 mod federation;
 mod forks;
