@@ -173,8 +173,14 @@ fn federation(
     keys: SigningKeys,
 ) -> Result<Arc<Federation>> {
     let Deps { pool, config, clock, stop, .. } = users.deps.clone();
-    let deps =
-        chatd_servers::Deps { pool, config: config.clone(), clock, stop, keys: Arc::new(keys) };
+    let deps = chatd_servers::Deps {
+        pool,
+        config: config.clone(),
+        clock,
+        stop,
+        keys: Arc::new(keys),
+        well_known_port: chatd_servers::HTTPS,
+    };
     let servers = Servers::new(&deps).map_err(|error| anyhow!(error))?;
     let (users, rooms, reader) = (users.clone(), rooms.clone(), reader.clone());
     let deps = chatd_federation::Deps { config, users, rooms, reader, servers };

@@ -1,9 +1,13 @@
 //! `chatd:` — what Synapse has no key for: limits of caches and queues (R8), and switches for
 //! tests and measurements. Every number can stay as it is.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de};
 
 use crate::units;
 
@@ -24,6 +28,9 @@ pub struct Chatd {
     pub allow_open_replication: bool,
     /// Which workers `chatd proxy-config` puts where.
     pub proxy_pools: ProxyPools,
+    /// Name servers to ask where other servers are. Default: those of the system.
+    #[serde(deserialize_with = "name_servers")]
+    pub dns_servers: Option<Vec<SocketAddr>>,
     /// Largest request body of the client API. Default 1 MiB.
     #[serde(deserialize_with = "units::size")]
     pub max_request_body: u64,
@@ -125,6 +132,7 @@ impl Default for Chatd {
             fresh: Fresh::default(),
             allow_open_replication: false,
             proxy_pools: ProxyPools::default(),
+            dns_servers: None,
             max_request_body: 1 << 20,
             max_connections: 20_000,
             request_read_timeout: Duration::from_secs(30),
@@ -144,4 +152,19 @@ impl Default for Chatd {
             hash_threads: cores.saturating_sub(1).max(1),
         }
     }
+}
+
+/// Addresses, each with a port or without.
+fn name_servers<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Vec<SocketAddr>>, D::Error> {
+    const DNS: u16 = 53;
+    let read = |text: &String| {
+        let address = text.parse();
+        let address = address.or_else(|_| text.parse::<IpAddr>().map(|ip| (ip, DNS).into()));
+        let expected = "an IP address, with a port or without";
+        address.map_err(|_| de::Error::invalid_value(de::Unexpected::Str(text), &expected))
+    };
+    let texts = Vec::<String>::deserialize(deserializer)?;
+    texts.iter().map(read).collect::<Result<_, _>>().map(Some)
 }

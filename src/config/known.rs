@@ -245,6 +245,7 @@ const SUPPORTED: &[(&str, Shape)] = &[
                 ]),
             ),
             ("fresh", Any),
+            ("dns_servers", Any),
             ("max_request_body", Any),
             ("max_connections", Any),
             ("request_read_timeout", Any),

@@ -7,20 +7,22 @@ use chatd_config::Config;
 use http::{Method, Request, header};
 use http_body_util::Full;
 use rand::Rng;
-use ruma_common::ServerName;
+use ruma_common::{OwnedServerName, ServerName};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::{
     Ask, Body, Deps, Failure, Retries,
-    connect::Connector,
+    connect::{self, Connector},
+    dns::Dns,
     sign::RequestSigner,
     tls::Tls,
     transport::{Answer, Transport},
+    well_known::WellKnown,
 };
 
-const USER_AGENT: &str = concat!("chatd/", env!("CARGO_PKG_VERSION"));
+pub(crate) const USER_AGENT: &str = concat!("chatd/", env!("CARGO_PKG_VERSION"));
 /// Of an answer that refuses (R8).
 const MOST_OF_A_REFUSAL: usize = 64 << 10;
 /// Before the first repeat; the wait doubles for requests that somebody waits for, and grows
@@ -32,18 +34,30 @@ pub struct Client {
     deps: Deps,
     signer: RequestSigner,
     transport: Transport,
+    well_known: WellKnown,
 }
 
 impl Client {
     /// Fails if authorities that the configuration names cannot be read.
     pub(crate) fn new(deps: &Deps) -> Result<Self, String> {
         let Config { server_name, federation, .. } = &*deps.config;
-        let connector = Connector::new(Tls::new(federation)?, federation.addresses.clone());
+        let dns = Dns::new(deps.config.chatd.dns_servers.as_deref())?;
+        let connector = Connector::new(Tls::new(federation)?, federation.addresses.clone(), dns);
+        let transport = Transport::new(connector);
         Ok(Self {
             deps: deps.clone(),
             signer: RequestSigner::new(server_name.clone(), deps.keys.current()),
-            transport: Transport::new(connector),
+            well_known: WellKnown::new(&transport, &deps.clock, deps.well_known_port),
+            transport,
         })
+    }
+
+    /// The host under which `server` is asked: its own, or the one that it delegates to. Where
+    /// that is, the connection finds out.
+    async fn authority(&self, server: &ServerName) -> OwnedServerName {
+        let is_place = server.port().is_some() || connect::literal(server.host()).is_some();
+        let delegated = if is_place { None } else { self.well_known.delegated(server).await };
+        delegated.unwrap_or_else(|| server.to_owned())
     }
 
     /// Makes a request; the body of its answer.
@@ -123,7 +137,10 @@ impl Client {
         ask: &Ask,
         all_by: Instant,
     ) -> Result<Body, Failure> {
-        let request = self.request(server, server.as_str(), ask)?;
+        let found = timeout_at(all_by, self.authority(server)).await;
+        let found =
+            found.map_err(|_| Failure::Away(format!("{server} cannot be found in time")))?;
+        let request = self.request(server, found.as_str(), ask)?;
         let head_by =
             all_by.min(Instant::now() + self.deps.config.federation.limits.client_timeout);
         let answer = self.transport.send(request, head_by, all_by, ask.most_bytes).await?;

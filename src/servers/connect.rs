@@ -26,14 +26,21 @@ use tokio::{
 };
 use tokio_rustls::client::TlsStream;
 
-use crate::tls::Tls;
+use crate::{
+    dns::{Dns, Place},
+    tls::Tls,
+};
 
 /// Connections that are open at the same time, idle ones included (R8).
 const MOST_CONNECTIONS: usize = 4_000;
 /// For one address, TLS included.
 const CONNECT: Duration = Duration::from_secs(10);
-/// Addresses of one host that are tried.
-const MOST_ADDRESSES: usize = 6;
+/// Addresses of one place that are tried.
+const MOST_ADDRESSES: usize = 4;
+/// Services of one host that are tried.
+const MOST_PLACES: usize = 4;
+/// Under which names hosts say where they are; the second is the older one.
+const SERVICES: [&str; 2] = ["_matrix-fed._tcp", "_matrix._tcp"];
 /// Where servers listen if nothing says otherwise.
 const MATRIX_PORT: u16 = 8448;
 
@@ -62,12 +69,14 @@ pub(crate) struct Connector(Arc<Inner>);
 struct Inner {
     tls: Tls,
     addresses: AddressRules,
-    places: Arc<Semaphore>,
+    dns: Dns,
+    connections: Arc<Semaphore>,
 }
 
 impl Connector {
-    pub(crate) fn new(tls: Tls, addresses: AddressRules) -> Self {
-        Self(Arc::new(Inner { tls, addresses, places: Arc::new(Semaphore::new(MOST_CONNECTIONS)) }))
+    pub(crate) fn new(tls: Tls, addresses: AddressRules, dns: Dns) -> Self {
+        let connections = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+        Self(Arc::new(Inner { tls, addresses, dns, connections }))
     }
 }
 
@@ -91,35 +100,63 @@ impl tower_service::Service<Uri> for Connector {
 }
 
 impl Inner {
-    /// Tries the addresses of `host` in their order. The certificate has to be that of `host`.
+    /// Tries the places of `host` in their order. The certificate has to be that of `host`.
     async fn open(&self, host: &str, port: Option<u16>) -> Result<Link, NoConnection> {
         let away = |why: &dyn fmt::Display| NoConnection::Away(format!("{host}: {why}"));
-        let permit = self.places.clone().acquire_owned().await;
+        let permit = self.connections.clone().acquire_owned().await;
         let permit = permit.map_err(|error| away(&error))?;
         let mut last = None;
-        for address in self.find(host, port).await?.into_iter().take(MOST_ADDRESSES) {
-            if !self.addresses.allow(address.ip()) {
-                let why = format!("{host} is at {}, which is blocked", address.ip());
+        for place in self.places(host, port).await.into_iter().take(MOST_PLACES) {
+            match self.try_place(host, &place).await {
+                Ok(stream) => return Ok(Link { stream: Box::new(stream), _permit: permit }),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.unwrap_or_else(|| away(&"it says that it serves nobody")))
+    }
+
+    /// Where `host` may be found (spec: resolving server names, steps 3.3 to 6).
+    async fn places(&self, host: &str, port: Option<u16>) -> Vec<Place> {
+        let here = |port| vec![Place { host: host.to_owned(), port }];
+        if let Some(port) = port {
+            return here(port);
+        }
+        if literal(host).is_some() {
+            return here(MATRIX_PORT);
+        }
+        for service in SERVICES {
+            if let Some(places) = self.dns.service(service, host).await {
+                return places;
+            }
+        }
+        here(MATRIX_PORT)
+    }
+
+    async fn try_place(
+        &self,
+        host: &str,
+        place: &Place,
+    ) -> Result<TlsStream<TcpStream>, NoConnection> {
+        let away = |why: &dyn fmt::Display| NoConnection::Away(format!("{host}: {why}"));
+        let addresses = match literal(&place.host) {
+            Some(address) => vec![address],
+            None => self.dns.addresses(&place.host).await.map_err(|error| away(&error))?,
+        };
+        let mut last = None;
+        for address in addresses.into_iter().take(MOST_ADDRESSES) {
+            if !self.addresses.allow(address) {
+                let why = format!("{host} is at {address}, which is blocked");
                 last = Some(NoConnection::Barred(why));
                 continue;
             }
+            let address = SocketAddr::new(address, place.port);
             let shaken = tokio::time::timeout(CONNECT, self.shake(host, address)).await;
             match shaken.map_err(|_| io::Error::from(io::ErrorKind::TimedOut)).flatten() {
-                Ok(stream) => return Ok(Link { stream: Box::new(stream), _permit: permit }),
+                Ok(stream) => return Ok(stream),
                 Err(error) => last = Some(away(&format!("{address}: {error}"))),
             }
         }
         Err(last.unwrap_or_else(|| away(&"it has no address")))
-    }
-
-    async fn find(&self, host: &str, port: Option<u16>) -> Result<Vec<SocketAddr>, NoConnection> {
-        let port = port.unwrap_or(MATRIX_PORT);
-        if let Some(address) = literal(host) {
-            return Ok(vec![SocketAddr::new(address, port)]);
-        }
-        let found = tokio::net::lookup_host((host, port)).await;
-        let found = found.map_err(|error| NoConnection::Away(format!("{host}: {error}")))?;
-        Ok(found.collect())
     }
 
     async fn shake(&self, host: &str, address: SocketAddr) -> io::Result<TlsStream<TcpStream>> {

@@ -3,6 +3,7 @@
 
 mod client;
 mod connect;
+mod dns;
 mod failure;
 mod keyring;
 mod sign;
@@ -10,6 +11,7 @@ mod sign;
 mod tests;
 mod tls;
 mod transport;
+mod well_known;
 
 use std::{sync::Arc, time::Duration};
 
@@ -34,7 +36,12 @@ pub struct Deps {
     pub stop: Stop,
     /// This server's own.
     pub keys: Arc<SigningKeys>,
+    /// Where other servers tell to whom they delegate: [`HTTPS`], but in tests.
+    pub well_known_port: u16,
 }
+
+/// The port of HTTP over TLS.
+pub const HTTPS: u16 = 443;
 
 /// All that has to do with other servers as such. Cheap to clone.
 #[derive(Clone)]

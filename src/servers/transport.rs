@@ -3,7 +3,7 @@
 use std::{error::Error as _, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use http::{Request, StatusCode};
+use http::{HeaderMap, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body as _, Incoming};
 use hyper_util::{
@@ -33,6 +33,7 @@ pub(crate) struct Transport {
 /// The head of an answer, and its body as it comes.
 pub(crate) struct Answer {
     pub status: StatusCode,
+    pub headers: HeaderMap,
     pub body: Body,
 }
 
@@ -67,7 +68,7 @@ impl Transport {
             .map_err(|error| failure(&error))?;
         let (head, incoming) = answer.into_parts();
         let body = Body { incoming, left: most_bytes, all_by };
-        Ok(Answer { status: head.status, body })
+        Ok(Answer { status: head.status, headers: head.headers, body })
     }
 }
 

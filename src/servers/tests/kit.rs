@@ -141,6 +141,11 @@ pub struct Asking {
 
 /// `keys` stand beside the authority and addresses of this machine, which are allowed.
 pub fn asking(authority: &Authority, keys: &str) -> Asking {
+    asking_with(authority, keys, crate::HTTPS)
+}
+
+/// The same where other servers tell at another port to whom they delegate.
+pub fn asking_with(authority: &Authority, keys: &str, well_known_port: u16) -> Asking {
     let files = tempfile::tempdir().unwrap();
     let roots = files.path().join("roots.pem");
     std::fs::write(&roots, &authority.pem).unwrap();
@@ -167,6 +172,7 @@ pub fn asking(authority: &Authority, keys: &str) -> Asking {
         clock: Clock::system(),
         stop: Stop::new(),
         keys: Arc::new(keys),
+        well_known_port,
     };
     Asking { servers: Servers::new(&deps).unwrap(), _files: files }
 }

@@ -1,4 +1,6 @@
 //! Against servers that the tests make.
 
 mod asking;
+mod finding;
 mod kit;
+mod names;
