@@ -7,10 +7,19 @@ use chatd_base::UserNid;
 use crate::{Batch, Pool, Result, Row, params, statement::statements};
 
 statements! {
-    UPSERT_CHANGES = "INSERT INTO device_list_changes (user_nid, device_id, pos)
-                      SELECT u, d, currval('stream_device_lists') + o
+    /// `previous` is the user's newest change before this one, of devices only.
+    UPSERT_CHANGES = "INSERT INTO device_list_changes (user_nid, device_id, pos, previous)
+                      SELECT u, d, currval('stream_device_lists') + o,
+                             coalesce(
+                                 currval('stream_device_lists')
+                                     + max(o) FILTER (WHERE d <> '') OVER before,
+                                 (SELECT max(c.pos) FROM device_list_changes c
+                                  WHERE c.user_nid = u AND c.device_id <> ''), 0)
                       FROM unnest($1::int4[], $2::text[], $3::int8[]) AS rows(u, d, o)
-                      ON CONFLICT (user_nid, device_id) DO UPDATE SET pos = excluded.pos";
+                      WINDOW before AS (PARTITION BY u ORDER BY o
+                                        ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
+                      ON CONFLICT (user_nid, device_id)
+                      DO UPDATE SET pos = excluded.pos, previous = excluded.previous";
     LIST_DEVICES = "SELECT device_id, display_name, last_seen_ts, last_seen_ip, last_seen_user_agent
                     FROM devices WHERE user_nid = $1 ORDER BY device_id";
     GET_DEVICE = "SELECT device_id, display_name, last_seen_ts, last_seen_ip, last_seen_user_agent

@@ -26,6 +26,16 @@ statements! {
                   (SELECT h.membership FROM membership_history h
                    WHERE h.user_nid = m.user_nid AND h.room = m.room AND h.pos < at.pos
                    ORDER BY h.pos DESC LIMIT 1) END = 'j'");
+    /// As above, for one server.
+    LIST_PRESENT_BEFORE = concat!("
+        SELECT at.room, at.pos FROM unnest($1::int4[], $2::int8[]) AS at(room, pos)
+        WHERE EXISTS (
+            SELECT 1 FROM memberships m JOIN users_nid u ON u.nid = m.user_nid
+            WHERE m.room = at.room AND NOT m.is_local AND ", server!(), " = $3
+                  AND CASE WHEN m.pos < at.pos THEN m.membership ELSE
+                      (SELECT h.membership FROM membership_history h
+                       WHERE h.user_nid = m.user_nid AND h.room = m.room AND h.pos < at.pos
+                       ORDER BY h.pos DESC LIMIT 1) END = 'j')");
     LIST_ROOMS_OF = "SELECT user_nid, room FROM memberships
                      WHERE user_nid = ANY($1::int4[]) AND membership = 'j'";
 }
@@ -68,4 +78,16 @@ pub async fn list_rooms_of(pool: &Pool, users: &[UserNid]) -> Result<Vec<(UserNi
     let users: Vec<i32> = users.iter().map(|user| user.0).collect();
     let rows = pool.query(&LIST_ROOMS_OF, &[&users]).await?;
     Ok(rows.iter().map(|row| (UserNid(row.get(0)), RoomNid(row.get(1)))).collect())
+}
+
+/// Those of `at` at which the server was in the room.
+pub async fn list_present_before(
+    pool: &Pool,
+    server: &str,
+    at: &[(RoomNid, Position)],
+) -> Result<Vec<(RoomNid, Position)>> {
+    let (rooms, positions): (Vec<i32>, Vec<i64>) =
+        at.iter().map(|(room, position)| (room.0, position.0)).unzip();
+    let rows = pool.query(&LIST_PRESENT_BEFORE, &[&rooms, &positions, &server]).await?;
+    Ok(rows.iter().map(|row| (RoomNid(row.get(0)), Position(row.get(1)))).collect())
 }

@@ -42,6 +42,7 @@ pub mod relations;
 pub mod room_keys;
 pub mod room_state;
 pub mod rooms;
+pub mod sending;
 pub mod shards;
 pub mod snapshots;
 pub mod sync;

@@ -57,6 +57,7 @@ pub static ALL_STATEMENTS: &[&[&Statement]] = &[
     crate::relations::STATEMENTS,
     crate::room_state::STATEMENTS,
     crate::rooms::STATEMENTS,
+    crate::sending::STATEMENTS,
     crate::shards::STATEMENTS,
     crate::snapshots::STATEMENTS,
     crate::sync::STATEMENTS,
