@@ -113,7 +113,8 @@ impl Hosts {
         let pool = users.deps.pool.clone();
         let hosts = Arc::new(Self { pool, users: users.clone(), rooms: Mutex::default() });
         let view = hosts.clone();
-        events.on_rows(move |frame| view.fold(frame));
+        // Memberships concern everybody.
+        events.on_common_rows(move |frame| view.fold(frame));
         let view = hosts.clone();
         events.on_skipped(move |_, _| view.rooms.lock().clear());
         hosts

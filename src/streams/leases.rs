@@ -112,6 +112,14 @@ impl Leases {
         }
     }
 
+    /// The names of a task: one, or one for each instance that has a part of it.
+    pub fn parts_of(&self, task: &str) -> Vec<String> {
+        let is_part = |name: &&String| {
+            name.strip_prefix(task).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        self.duties.keys().filter(is_part).cloned().collect()
+    }
+
     /// What this instance does at the moment.
     pub fn held(&self) -> Vec<String> {
         let held = self.duties.values().filter(|(_, held)| held.borrow().is_some());

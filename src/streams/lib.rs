@@ -54,6 +54,7 @@ pub use others::{Colleagues, Others, away};
 pub use owners::{Owner, Owners, shard_of};
 pub use room_token::RoomToken;
 pub use roster::Roster;
+pub use share::weight;
 pub use token::{InvalidToken, StreamToken};
 pub use writer::{Line, Persist, Writer};
 

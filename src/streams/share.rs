@@ -50,7 +50,7 @@ fn quotas(shards: &[Shard], candidates: &[&str]) -> Vec<usize> {
 
 /// How strongly an instance is drawn to something that one of several gets: the strongest has it,
 /// so that different things go to different instances.
-pub(crate) fn weight(instance: &str, what: &str) -> u64 {
+pub fn weight(instance: &str, what: &str) -> u64 {
     // FNV-1a: the same everywhere and in every release.
     let bytes = instance.bytes().chain([0]).chain(what.bytes());
     bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {

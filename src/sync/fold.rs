@@ -236,7 +236,7 @@ impl State {
 
     fn fold_to_device(&mut self, frame: &Frame<ToDevice>) {
         advance(&mut self.writers.to_device, &mut self.now.to_device, frame);
-        for (at, row) in frame.rows.iter() {
+        for (at, row) in frame.rows.iter().filter(|(_, row)| row.server.is_none()) {
             let key = (row.user, row.device_id.clone());
             let bytes = row.message.get().len() + ROW;
             self.to_device.push(key, frame.writer, *at, row.message.clone(), bytes);

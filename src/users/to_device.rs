@@ -8,8 +8,9 @@ use chatd_streams::{
     Raw, Writer,
     to_device::{Send, ToDevice as ToDeviceStream, ToDeviceRow},
 };
-use ruma_common::{OwnedDeviceId, OwnedUserId};
+use ruma_common::{OwnedDeviceId, OwnedUserId, ServerName};
 use serde_json::{Map, Value, json, value::to_raw_value};
+use uuid::Uuid;
 
 use crate::{Deps, digest, logins::ts};
 
@@ -18,6 +19,8 @@ const MAX_MESSAGES: usize = 5_000;
 /// Largest message, and largest sum of those of one request, in bytes.
 const MAX_MESSAGE_BYTES: usize = 128 * 1024;
 const MAX_REQUEST_BYTES: usize = 32 * 1024 * 1024;
+/// Other servers get what is larger in parts.
+const MAX_OUTBOUND_BYTES: usize = 32 * 1024;
 const MAX_TYPE_BYTES: usize = 255;
 /// Every device of the user.
 const ALL_DEVICES: &str = "*";
@@ -39,8 +42,8 @@ impl ToDevice {
     }
 
     /// Sends `messages`. On return they are durable; a repeat of `txn_id` by the same device has
-    /// no further effect. Users and devices that do not exist are passed over; users of other
-    /// servers have no devices that this server could have told anybody of.
+    /// no further effect. Users and devices that do not exist are passed over; those of other
+    /// servers get theirs from their server.
     pub async fn send(
         &self,
         who: &Requester,
@@ -52,23 +55,46 @@ impl ToDevice {
             return Err(Refusal::invalid_param("the event type is too long").into());
         }
         let devices = self.devices_of(&messages).await?;
-        let mut rows = Rows::default();
+        let device = who.device_id.as_ref().map_or("", |device| device.as_str());
+        let txn = digest::of(&["to_device", who.user_id.as_str(), device, txn_id]);
+        let mut rows = Rows { txn, ..Rows::default() };
         for (user_id, contents) in &messages {
             let Some((user, devices)) = devices.get(user_id.as_str()) else { continue };
             for (device, content) in contents {
                 rows.add(who, kind, *user, devices, device, content)?;
             }
         }
+        self.add_outbound(&mut rows, who, kind, &messages)?;
         if rows.rows.is_empty() {
             return Ok(());
         }
-        let device = who.device_id.as_ref().map_or("", |device| device.as_str());
-        let txn = digest::of(&["to_device", who.user_id.as_str(), device, txn_id]);
         let now_ms = ts(self.deps.clock.now_ms());
         match self.writer.append(Send { messages: rows.rows, txn: Some(txn), now_ms }).await {
             Err(error) if error.errcode() == Some(Refusal::REPEAT) => Ok(()),
             outcome => outcome,
         }
+    }
+
+    /// Adds what goes to other servers.
+    fn add_outbound(
+        &self,
+        rows: &mut Rows,
+        who: &Requester,
+        kind: &str,
+        messages: &Messages,
+    ) -> Result<()> {
+        let config = &self.deps.config;
+        let mut by_server: BTreeMap<&ServerName, Vec<_>> = BTreeMap::new();
+        for (user, contents) in messages {
+            let server = user.server_name();
+            if server != config.server_name && config.federation.may_talk_to(server) {
+                by_server.entry(server).or_default().push((user, contents));
+            }
+        }
+        for (server, users) in by_server {
+            rows.add_outbound(who, kind, server, &users)?;
+        }
+        Ok(())
     }
 
     /// Devices of those users in `messages` that exist, in one query.
@@ -102,11 +128,64 @@ impl ToDevice {
 /// Messages of one request, within its limits.
 #[derive(Default)]
 struct Rows {
+    /// Digest of the request's transaction id.
+    txn: Uuid,
     rows: Vec<ToDeviceRow>,
     bytes: usize,
 }
 
 impl Rows {
+    /// Adds messages for users of one server, as few as their size allows.
+    fn add_outbound(
+        &mut self,
+        who: &Requester,
+        kind: &str,
+        server: &ServerName,
+        users: &[(&OwnedUserId, &BTreeMap<String, Map<String, Value>>)],
+    ) -> Result<()> {
+        let mut part: BTreeMap<&OwnedUserId, BTreeMap<&String, &Map<String, Value>>> =
+            BTreeMap::new();
+        let mut bytes = 0;
+        for (user, contents) in users {
+            for (device, content) in *contents {
+                let size = serde_json::to_string(content).map_err(Error::internal)?.len();
+                if size > MAX_MESSAGE_BYTES {
+                    return Err(Refusal::too_large("a message to a device is too large").into());
+                }
+                if bytes + size > MAX_OUTBOUND_BYTES && !part.is_empty() {
+                    self.push_outbound(who, kind, server, &std::mem::take(&mut part))?;
+                    bytes = 0;
+                }
+                bytes += size;
+                part.entry(user).or_default().insert(device, content);
+            }
+        }
+        if part.is_empty() { Ok(()) } else { self.push_outbound(who, kind, server, &part) }
+    }
+
+    fn push_outbound(
+        &mut self,
+        who: &Requester,
+        kind: &str,
+        server: &ServerName,
+        messages: &BTreeMap<&OwnedUserId, BTreeMap<&String, &Map<String, Value>>>,
+    ) -> Result<()> {
+        let message = json!({
+            "sender": who.user_id,
+            "type": kind,
+            // Of the request and the place in it, so that a message has one id whatever happens.
+            "message_id": format!("{}-{}", self.txn.simple(), self.rows.len()),
+            "messages": messages,
+        });
+        let message: Raw = to_raw_value(&message).map_err(Error::internal)?.into();
+        self.bytes += message.get().len();
+        if self.rows.len() >= MAX_MESSAGES || self.bytes > MAX_REQUEST_BYTES {
+            return Err(Refusal::too_large("too many messages to devices").into());
+        }
+        self.rows.push(ToDeviceRow::outbound(server.to_owned(), message));
+        Ok(())
+    }
+
     fn add(
         &mut self,
         who: &Requester,
@@ -128,7 +207,7 @@ impl Rows {
                 return Err(Refusal::too_large("too many messages to devices").into());
             }
             let device_id = OwnedDeviceId::from(device.as_str());
-            self.rows.push(ToDeviceRow { user, device_id, message: message.clone() });
+            self.rows.push(ToDeviceRow::inbox(user, device_id, message.clone()));
         }
         Ok(())
     }

@@ -48,6 +48,7 @@ fn frame(number: i64, users: &[i32]) -> Frame<ToDevice> {
         user: UserNid(*user),
         device_id: "D".into(),
         message: to_raw_value("").unwrap().into(),
+        server: None,
     };
     let (previous, position) = (Position(number * 10 - 10), Position(number * 10));
     let rows = users.iter().map(|user| (position, row(user))).collect();
