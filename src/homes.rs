@@ -8,6 +8,7 @@ use chatd_base::{CallError, Refusal, Result};
 use chatd_config::{Assignment, InstanceAddress, MAIN, Roles, RouterName, StreamName};
 use chatd_http::{Caller, Home, Placement};
 use chatd_rooms::read::Reader;
+use chatd_servers::Relay;
 use chatd_streams::{Colleagues, Owner, Owners, Roster, level};
 use chatd_users::Deps;
 use rand::seq::IteratorRandom;
@@ -128,6 +129,20 @@ impl Colleagues for Fellows {
         body: Bytes,
     ) -> Pin<Box<dyn Future<Output = Result<Bytes, CallError>> + Send + 'a>> {
         Box::pin(self.caller.call(instance, name, body))
+    }
+}
+
+/// What carries requests to other servers to an instance that may make them.
+pub struct Carrier(pub Caller);
+
+impl Relay for Carrier {
+    fn call<'a>(
+        &'a self,
+        instance: &'a str,
+        name: &'a str,
+        body: Bytes,
+    ) -> Pin<Box<dyn Future<Output = Result<Bytes, CallError>> + Send + 'a>> {
+        Box::pin(self.0.call(instance, name, body))
     }
 }
 

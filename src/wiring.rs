@@ -24,7 +24,7 @@ use tokio::sync::watch;
 
 use crate::{
     embedded::{self, Cluster},
-    homes::{Fellows, Homes},
+    homes::{Carrier, Fellows, Homes},
     status::Status,
 };
 
@@ -143,6 +143,9 @@ async fn serve(
     if let Some(caller) = fleet.as_ref().map(Fleet::caller) {
         streams.others.join(Arc::new(Fellows { homes, caller }));
     }
+    if let Some(caller) = fleet.as_ref().map(Fleet::caller) {
+        federation.deps.servers.client.join(Arc::new(Carrier(caller)));
+    }
     start_tasks(&app.users, &app.rooms, &leases);
     let mut routers = chatd_api_client::routers(&app);
     routers.extend(chatd_api_admin::routers(&Arc::new(admin)));
@@ -179,9 +182,11 @@ fn federation(
         clock,
         stop,
         keys: Arc::new(keys),
+        notices: users.deps.notices.clone(),
         well_known_port: chatd_servers::HTTPS,
     };
     let servers = Servers::new(&deps).map_err(|error| anyhow!(error))?;
+    servers.client.answer_calls(&users.deps.streams.calls);
     let (users, rooms, reader) = (users.clone(), rooms.clone(), reader.clone());
     let deps = chatd_federation::Deps { config, users, rooms, reader, servers };
     Ok(Arc::new(Federation::new(deps)))

@@ -1,6 +1,6 @@
 //! Requests to other servers: signed, bounded, and sent to where discovery says.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use chatd_config::Config;
@@ -13,9 +13,10 @@ use serde_json::Value;
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
-    Ask, Body, Deps, Failure, Retries,
+    Ask, BackOff, Body, Deps, Failure, Retries,
     connect::{self, Connector},
     dns::Dns,
+    relay::Outbound,
     sign::RequestSigner,
     tls::Tls,
     transport::{Answer, Transport},
@@ -35,11 +36,13 @@ pub struct Client {
     signer: RequestSigner,
     transport: Transport,
     well_known: WellKnown,
+    back_off: Arc<BackOff>,
+    pub(crate) outbound: Outbound,
 }
 
 impl Client {
     /// Fails if authorities that the configuration names cannot be read.
-    pub(crate) fn new(deps: &Deps) -> Result<Self, String> {
+    pub(crate) fn new(deps: &Deps, back_off: &Arc<BackOff>) -> Result<Self, String> {
         let Config { server_name, federation, .. } = &*deps.config;
         let dns = Dns::new(deps.config.chatd.dns_servers.as_deref())?;
         let connector = Connector::new(Tls::new(federation)?, federation.addresses.clone(), dns);
@@ -49,6 +52,8 @@ impl Client {
             signer: RequestSigner::new(server_name.clone(), deps.keys.current()),
             well_known: WellKnown::new(&transport, &deps.clock, deps.well_known_port),
             transport,
+            back_off: back_off.clone(),
+            outbound: Outbound::new(&deps.config.workers),
         })
     }
 
@@ -86,7 +91,32 @@ impl Client {
             let why = format!("{server} is not in federation_domain_whitelist");
             return Err(Failure::Forbidden(why));
         }
-        self.ask_again(server, &ask).await
+        if self.outbound.is_restricted() {
+            return self.outbound.carry(server, &ask).await.map(Body::from);
+        }
+        if let Some(until_ms) = self.left_alone_until(server).await
+            && !ask.ignores_back_off
+        {
+            return Err(Failure::BackingOff { until_ms });
+        }
+        let answer = self.ask_again(server, &ask).await;
+        let noted = match &answer {
+            Err(failure) if failure.is_of_the_server() => self.back_off.note_failure(server).await,
+            Ok(_) | Err(Failure::Refused { .. }) => self.back_off.note_life(server).await,
+            Err(_) => Ok(()),
+        };
+        if let Err(error) = noted {
+            tracing::debug!(server.name = %server, %error, "it could not be noted how a server is");
+        }
+        answer
+    }
+
+    /// What cannot be read keeps nobody from asking.
+    async fn left_alone_until(&self, server: &ServerName) -> Option<u64> {
+        self.back_off.until(server).await.unwrap_or_else(|error| {
+            tracing::debug!(server.name = %server, %error, "it could not be read how a server is");
+            None
+        })
     }
 
     /// Asks until there is an answer, as often as the configuration allows.

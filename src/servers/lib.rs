@@ -1,11 +1,13 @@
 //! Other servers: where they are, how they are asked, and which keys they sign with. Nothing here
 //! knows rooms or users.
 
+mod back_off;
 mod client;
 mod connect;
 mod dns;
 mod failure;
 mod keyring;
+mod relay;
 mod sign;
 #[cfg(test)]
 mod tests;
@@ -18,12 +20,15 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use chatd_base::{Clock, Stop};
 use chatd_config::{Config, SigningKeys};
-use chatd_storage::Pool;
+use chatd_storage::{Pool, notices::Notices};
 use http::Method;
+use serde::{Deserialize, Serialize};
 
+pub use back_off::BackOff;
 pub use client::Client;
 pub use failure::Failure;
 pub use keyring::{Keyring, Unsound};
+pub use relay::Relay;
 pub use transport::Body;
 
 /// What every service of this member is built from. Cheap to clone.
@@ -36,6 +41,8 @@ pub struct Deps {
     pub stop: Stop,
     /// This server's own.
     pub keys: Arc<SigningKeys>,
+    /// Tells the other instances what has changed.
+    pub notices: Arc<Notices>,
     /// Where other servers tell to whom they delegate: [`HTTPS`], but in tests.
     pub well_known_port: u16,
 }
@@ -48,6 +55,8 @@ pub const HTTPS: u16 = 443;
 pub struct Servers {
     /// Asks them.
     pub client: Arc<Client>,
+    /// Knows which of them do not answer.
+    pub back_off: Arc<BackOff>,
     /// Knows their keys, and this server's own.
     pub keyring: Arc<Keyring>,
 }
@@ -55,8 +64,10 @@ pub struct Servers {
 impl Servers {
     /// Fails if the configuration names authorities that cannot be read.
     pub fn new(deps: &Deps) -> Result<Self, String> {
-        let client = Arc::new(Client::new(deps)?);
-        Ok(Self { keyring: Arc::new(Keyring::new(deps, &client)), client })
+        let limits = &deps.config.federation.limits;
+        let back_off = Arc::new(BackOff::new(&deps.pool, &deps.notices, &deps.clock, limits));
+        let client = Arc::new(Client::new(deps, &back_off)?);
+        Ok(Self { keyring: Arc::new(Keyring::new(deps, &client)), back_off, client })
     }
 }
 
@@ -78,7 +89,7 @@ pub struct Ask {
 }
 
 /// How often a request is made again when the server is away.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Retries {
     /// Never.
     None,

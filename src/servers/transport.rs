@@ -67,7 +67,7 @@ impl Transport {
             .map_err(|_| Failure::Away("it does not answer in time".to_owned()))?
             .map_err(|error| failure(&error))?;
         let (head, incoming) = answer.into_parts();
-        let body = Body { incoming, left: most_bytes, all_by };
+        let body = Body { source: Source::Coming(incoming), left: most_bytes, all_by };
         Ok(Answer { status: head.status, headers: head.headers, body })
     }
 }
@@ -90,9 +90,21 @@ fn failure(error: &PoolError) -> Failure {
 /// The body of an answer, in pieces as they come.
 #[derive(Debug)]
 pub struct Body {
-    incoming: Incoming,
+    source: Source,
     left: usize,
     all_by: Instant,
+}
+
+#[derive(Debug)]
+enum Source {
+    Coming(Incoming),
+    Here(Bytes),
+}
+
+impl From<Bytes> for Body {
+    fn from(all: Bytes) -> Self {
+        Self { left: all.len(), source: Source::Here(all), all_by: Instant::now() }
+    }
 }
 
 impl Body {
@@ -100,11 +112,18 @@ impl Body {
     /// than was agreed to.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
         let too_large = || Failure::Odd("the answer is too large".to_owned());
-        if self.incoming.size_hint().lower() > self.left as u64 {
+        let incoming = match &mut self.source {
+            Source::Coming(incoming) => incoming,
+            Source::Here(all) => {
+                let all = std::mem::take(all);
+                return Ok((!all.is_empty()).then_some(all));
+            }
+        };
+        if incoming.size_hint().lower() > self.left as u64 {
             return Err(too_large());
         }
         loop {
-            let frame = timeout_at(self.all_by, self.incoming.frame())
+            let frame = timeout_at(self.all_by, incoming.frame())
                 .await
                 .map_err(|_| Failure::Away("the answer does not end in time".to_owned()))?;
             let Some(frame) = frame else { return Ok(None) };

@@ -11,9 +11,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use chatd_base::{Clock, Stop};
+use chatd_base::{Clock, Stop, WriterId};
 use chatd_config::{Config, DatabaseTls, Overrides, SigningKeys};
-use chatd_storage::{ConnectSettings, Host, Pool};
+use chatd_storage::{ConnectSettings, Host, Pool, notices::Notices};
 use futures::{Stream, StreamExt, future::BoxFuture};
 use http::{Request, Response};
 use http_body_util::{BodyExt, StreamBody, combinators::BoxBody};
@@ -172,6 +172,7 @@ pub fn asking_with(authority: &Authority, keys: &str, well_known_port: u16) -> A
         clock: Clock::system(),
         stop: Stop::new(),
         keys: Arc::new(keys),
+        notices: Notices::new(WriterId(1), false),
         well_known_port,
     };
     Asking { servers: Servers::new(&deps).unwrap(), _files: files }

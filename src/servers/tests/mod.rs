@@ -4,3 +4,4 @@ mod asking;
 mod finding;
 mod kit;
 mod names;
+mod relaying;

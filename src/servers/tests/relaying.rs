@@ -1,0 +1,84 @@
+//! Instances that may not speak with other servers, and those that do it for them.
+
+use std::{future::Future, pin::Pin, sync::Arc};
+
+use bytes::Bytes;
+use chatd_base::{CallError, Calls, Error};
+use futures::FutureExt;
+use ruma_common::ServerName;
+use serde_json::{Value, json};
+
+use super::kit::{Asking, Authority, Other, asking, json as reply};
+use crate::{Ask, Failure, Relay};
+
+/// A fleet in which only `sender2` is there.
+struct Fleet(Calls);
+
+impl Relay for Fleet {
+    fn call<'a>(
+        &'a self,
+        instance: &'a str,
+        name: &'a str,
+        body: Bytes,
+    ) -> Pin<Box<dyn Future<Output = Result<Bytes, CallError>> + Send + 'a>> {
+        Box::pin(async move {
+            if instance != "sender2" {
+                return Err(CallError::Lost("it is not there".to_owned()));
+            }
+            match self.0.answer(name, body).await {
+                Ok(answer) => Ok(answer.into()),
+                Err(Error::Refused(refusal)) => Err(CallError::Refused(*refusal)),
+                Err(Error::Internal(error)) => Err(CallError::Lost(error.to_string())),
+            }
+        })
+    }
+}
+
+fn restricted(authority: &Authority, sender: &Asking) -> Asking {
+    let calls = Calls::default();
+    sender.servers.client.answer_calls(&calls);
+    let worker = asking(
+        authority,
+        "outbound_federation_restricted_to: [sender1, sender2]\nip_range_blocklist: [127.0.0.0/8]",
+    );
+    worker.servers.client.join(Arc::new(Fleet(calls)));
+    worker
+}
+
+#[tokio::test]
+async fn requests_and_refusals_come_through_another_instance() {
+    let authority = Authority::new();
+    let other = Other::start(&authority, &["127.0.0.1"], |request| {
+        async move {
+            match request.uri().path() {
+                "/no" => reply(403, r#"{"errcode":"M_FORBIDDEN","error":"no"}"#),
+                path => reply(200, &json!({"path": path}).to_string()),
+            }
+        }
+        .boxed()
+    })
+    .await;
+    let server = ServerName::parse(format!("127.0.0.1:{}", other.port())).unwrap();
+    let sender = asking(&authority, "");
+    let worker = restricted(&authority, &sender);
+    let ask = Ask::put("/yes").json(Bytes::from_static(br#"{"a":"b"}"#));
+    let answer: Value = worker.servers.client.ask_json(&server, ask).await.unwrap();
+    assert_eq!(answer, json!({"path": "/yes"}));
+    let refused = worker.servers.client.ask(&server, Ask::get("/no")).await;
+    assert!(matches!(refused, Err(Failure::Refused { status: 403, .. })), "{refused:?}");
+}
+
+#[tokio::test]
+async fn without_the_instances_that_may_nobody_is_asked() {
+    let authority = Authority::new();
+    let other =
+        Other::start(&authority, &["127.0.0.1"], |_| async { reply(200, "{}") }.boxed()).await;
+    let server = ServerName::parse(format!("127.0.0.1:{}", other.port())).unwrap();
+    let alone = asking(&authority, "outbound_federation_restricted_to: [sender1]");
+    let answer = alone.servers.client.ask(&server, Ask::get("/")).await;
+    assert!(matches!(answer, Err(Failure::Away(_))), "{answer:?}");
+    assert_eq!(other.connections(), 0);
+    // In a circle, too.
+    let first = restricted(&authority, &alone);
+    assert!(first.servers.client.ask(&server, Ask::get("/")).await.is_err());
+}
