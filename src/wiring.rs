@@ -30,6 +30,8 @@ use crate::{
 
 /// How long a PostgreSQL that does not answer at the start is waited for.
 const WAIT_FOR_DATABASE: Duration = Duration::from_secs(60);
+/// How long services may take at the end to write what they know.
+const LAST_WRITES: Duration = Duration::from_secs(5);
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Runs this instance until `stop`; `changes` tells what the configuration has made of it since.
@@ -51,6 +53,9 @@ pub async fn run(
     let duties = Duties { mine, changes };
     let served = serve(config, duties, settings, server, metrics, &stop, &services).await;
     services.trigger();
+    if !services.released(LAST_WRITES).await {
+        tracing::warn!("some services have not written all that they know within {LAST_WRITES:?}");
+    }
     if let Some(cluster) = cluster {
         cluster.stop().await;
     }

@@ -11,7 +11,10 @@ use futures::FutureExt;
 use metrics::{Counter, Gauge};
 use parking_lot::RwLock;
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{
+    sync::CancellationToken,
+    task::{TaskTracker, task_tracker::TaskTrackerToken},
+};
 
 /// Tells tasks to end. Clones share one signal.
 #[derive(Clone, Debug, Default)]
@@ -19,6 +22,7 @@ pub struct Stop {
     token: CancellationToken,
     failed: CancellationToken,
     failure: Arc<OnceLock<String>>,
+    holds: TaskTracker,
 }
 
 impl Stop {
@@ -38,6 +42,18 @@ impl Stop {
     /// Returns when the end has been asked for.
     pub async fn triggered(&self) {
         self.token.cancelled().await;
+    }
+
+    /// Has the end wait for the holder, which has something left to do when it is asked to end.
+    pub fn hold(&self) -> TaskTrackerToken {
+        self.holds.token()
+    }
+
+    /// After the end has been asked for: returns when nobody holds it any more; false if that takes
+    /// longer than `bound`.
+    pub async fn released(&self, bound: Duration) -> bool {
+        self.holds.close();
+        tokio::time::timeout(bound, self.holds.wait()).await.is_ok()
     }
 
     /// Tells that this process cannot go on, and why. Whoever started the tasks ends it in order;
@@ -129,5 +145,20 @@ impl Meter {
             running: metrics::gauge!("synapse_background_process_in_flight_count", "name" => name),
         };
         METERS.write().entry(name).or_insert(meter).clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_end_waits_for_those_who_hold_it() {
+        let stop = Stop::new();
+        let held = stop.clone().hold();
+        stop.trigger();
+        assert!(!stop.released(Duration::from_millis(1)).await);
+        drop(held);
+        assert!(stop.released(Duration::from_secs(60)).await);
     }
 }

@@ -49,6 +49,7 @@ impl LastSeen {
     }
 
     async fn run(self: Arc<Self>, stop: Stop) {
+        let _held = stop.hold();
         while stop.sleep(WRITE_EVERY).await {
             self.write().await;
         }
