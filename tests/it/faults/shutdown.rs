@@ -66,6 +66,7 @@ async fn end_under_load(mut process: Process) {
         let asked = Instant::now();
         let status = process.sigterm().await.unwrap();
         assert_eq!(status.code(), Some(0), "{}", process.log());
+        assert!(!process.log().contains("lost the database"), "{}", process.log());
         assert!(asked.elapsed() < LIMIT, "{:?}", asked.elapsed());
         assert_eq!(waiting.await.ok()["next_batch"].as_str().map(str::is_empty), Some(false));
         for talker in talkers {
