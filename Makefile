@@ -1,5 +1,5 @@
 # make run    start a server on http://127.0.0.1:8008 with its data in ./chatd-data
-# make test   all tests, real Matrix clients included
+# make test   all tests, real Matrix clients and Synapse included
 # make lint   formatting and clippy, warnings as errors
 # make bench  the measurements behind the figures in README.md
 #
@@ -7,7 +7,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run build test lint bench packages clients
+.PHONY: help run build test lint bench packages clients synapse
 
 CHATD := target/release/chatd
 DATA_DIR ?= chatd-data
@@ -29,7 +29,7 @@ build: packages
 
 # The generated proxy configurations are tried with the proxies themselves, fleets with a real Redis.
 test: programs = nginx haproxy caddy redis-server
-test: packages clients
+test: packages clients synapse
 	@if cargo nextest --version >/dev/null 2>&1; then \
 		cargo nextest run --workspace --locked; \
 	else \
@@ -67,3 +67,7 @@ packages:
 # matrix-nio and matrix-js-sdk, which talk to the server in the tests.
 clients:
 	@tests/clients/install.sh
+
+# Synapse, which the federation tests compare with.
+synapse:
+	@tests/synapse/install.sh

@@ -261,7 +261,7 @@ pub(crate) fn lock(path: &Path) -> Result<File> {
     Ok(file)
 }
 
-fn open_lock(path: &Path) -> io::Result<File> {
+pub(crate) fn open_lock(path: &Path) -> io::Result<File> {
     let file = File::options().create(true).truncate(false).write(true).read(true).open(path)?;
     // The watcher runs as another user.
     let open_to_all = file.metadata()?.permissions().mode() & 0o777 == 0o666;

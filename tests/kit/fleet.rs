@@ -63,7 +63,7 @@ impl Fleet {
             Spread::Random => Site::Random(&sockets),
             Spread::Generated => Site::Generated { binary, files: &files },
         };
-        let nginx = Nginx::start(folder.path(), site, settings.federation()).await?;
+        let nginx = Nginx::start(folder.path(), site, settings.listens()).await?;
         Ok(Self { nginx, instances, redis, folder, binary: binary.to_owned() })
     }
 

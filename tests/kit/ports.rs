@@ -8,6 +8,8 @@ use std::{fs::File, net::TcpListener, path::PathBuf, sync::Arc};
 
 use anyhow::{Context, Result};
 
+use crate::cluster;
+
 /// Below what Linux gives out by itself (32768 and up).
 const RANGE: std::ops::Range<u16> = 12_000..32_000;
 
@@ -19,14 +21,20 @@ pub struct Port {
 }
 
 impl Port {
-    /// One that nobody listens on.
+    /// One that nobody listens on, and that had no other owner for a long time: servers remember
+    /// the keys of others by a name that has the port in it.
     pub fn claim() -> Result<Self> {
         let folder = folder()?;
-        for _ in 0..1_000 {
-            let number = rand::random_range(RANGE);
+        let _alone = cluster::lock(&folder.join("next.lock"))?;
+        let next = folder.join("next");
+        let last = std::fs::read_to_string(&next).ok().and_then(|text| text.trim().parse().ok());
+        let mut number = last.unwrap_or_else(|| rand::random_range(RANGE));
+        for _ in RANGE {
+            number = if RANGE.contains(&(number + 1)) { number + 1 } else { RANGE.start };
             let path = folder.join(number.to_string());
             let file = File::options().create(true).truncate(false).write(true).open(path)?;
             if file.try_lock().is_ok() && TcpListener::bind(("127.0.0.1", number)).is_ok() {
+                std::fs::write(&next, number.to_string())?;
                 return Ok(Self { number, _claim: Arc::new(file) });
             }
         }

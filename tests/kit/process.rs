@@ -59,7 +59,7 @@ impl Process {
     pub async fn start(binary: &Path, settings: &Settings, database: &Value) -> Result<Self> {
         let folder = folder()?;
         let port = free_port()?;
-        let listeners = listeners(port, settings.federation());
+        let listeners = listeners(port, settings.listens());
         let yaml = settings.clone().with("listeners", listeners).to_yaml(database, folder.path());
         std::fs::write(folder.path().join("homeserver.yaml"), yaml)?;
         let arguments = ["run", "-c", "homeserver.yaml", "--data-dir", "data"];
@@ -80,6 +80,17 @@ impl Process {
     ) -> Self {
         // Another build, or another server behind a script, to compare with.
         let binary = std::env::var_os("CHATD_TEST_BINARY").map_or(binary.to_owned(), PathBuf::from);
+        Self::of_program(binary, folder, name, arguments, door)
+    }
+
+    /// The same for a program that is not chatd, and that tells its health as chatd does.
+    pub(crate) fn of_program(
+        binary: PathBuf,
+        folder: Arc<TempDir>,
+        name: &str,
+        arguments: &[&str],
+        door: Door,
+    ) -> Self {
         let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
         Self { binary, folder, name: name.to_owned(), arguments, door, child: None }
     }
@@ -210,7 +221,7 @@ impl Process {
 }
 
 /// For clients on `port`, without TLS; for other servers too where they are talked to.
-fn listeners(port: u16, federation: Option<u16>) -> Value {
+pub(crate) fn listeners(port: u16, federation: Option<u16>) -> Value {
     let listener = |port: u16, tls: bool, names: &[&str]| {
         json!({
             "type": "http",

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::{ports::Port, tls::Authority};
+use crate::{gate::Gate, ports::Port, tls::Authority};
 
 /// `registration_shared_secret` of every test server.
 pub const SHARED_SECRET: &str = "the secret of the test kit";
@@ -16,8 +16,16 @@ pub const SERVER_NAME: &str = "test.local";
 #[derive(Clone, Debug)]
 pub struct Settings {
     keys: Map<String, Value>,
-    /// Where other servers find it; also its name.
-    federation: Option<Port>,
+    federation: Option<Doors>,
+}
+
+/// Where a server is for others.
+#[derive(Clone, Debug)]
+struct Doors {
+    /// Where they find it; also its name.
+    outside: Port,
+    /// Where it listens.
+    inside: Port,
 }
 
 impl Default for Settings {
@@ -57,6 +65,18 @@ impl Settings {
     /// to every server whose certificate is by the kit's authority.
     pub fn federating() -> Self {
         let port = Port::claim().expect("a port for other servers");
+        Self::behind(Doors { outside: port.clone(), inside: port })
+    }
+
+    /// The same with a gate between it and all others.
+    pub async fn gated() -> (Self, Gate) {
+        let claim = || Port::claim().expect("a port for other servers");
+        let doors = Doors { outside: claim(), inside: claim() };
+        let gate = Gate::between(&doors.outside, &doors.inside).await;
+        (Self::behind(doors), gate)
+    }
+
+    fn behind(doors: Doors) -> Self {
         let authority = Authority::shared().expect("an authority of the test kit");
         let certificate = authority.loopback();
         let many = json!({
@@ -66,23 +86,35 @@ impl Settings {
             "reject_limit": 100_000,
             "concurrent": 100,
         });
+        // Who was away is asked again soon.
+        let patience = json!({
+            "destination_min_retry_interval": 500,
+            "destination_max_retry_interval": 2_000,
+            "destination_retry_multiplier": 2,
+        });
         let mut settings = Self::new()
-            .with("server_name", port.server_name())
+            .with("server_name", doors.outside.server_name())
             .with("federation_custom_ca_list", json!([authority.certificate()]))
             .with("ip_range_blocklist", json!([]))
             .with("trusted_key_servers", json!([]))
             .with("allow_public_rooms_over_federation", true)
             .with("allow_device_name_lookup_over_federation", true)
+            .with("federation", patience)
             .with("rc_federation", many)
             .with("tls_certificate_path", json!(certificate.chain))
             .with("tls_private_key_path", json!(certificate.key));
-        settings.federation = Some(port);
+        settings.federation = Some(doors);
         settings
     }
 
-    /// Where other servers find it, if they are to.
+    /// Where it listens for other servers, if it does.
+    pub(crate) fn listens(&self) -> Option<u16> {
+        self.federation.as_ref().map(|doors| doors.inside.number())
+    }
+
+    /// Where other servers find it, if they do.
     pub fn federation(&self) -> Option<u16> {
-        self.federation.as_ref().map(Port::number)
+        self.federation.as_ref().map(|doors| doors.outside.number())
     }
 
     /// Its `server_name`.
@@ -104,6 +136,13 @@ impl Settings {
         keys.insert("signing_key_path".to_owned(), json!(folder.join("signing.key")));
         keys.insert("pid_file".to_owned(), json!(folder.join("chatd.pid")));
         format!("{:#}\n", Value::Object(keys))
+    }
+
+    /// The same without a top-level key.
+    #[must_use]
+    pub(crate) fn without(mut self, key: &str) -> Self {
+        self.keys.remove(key);
+        self
     }
 
     /// The same with `value` for a top-level key that has none.

@@ -14,7 +14,11 @@
 //! - `Other::start()` (`chatd_kit::other`) is another server inside the test: it keeps rooms of any
 //!   version, joins those of the server under test, sends transactions, checks all that it is sent,
 //!   remembers every request, and answers what a script says (`other.on(…)`), also lies.
+//! - `Synapse::shared().await` is real Synapse, one for all tests of a run: users made with
+//!   `synapse.user("bob")` work like those of `server`, under names of their own. `Synapse::start()`
+//!   is one that a test may kill; what begins with `gated()` can be cut off from all others.
 //! - One file a subject; a subject with more than one file gets a folder.
 
 mod doors;
+mod oracle;
 mod others;
