@@ -134,6 +134,7 @@ async fn serve(
     }
     let admin = chatd_api_admin::App::new(config.clone(), users.clone(), clock.clone());
     let federation = federation(&users, &rooms, &reader, keys)?;
+    tasks::spawn("inbound", federation.inbound.clone().run(services.clone()));
     let app = Arc::new(App { config, clock, limits: Arc::new(limits), users, rooms, sync, reader });
 
     let limits = app.limits.clone();

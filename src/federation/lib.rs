@@ -1,12 +1,16 @@
 //! What servers do with each other: take in events, join rooms elsewhere, let others join, send
 //! what happens here. Nothing here knows HTTP listeners or SQL text.
 
+pub mod inbound;
+
 use std::sync::Arc;
 
 use chatd_config::Config;
 use chatd_rooms::{Rooms, read::Reader};
 use chatd_servers::Servers;
 use chatd_users::Users;
+
+use crate::inbound::Inbound;
 
 /// What every service of this member is built from. Cheap to clone.
 #[derive(Clone)]
@@ -20,11 +24,13 @@ pub struct Deps {
 
 /// All services of this member.
 pub struct Federation {
+    /// Takes in what other servers send.
+    pub inbound: Inbound,
     pub deps: Deps,
 }
 
 impl Federation {
     pub fn new(deps: Deps) -> Self {
-        Self { deps }
+        Self { inbound: Inbound::new(&deps), deps }
     }
 }

@@ -151,7 +151,9 @@ impl RoomOwner {
             .into_iter()
             .map(|(key, now)| (key, now, from.get(&key).copied()))
             .collect();
-        scene.read(changed.iter().flat_map(|(_, now, before)| [*now, *before]).flatten()).await?;
+        let concerned = changed.iter().flat_map(|(_, now, before)| [*now, *before]).flatten();
+        let concerned: Vec<EventNid> = concerned.collect();
+        scene.read(concerned).await?;
         let mut changes: Vec<Change> = changed
             .into_iter()
             .map(|(key, now, before)| Change {

@@ -17,6 +17,7 @@ pub mod visibility;
 mod arrival;
 mod compose;
 mod directory;
+mod door;
 mod effect;
 mod everywhere;
 mod heads;
@@ -51,6 +52,7 @@ use chatd_storage::Pool;
 use chatd_streams::Owners;
 use chatd_users::Users;
 
+pub use door::{Door, Outline};
 pub use outliers::Stored;
 pub use owner::{RoomOwner, Sent};
 pub use receive::{Before, Received, Verdict};

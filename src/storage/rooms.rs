@@ -54,6 +54,7 @@ statements! {
                      WHERE user_nid = $1 AND room = $2 AND membership IN ('l', 'b')
                      RETURNING 1";
     GET_MEMBERSHIP = "SELECT membership FROM memberships WHERE user_nid = $1 AND room = $2";
+    LIST_KNOWN_ROOMS = "SELECT room_id FROM rooms WHERE room_id = ANY($1::text[])";
     GET_ALIAS = "SELECT r.room_id FROM room_aliases a JOIN rooms r ON r.nid = a.room WHERE a.alias = $1";
     LIST_ALIAS_TARGETS = "SELECT a.alias, r.room_id FROM room_aliases a JOIN rooms r ON r.nid = a.room
                           WHERE a.alias = ANY($1::text[])";
@@ -232,4 +233,10 @@ pub async fn list_alias_targets(pool: &Pool, aliases: &[String]) -> Result<Vec<(
 pub async fn is_joined_to_any(pool: &Pool, user: UserNid, rooms: &[&str]) -> Result<bool> {
     let row = pool.query_opt(&COUNT_JOINED_IN, &[&user.0, &rooms]).await?;
     Ok(row.is_some_and(|row| row.get::<_, i64>(0) > 0))
+}
+
+/// Those of the rooms that this server knows.
+pub async fn list_known(pool: &Pool, rooms: &[&str]) -> Result<Vec<String>> {
+    let rows = pool.query(&LIST_KNOWN_ROOMS, &[&rooms]).await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
 }

@@ -64,6 +64,19 @@ catalogue! {
     Counter chatd_http_panics_total { }
         "handlers that panicked: should be zero, each one is in the log";
 
+    Counter synapse_federation_server_received_pdus_total { }
+        "events that other servers have sent";
+    Counter synapse_federation_server_received_edus_total { }
+        "EDUs that other servers have sent";
+    Counter chatd_inbound_pdus_total { result }
+        "events of other servers by what became of them";
+    Histogram chatd_inbound_pdu_age_seconds { }
+        "from when an event was made elsewhere until it had its place here";
+    Gauge synapse_federation_server_number_inbound_pdu_in_staging { }
+        "events of other servers that wait for what they refer to, in all rooms";
+    Gauge synapse_federation_server_oldest_inbound_pdu_in_staging { }
+        "how long the oldest of them has waited, in milliseconds";
+
     Gauge chatd_db_connected { }
         "1 while PostgreSQL answers, 0 after it was found to be away";
     Gauge chatd_db_pool_max { }

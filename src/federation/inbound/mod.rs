@@ -1,0 +1,81 @@
+//! What other servers send: transactions of events and of things that pass.
+//!
+//! A transaction comes to any instance (`transaction`). Its events go to the owners of their rooms,
+//! one call an owner (`everywhere`), where each is checked and placed (`room`). An event that refers
+//! to missing ones is kept in a table and its server is told that it is here: a sender gives up
+//! after a minute, and what is missing may take longer than that to come. The room's own task then
+//! fetches it (`backlog`, `missing`); any later owner of the room goes on where it was left, so
+//! nothing that was accepted is lost (R1). EDUs go to the streams that they belong to (`edus`).
+
+mod backlog;
+mod everywhere;
+mod meter;
+mod missing;
+mod room;
+mod state;
+mod transaction;
+
+use std::sync::Arc;
+
+use chatd_base::{Cache, Clock, Stop};
+use chatd_rooms::Rooms;
+use chatd_servers::Servers;
+use chatd_storage::Pool;
+use chatd_users::Users;
+use ruma_common::{OwnedRoomId, OwnedServerName};
+
+pub use transaction::{Outcome, Transaction};
+
+use self::{backlog::Backlog, meter::Meters};
+use crate::Deps;
+
+/// Answers that are remembered for senders that ask again (R8).
+const MOST_ANSWERS: usize = 2_000;
+/// Rooms of which it is remembered that they are not known here, or are (R8).
+const MOST_ROOMS: usize = 20_000;
+
+/// A transaction: its sender, its id, and a digest of what it says.
+type Asked = (OwnedServerName, String, [u8; 32]);
+
+/// Takes in what other servers send. Cheap to clone.
+#[derive(Clone)]
+pub struct Inbound(Arc<Inner>);
+
+struct Inner {
+    pool: Pool,
+    clock: Clock,
+    stop: Stop,
+    users: Arc<Users>,
+    rooms: Arc<Rooms>,
+    servers: Servers,
+    answers: Cache<Asked, Arc<Outcome>>,
+    /// Until when a room counts as unknown; 0 for one that is known.
+    known: Cache<OwnedRoomId, u64>,
+    backlog: Backlog,
+    meters: Meters,
+}
+
+impl Inbound {
+    /// Takes part in the calls between instances. What waits is worked on from [`Inbound::run`] on.
+    pub(crate) fn new(deps: &Deps) -> Self {
+        let own = &deps.users.deps;
+        let inbound = Self(Arc::new(Inner {
+            pool: own.pool.clone(),
+            clock: own.clock.clone(),
+            stop: own.stop.clone(),
+            users: deps.users.clone(),
+            rooms: deps.rooms.clone(),
+            servers: deps.servers.clone(),
+            answers: Cache::new("inbound_transactions", MOST_ANSWERS),
+            known: Cache::new("inbound_rooms", MOST_ROOMS),
+            backlog: Backlog::default(),
+            meters: Meters::new(),
+        }));
+        inbound.answer_calls();
+        inbound
+    }
+
+    fn now_ms(&self) -> i64 {
+        i64::try_from(self.0.clock.now_ms()).unwrap_or(i64::MAX)
+    }
+}

@@ -1,0 +1,250 @@
+//! Events of one room, at its owner: what may come in at all, what is known, who has signed it, and
+//! where it goes.
+
+use std::collections::{BTreeMap, HashSet};
+
+use chatd_base::{Error, Refusal, Result};
+use chatd_rooms::{Door, Outline, Received, Verdict};
+use chatd_storage::inbound::{self, Staged};
+use ruma_common::{CanonicalJsonObject, CanonicalJsonValue, OwnedEventId, RoomId, ServerName};
+use serde_json::{Value, value::RawValue};
+
+use super::{Inbound, Outcome};
+
+/// Events that may wait in a room (R8). What is refused comes again as a predecessor of later ones.
+const MOST_WAITING: i64 = 1_000;
+
+/// An event, and what it says of itself.
+#[derive(Clone, Debug)]
+pub(super) struct Pdu {
+    pub(super) outline: Outline,
+    pub(super) json: CanonicalJsonObject,
+}
+
+impl Pdu {
+    pub(super) fn id(&self) -> &OwnedEventId {
+        &self.outline.event_id
+    }
+
+    /// Refuses what has not the form of an event of the room.
+    pub(super) fn parse(text: &str, door: &Door, room_id: &RoomId) -> Result<Self> {
+        let json: CanonicalJsonObject = serde_json::from_str(text)
+            .map_err(|error| Refusal::bad_json(format!("not canonical JSON: {error}")))?;
+        let outline = Outline::of(json.clone(), &door.rules, room_id)?;
+        Ok(Self { outline, json })
+    }
+}
+
+impl Inbound {
+    /// Takes in events of a room that this instance owns. On return those without an error are
+    /// durable; those that refer to missing events wait for them.
+    pub(super) async fn take_room(
+        &self,
+        origin: &ServerName,
+        room_id: &RoomId,
+        events: &[Box<RawValue>],
+    ) -> Result<BTreeMap<String, Value>> {
+        let mut results = BTreeMap::new();
+        let door = match self.0.rooms.owner.door(room_id, origin).await {
+            Ok(door) => door,
+            Err(Error::Refused(why)) if is_unknown(&why) => return Ok(results),
+            Err(error) => return Err(error),
+        };
+        let mut pdus = Vec::with_capacity(events.len());
+        for event in events {
+            match Pdu::parse(event.get(), &door, room_id) {
+                Ok(pdu) => pdus.push(pdu),
+                Err(Error::Refused(why)) => {
+                    self.0.meters.became("malformed");
+                    tracing::info!(server.name = %origin, room.id = %room_id, %why, "not an event");
+                    if let Some(id) = claimed_id(event) {
+                        results.insert(id, Outcome::refused(&why.message));
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if let Some(why) = closed(&door) {
+            for pdu in pdus {
+                self.refuse(origin, room_id, pdu.id(), ("closed", why), &mut results);
+            }
+            return Ok(results);
+        }
+        let pdus = self.without_known(room_id, pdus, &mut results).await?;
+        let pdus = self.signed(origin, room_id, &door, pdus, &mut results).await;
+        let waiting = self.place(origin, room_id, pdus, &mut results).await?;
+        self.stage(origin, room_id, waiting, &mut results).await?;
+        Ok(results)
+    }
+
+    /// Events that are here already cost no more than this.
+    async fn without_known(
+        &self,
+        room_id: &RoomId,
+        mut pdus: Vec<Pdu>,
+        results: &mut BTreeMap<String, Value>,
+    ) -> Result<Vec<Pdu>> {
+        let ids: Vec<OwnedEventId> = pdus.iter().map(|pdu| pdu.id().clone()).collect();
+        let placed = self.0.rooms.owner.list_placed(room_id, &ids).await?;
+        let mut seen: HashSet<OwnedEventId> = placed.into_iter().collect();
+        pdus.retain(|pdu| {
+            let is_new = seen.insert(pdu.id().clone());
+            if !is_new {
+                self.0.meters.became("known");
+                results.insert(pdu.id().to_string(), Outcome::taken());
+            }
+            is_new
+        });
+        Ok(pdus)
+    }
+
+    /// Those whose signatures are right; redacted where the content has been changed.
+    async fn signed(
+        &self,
+        origin: &ServerName,
+        room_id: &RoomId,
+        door: &Door,
+        pdus: Vec<Pdu>,
+        results: &mut BTreeMap<String, Value>,
+    ) -> Vec<Pdu> {
+        let (outlines, events): (Vec<Outline>, Vec<CanonicalJsonObject>) =
+            pdus.into_iter().map(|pdu| (pdu.outline, pdu.json)).unzip();
+        let checked = self.0.servers.keyring.check_events(events, &door.rules).await;
+        let mut sound = Vec::with_capacity(checked.len());
+        for (outline, checked) in outlines.into_iter().zip(checked) {
+            match checked {
+                Ok(json) => sound.push(Pdu { outline, json }),
+                Err(why) => {
+                    let why = format!("{why:?}");
+                    let id = &outline.event_id;
+                    self.refuse(origin, room_id, id, ("unsigned", &why), results);
+                }
+            }
+        }
+        sound
+    }
+
+    /// Gives events their place; returns those that have to wait for others.
+    async fn place(
+        &self,
+        origin: &ServerName,
+        room_id: &RoomId,
+        pdus: Vec<Pdu>,
+        results: &mut BTreeMap<String, Value>,
+    ) -> Result<Vec<Pdu>> {
+        if pdus.is_empty() {
+            return Ok(pdus);
+        }
+        let events = pdus.iter().map(|pdu| pdu.json.clone()).collect();
+        let received = self.0.rooms.owner.receive_all(room_id, events).await?;
+        let mut waiting = Vec::new();
+        for (pdu, received) in pdus.into_iter().zip(received) {
+            match received {
+                Ok(Received { verdict: Verdict::Missing(_), .. }) => waiting.push(pdu),
+                Ok(received) => {
+                    self.tell(room_id, &pdu, &received);
+                    results.insert(pdu.id().to_string(), Outcome::taken());
+                }
+                Err(why) => {
+                    let why = ("malformed", why.message.as_str());
+                    self.refuse(origin, room_id, pdu.id(), why, results);
+                }
+            }
+        }
+        Ok(waiting)
+    }
+
+    /// Notes what has become of an event. Its sender is not told that it was rejected: other
+    /// servers do not tell either.
+    pub(super) fn tell(&self, room_id: &RoomId, pdu: &Pdu, received: &Received) {
+        let (result, why) = match &received.verdict {
+            Verdict::Accepted => ("accepted", None),
+            Verdict::SoftFailed(why) => ("soft_failed", Some(why)),
+            Verdict::Rejected(why) => ("rejected", Some(why)),
+            Verdict::Known => ("known", None),
+            Verdict::Missing(_) => ("missing", None),
+        };
+        self.0.meters.became(result);
+        if let Some(why) = why {
+            let id = pdu.id();
+            tracing::info!(room.id = %room_id, event.id = %id, why, "an event is not allowed: {result}");
+        }
+        if let Some(CanonicalJsonValue::Integer(ts)) = pdu.json.get("origin_server_ts") {
+            let age_ms = self.now_ms().saturating_sub(i64::from(*ts)).max(0);
+            self.0.meters.age.record(std::time::Duration::from_millis(age_ms.unsigned_abs()));
+        }
+    }
+
+    /// Keeps events until what they refer to is here.
+    async fn stage(
+        &self,
+        origin: &ServerName,
+        room_id: &RoomId,
+        waiting: Vec<Pdu>,
+        results: &mut BTreeMap<String, Value>,
+    ) -> Result<()> {
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        let (pool, room) = (&self.0.pool, room_id.as_str());
+        if inbound::count(pool, room, MOST_WAITING).await? >= MOST_WAITING {
+            for pdu in waiting {
+                let why = ("too_many", "too many events of the room wait for others");
+                self.refuse(origin, room_id, pdu.id(), why, results);
+            }
+            return Ok(());
+        }
+        let added_ts = self.now_ms();
+        let mut staged = Vec::with_capacity(waiting.len());
+        for pdu in waiting {
+            results.insert(pdu.id().to_string(), Outcome::taken());
+            self.0.meters.became("waiting");
+            staged.push(Staged {
+                id: 0,
+                event_id: pdu.id().to_string(),
+                origin: origin.to_string(),
+                added_ts,
+                event: serde_json::to_string(&pdu.json).map_err(Error::internal)?,
+            });
+        }
+        inbound::stage(pool, room, staged).await?;
+        self.kick(room_id.to_owned());
+        Ok(())
+    }
+
+    fn refuse(
+        &self,
+        origin: &ServerName,
+        room_id: &RoomId,
+        id: &OwnedEventId,
+        (result, why): (&'static str, &str),
+        results: &mut BTreeMap<String, Value>,
+    ) {
+        self.0.meters.became(result);
+        tracing::info!(
+            server.name = %origin, room.id = %room_id, event.id = %id, why, "an event is refused"
+        );
+        results.insert(id.to_string(), Outcome::refused(why));
+    }
+}
+
+/// Whether a refusal says that the room is not known, and not that it is another instance's.
+pub(super) fn is_unknown(why: &Refusal) -> bool {
+    why.status < 500 && why.errcode != Refusal::NOT_OWNER
+}
+
+/// Why nothing of that server comes in.
+fn closed(door: &Door) -> Option<&'static str> {
+    match (door.is_joined, door.admits) {
+        (false, _) => Some("this server is not in the room"),
+        (_, false) => Some("the room keeps your server out"),
+        _ => None,
+    }
+}
+
+/// The id that something which is no event has in old room versions.
+fn claimed_id(event: &RawValue) -> Option<String> {
+    let event: Value = serde_json::from_str(event.get()).ok()?;
+    let id = event.get("event_id")?.as_str()?;
+    (id.len() <= 255 && id.starts_with('$')).then(|| id.to_owned())
+}
