@@ -100,6 +100,8 @@ refusals! {
     missing_token = 401 "M_MISSING_TOKEN";
     /// The access token is not known.
     unknown_token = 401 "M_UNKNOWN_TOKEN";
+    /// A request of another server is not signed as it must be.
+    unauthorized = 401 "M_UNAUTHORIZED";
     /// Something is larger than allowed.
     too_large = 413 "M_TOO_LARGE";
     /// Anything else that is the caller's fault.

@@ -21,6 +21,6 @@ pub use clock::Clock;
 pub use error::{Error, Refusal, Result};
 pub use ids::*;
 pub use patience::Patience;
-pub use requester::{Authenticate, Requester};
+pub use requester::{Authenticate, AuthenticateServer, Requester, SignedRequest};
 pub use sheet::{Figure, Sheet};
 pub use tasks::Stop;

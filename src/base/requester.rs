@@ -2,7 +2,7 @@
 
 use std::{future::Future, net::IpAddr, pin::Pin, sync::Arc};
 
-use ruma_common::{OwnedDeviceId, OwnedUserId, UserId};
+use ruma_common::{OwnedDeviceId, OwnedServerName, OwnedUserId, UserId};
 
 use crate::{Result, UserNid};
 
@@ -38,4 +38,26 @@ pub trait Authenticate: Send + Sync {
         address: Option<IpAddr>,
         user_agent: Option<&'a str>,
     ) -> Pin<Box<dyn Future<Output = Result<Arc<Requester>>> + Send + 'a>>;
+}
+
+/// What a request of another server proves itself with.
+#[derive(Clone, Copy, Debug)]
+pub struct SignedRequest<'a> {
+    pub method: &'a str,
+    /// Path and query, as they were sent.
+    pub uri: &'a str,
+    /// The values of all `Authorization` headers.
+    pub authorization: &'a [&'a [u8]],
+    /// The whole body.
+    pub body: &'a [u8],
+}
+
+/// Finds out which server makes a request. `servers` implements it; `http` only knows the trait.
+pub trait AuthenticateServer: Send + Sync {
+    /// The server that has signed the request. Refuses with 401 `M_UNAUTHORIZED` what nobody has
+    /// signed for this server, and with 403 `M_FORBIDDEN` servers that it does not talk to.
+    fn authenticate<'a>(
+        &'a self,
+        request: SignedRequest<'a>,
+    ) -> Pin<Box<dyn Future<Output = Result<OwnedServerName>> + Send + 'a>>;
 }
