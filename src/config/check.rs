@@ -3,7 +3,7 @@
 use figment::Figment;
 use serde::Deserialize;
 
-use crate::{Config, ConfigError, ListenerKind};
+use crate::{Config, ConfigError, Keys, ListenerKind};
 
 /// Keys without effect here that keep people out in Synapse.
 #[derive(Debug, Default, Deserialize)]
@@ -58,6 +58,7 @@ pub(crate) fn check(config: &mut Config) -> Result<(), ConfigError> {
     check_registration(config)?;
     check_listeners(config)?;
     check_public_baseurl(config)?;
+    check_key_servers(config)?;
     let rounds = config.passwords.bcrypt_rounds;
     if !(4..=31).contains(&rounds) {
         return Err(
@@ -132,4 +133,33 @@ fn check_public_baseurl(config: &Config) -> Result<(), ConfigError> {
         }
         _ => Ok(()),
     }
+}
+
+/// A key server that is believed must be one that nobody can pretend to be.
+fn check_key_servers(config: &mut Config) -> Result<(), ConfigError> {
+    let verifies = config.federation.verifies_certificates;
+    if config.keys.trusted_servers == Keys::default().trusted_servers {
+        if !verifies && !config.keys.suppress_warning {
+            config.warnings.push(
+                "trusted_key_servers is not set, so matrix.org is believed about keys, although \
+                 certificates are not checked; `trusted_key_servers: []` asks nobody"
+                    .to_owned(),
+            );
+        }
+        return Ok(());
+    }
+    for (index, server) in config.keys.trusted_servers.iter().enumerate() {
+        if !verifies && server.verify_keys.is_none() && !server.accept_keys_insecurely {
+            return Err(ConfigError::at(
+                format!("trusted_key_servers.{index}"),
+                "would be believed although neither its certificate nor its signature is checked",
+            )
+            .found(&server.server_name)
+            .remedy(
+                "give its `verify_keys`, or remove `federation_verify_certificates: false`; if it \
+                 cannot be otherwise, add `accept_keys_insecurely: true`",
+            ));
+        }
+    }
+    Ok(())
 }

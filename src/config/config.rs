@@ -16,6 +16,7 @@ use crate::{
     chatd::Chatd,
     database::Database,
     federation::Federation,
+    keys::Keys,
     listeners::{Listener, RawListener},
     load::{self, Files, Origins},
     presence::{Presence, PresenceMode, Profiles},
@@ -66,6 +67,8 @@ pub struct Config {
     pub rooms: Rooms,
     /// What profiles tell to whom.
     pub profiles: Profiles,
+    /// Old signing keys, and who is asked for those of others.
+    pub keys: Keys,
     /// `turn_*`.
     pub voip: Voip,
     /// How other servers are found, trusted and asked.
@@ -232,6 +235,7 @@ impl Reader<'_> {
             rates: self.section()?,
             rooms: self.section()?,
             profiles: self.section()?,
+            keys: self.section()?,
             voip: self.section()?,
             federation: self.section()?,
             chatd,

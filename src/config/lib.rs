@@ -14,6 +14,7 @@ mod error;
 mod federation;
 mod fleet;
 mod generate;
+mod keys;
 mod known;
 mod listeners;
 mod load;
@@ -46,6 +47,7 @@ pub use error::ConfigError;
 pub use federation::{AddressRules, Federation, FederationLimits, TlsVersion};
 pub use fleet::{Finding, Fleet, FleetFile, Member, Severity};
 pub use generate::NewConfig;
+pub use keys::{Keys, OldKey, PublicKey, TrustedServer};
 pub use listeners::{Bind, Listener, ListenerKind, ResourceName, Resources};
 pub use logging::{LogConfig, LogFormat, LogLevel, LogOutput, LogSink, Rotation};
 pub use names::{RouterName, StreamName, TaskName};
@@ -53,7 +55,9 @@ pub use presence::{Presence, PresenceMode, Profiles};
 pub use proxy::{
     Certificate, Network, ProxyKind, ProxyListen, ProxyOptions, ProxyRoute, proxy_config,
 };
-pub use rates::{InviteRates, JoinRates, LoginRates, PresenceRates, Rate, RateLimits};
+pub use rates::{
+    FederationRate, InviteRates, JoinRates, LoginRates, PresenceRates, Rate, RateLimits,
+};
 pub use roles::{Role, Roles};
 pub use rooms::{EncryptedByDefault, PowerLevelOverrides, RoomRule, Rooms, RuleAction};
 pub use signing_key::{SigningKey, SigningKeys};

@@ -51,6 +51,26 @@ pub struct RateLimits {
     /// `rc_room_creation`: rooms made by a user.
     #[serde(rename = "rc_room_creation")]
     pub room_creation: Rate,
+    /// `rc_federation`: requests of one other server.
+    #[serde(rename = "rc_federation")]
+    pub federation: FederationRate,
+}
+
+/// `rc_federation`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FederationRate {
+    /// Milliseconds in which requests are counted.
+    #[serde(rename = "window_size")]
+    pub window_ms: u64,
+    /// Requests in the window before further ones are slowed down.
+    pub sleep_limit: usize,
+    /// Milliseconds by which they are.
+    #[serde(rename = "sleep_delay")]
+    pub sleep_delay_ms: u64,
+    /// Requests that wait before further ones are refused.
+    pub reject_limit: usize,
+    /// Requests that are answered at a time.
+    pub concurrent: usize,
 }
 
 /// `rc_login`.
@@ -110,6 +130,13 @@ impl Default for RateLimits {
             },
             presence: PresenceRates { per_user: Rate::new(0.1, 1.0) },
             room_creation: Rate::new(0.016, 10.0),
+            federation: FederationRate {
+                window_ms: 1_000,
+                sleep_limit: 10,
+                sleep_delay_ms: 500,
+                reject_limit: 50,
+                concurrent: 3,
+            },
         }
     }
 }

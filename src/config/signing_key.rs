@@ -54,6 +54,11 @@ impl fmt::Debug for SigningKey {
 }
 
 impl SigningKeys {
+    /// One key, which signs.
+    pub fn of(key: SigningKey) -> Self {
+        Self { current: key, others: Vec::new() }
+    }
+
     /// The key that signs.
     pub fn current(&self) -> &SigningKey {
         &self.current
@@ -66,16 +71,17 @@ impl SigningKeys {
 
     /// Reads a key file.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        Self::read_for("signing_key_path", path)
+    }
+
+    /// Reads a key file that `key` names.
+    pub fn read_for(key: &str, path: &Path) -> Result<Self, ConfigError> {
         let text = fs::read_to_string(path).map_err(|error| {
-            ConfigError::at("signing_key_path", format!("the file cannot be read: {error}"))
-                .found(path.display())
+            ConfigError::at(key, format!("the file cannot be read: {error}")).found(path.display())
         })?;
         Self::parse(&text).ok_or_else(|| {
-            ConfigError::at(
-                "signing_key_path",
-                "expected lines `ed25519 <version> <seed in base64>`",
-            )
-            .found(path.display())
+            ConfigError::at(key, "expected lines `ed25519 <version> <seed in base64>`")
+                .found(path.display())
             .remedy(
                 "restore the file from a backup; a new key makes this server a stranger to others",
             )
@@ -92,7 +98,7 @@ impl SigningKeys {
             ConfigError::at("signing_key_path", format!("the file cannot be made: {error}"))
                 .found(path.display())
         })?;
-        Ok(Self { current: key, others: Vec::new() })
+        Ok(Self::of(key))
     }
 
     fn parse(text: &str) -> Option<Self> {
