@@ -43,6 +43,7 @@ pub mod room_keys;
 pub mod room_state;
 pub mod rooms;
 pub mod sending;
+pub mod server_keys;
 pub mod shards;
 pub mod snapshots;
 pub mod sync;

@@ -28,6 +28,7 @@ migrations![
     "0014_inbox_removed",
     "0015_leases",
     "0016_retired_writers",
+    "0017_server_keys",
     "0018_sending",
     "0020_inbound"
 ];

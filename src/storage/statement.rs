@@ -58,6 +58,7 @@ pub static ALL_STATEMENTS: &[&[&Statement]] = &[
     crate::room_state::STATEMENTS,
     crate::rooms::STATEMENTS,
     crate::sending::STATEMENTS,
+    crate::server_keys::STATEMENTS,
     crate::shards::STATEMENTS,
     crate::snapshots::STATEMENTS,
     crate::sync::STATEMENTS,
