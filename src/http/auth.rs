@@ -3,7 +3,7 @@
 use std::{net::IpAddr, sync::Arc};
 
 use chatd_base::{Authenticate, Refusal, Requester, Result};
-use http::{HeaderMap, Uri, header};
+use http::{HeaderMap, HeaderValue, Uri, header};
 use percent_encoding::percent_decode_str;
 
 use crate::Auth;
@@ -16,7 +16,7 @@ pub(crate) async fn requester(
     uri: &Uri,
     address: Option<IpAddr>,
 ) -> Result<Option<Arc<Requester>>> {
-    if matches!(auth, Auth::None | Auth::Peer) {
+    if matches!(auth, Auth::None | Auth::Peer) || auth.is_server() {
         return Ok(None);
     }
     let Some(token) = access_token(headers, uri)? else {
@@ -32,6 +32,16 @@ pub(crate) async fn requester(
         return Err(refusal.into());
     }
     Ok(Some(requester))
+}
+
+/// Whether a header is there with which a server can prove itself. Looked at before the body is
+/// read, for which there would be no use.
+pub(crate) fn claims_a_server(headers: &HeaderMap) -> bool {
+    const SCHEME: &[u8] = b"x-matrix";
+    let is_scheme = |value: &HeaderValue| {
+        value.as_bytes().get(..SCHEME.len()).is_some_and(|start| start.eq_ignore_ascii_case(SCHEME))
+    };
+    headers.get_all(header::AUTHORIZATION).iter().any(is_scheme)
 }
 
 /// The token in the header or in the query. Both at once, or a header of another kind, is no

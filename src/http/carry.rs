@@ -2,9 +2,10 @@
 //! is, with the client's token and address, and its answer comes back as it is.
 //!
 //! The instance that a client talks to checks the token and the rate limit, and reads the body;
-//! the one where the work belongs checks the token again (R9) and never carries on. A shard may
-//! move meanwhile: whoever does not own the room says so before anything is done, and the request
-//! goes to the new owner.
+//! the one where the work belongs checks the token again (R9) and never carries on. Which server
+//! has signed a request is checked once and told with it: only who knows the secret is believed.
+//! A shard may move meanwhile: whoever does not own the room says so before anything is done, and
+//! the request goes to the new owner.
 //!
 //! If the connection breaks before the answer, nobody knows whether the request had its effect,
 //! and it is sent again. What a repeat does:
@@ -34,6 +35,7 @@ use chatd_config::{InstanceAddress, Secret};
 use futures::{StreamExt, TryStreamExt};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request::Parts};
 use http_body_util::{BodyExt, Full};
+use ruma_common::OwnedServerName;
 use serde_json::{Map, Value};
 
 use crate::{
@@ -50,6 +52,8 @@ const PREFIX: &str = "/_synapse/replication/carry";
 const CLIENT: HeaderName = HeaderName::from_static("x-chatd-client");
 const TOKEN: HeaderName = HeaderName::from_static("x-chatd-authorization");
 pub(crate) const REQUEST: HeaderName = HeaderName::from_static("x-chatd-request");
+/// The server that has signed the request; whoever carried it has checked that.
+const ORIGIN: HeaderName = HeaderName::from_static("x-chatd-origin");
 /// The same for each attempt of one request ([`Request::key`]), in hexadecimal.
 const KEY: HeaderName = HeaderName::from_static("x-chatd-key");
 
@@ -163,7 +167,10 @@ impl Fleet {
         }
         let client = request.address.map(|address| address.to_string()).unwrap_or_default();
         let key = request.key.map(|key| format!("{key:x}")).unwrap_or_default();
-        for (name, value) in [(CLIENT, client.as_str()), (REQUEST, &request.id), (KEY, &key)] {
+        let origin = request.origin.as_ref().map_or("", |origin| origin.as_str());
+        let told =
+            [(CLIENT, client.as_str()), (REQUEST, &request.id), (KEY, &key), (ORIGIN, origin)];
+        for (name, value) in told {
             if let Ok(value) = HeaderValue::from_str(value) {
                 headers.insert(name, value);
             }
@@ -208,6 +215,7 @@ impl Fleet {
         Ok(Some(Carried {
             client: told(CLIENT).and_then(|address| address.parse().ok()),
             key: told(KEY).and_then(|key| u128::from_str_radix(key, 16).ok()),
+            origin: told(ORIGIN).and_then(|origin| origin.try_into().ok()),
         }))
     }
 }
@@ -226,9 +234,11 @@ fn argument_of(home: Home, request: &Request) -> Cow<'_, str> {
 }
 
 /// What the carrying instance says of a request.
+#[derive(Default)]
 pub(crate) struct Carried {
     pub(crate) client: Option<IpAddr>,
     pub(crate) key: Option<u128>,
+    pub(crate) origin: Option<OwnedServerName>,
 }
 
 enum Attempt {

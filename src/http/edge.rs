@@ -13,7 +13,10 @@ use std::{
     time::Duration,
 };
 
-use chatd_base::{Authenticate, Error, Refusal, Result, cost, cost::Cost, request_id, tasks};
+use chatd_base::{
+    Authenticate, AuthenticateServer, Error, Refusal, Result, SignedRequest, cost, cost::Cost,
+    request_id, tasks,
+};
 use chatd_config::{Fresh, RouterName};
 use futures::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
@@ -24,6 +27,7 @@ use tracing::Instrument;
 use crate::{
     Auth, Fleet, Home, Limits, Reply, Request, auth, body,
     body::Outgoing,
+    carry::Carried,
     client,
     meter::{Counted, Meter},
     router::Endpoint,
@@ -33,6 +37,7 @@ use crate::{
 /// What all listeners of an instance share.
 pub(crate) struct Edge {
     pub(crate) users: Arc<dyn Authenticate>,
+    pub(crate) servers: Arc<dyn AuthenticateServer>,
     pub(crate) limits: Arc<Limits>,
     pub(crate) max_body: usize,
     pub(crate) read_timeout: Duration,
@@ -76,8 +81,7 @@ pub(crate) async fn answer(
     let mut origin = Origin {
         address: client::address(peer, &head.headers, site.x_forwarded),
         id: request_id(&edge, &site, &head),
-        is_carried: false,
-        key: None,
+        carried: None,
     };
     let table = takes_carried(&edge, &site, &mut head, &mut origin);
     // What is logged of a carried request has the id that the client's request has where it came.
@@ -143,7 +147,8 @@ async fn handle(
     }
     let Match { endpoint, args } = found?;
     freshen(edge, &endpoint).await;
-    let is_carried = origin.is_carried;
+    let is_carried = origin.carried.is_some();
+    let told = origin.carried.unwrap_or_default();
     let request = Request {
         address: origin.address,
         method: head.method,
@@ -153,7 +158,9 @@ async fn handle(
         body: bytes::Bytes::new(),
         requester: None,
         id: origin.id,
-        key: origin.key,
+        key: told.key,
+        origin: told.origin,
+        turn: None,
     };
     let request = admit(edge, &endpoint, request, incoming, is_carried).await?;
     match is_carried {
@@ -179,10 +186,8 @@ async fn freshen(edge: &Edge, endpoint: &Endpoint) {
 struct Origin {
     address: Option<IpAddr>,
     id: Arc<str>,
-    /// Another instance has carried it here.
-    is_carried: bool,
-    /// As that instance says ([`Request::key`]).
-    key: Option<u128>,
+    /// What another instance says that has carried it here.
+    carried: Option<Carried>,
 }
 
 /// The table in which to look for the endpoint. What a carried request says of its client counts
@@ -196,8 +201,7 @@ fn takes_carried<'a>(
     let (Some(fleet), Some(carried)) = (&edge.fleet, &site.carried) else { return Ok(&site.table) };
     let Some(told) = fleet.unwrap(head)? else { return Ok(&site.table) };
     origin.address = told.client;
-    origin.key = told.key;
-    origin.is_carried = true;
+    origin.carried = Some(told);
     Ok(carried)
 }
 
@@ -242,9 +246,33 @@ async fn admit(
             (None, None) => {}
         }
     }
+    if endpoint.auth.is_server() && !is_carried && !auth::claims_a_server(&request.headers) {
+        return Err(Refusal::unauthorized("missing Authorization header of X-Matrix").into());
+    }
     let limit = endpoint.body_limit.unwrap_or(edge.max_body);
     request.body = body::read(incoming, limit, edge.read_timeout).await?;
+    if endpoint.auth.is_server() && !is_carried {
+        admit_server(edge, endpoint.auth, &mut request).await?;
+    }
     Ok(request)
+}
+
+/// Finds out which server has signed a request, and waits until it is that server's turn.
+async fn admit_server(edge: &Edge, auth: Auth, request: &mut Request) -> Result<()> {
+    let headers = request.headers.get_all(header::AUTHORIZATION);
+    let authorization: Vec<_> = headers.iter().map(HeaderValue::as_bytes).collect();
+    let signed = SignedRequest {
+        method: request.method.as_str(),
+        uri: request.uri.path_and_query().map_or("/", |path| path.as_str()),
+        authorization: &authorization,
+        body: &request.body,
+    };
+    let origin = edge.servers.authenticate(signed).await?;
+    if auth == Auth::Server {
+        request.turn = Some(Arc::new(edge.limits.origins.turn_of(&origin).await?));
+    }
+    request.origin = Some(origin);
+    Ok(())
 }
 
 /// Runs the handler. One that may write runs to its end though the client goes away; one that

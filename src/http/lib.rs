@@ -4,7 +4,8 @@
 //!
 //! A request goes through the files in this order: `listener` (accept, sizes and times, real
 //! client address), `edge` (one request from start to end), `table` (path to endpoint), `auth`
-//! (access token to requester), `limit`, `body`, the handler, `reply`.
+//! (access token to requester), `limit`, `body`, `origins` (how often one server may ask), the
+//! handler, `reply`.
 
 mod auth;
 mod body;
@@ -19,6 +20,7 @@ mod limit;
 mod listener;
 mod meter;
 mod metrics;
+mod origins;
 mod paths;
 mod peers;
 mod probe;

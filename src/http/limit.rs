@@ -6,6 +6,8 @@ use chatd_base::{Cache, Clock, Refusal, Result};
 use chatd_config::{Rate, RateLimits};
 use parking_lot::Mutex;
 
+use crate::origins::Origins;
+
 macro_rules! classes {
     ($($(#[$doc:meta])* $name:ident = $($path:ident).+ ;)*) => {
         /// What is limited; each class has its own rate in the configuration.
@@ -74,13 +76,16 @@ pub struct Limits {
     rates: RateLimits,
     buckets: Cache<(LimitClass, Box<str>), Arc<Mutex<Bucket>>>,
     clock: Clock,
+    /// Of other servers.
+    pub(crate) origins: Origins,
 }
 
 impl Limits {
     /// Limits as configured. At most `max_buckets` callers are remembered (R8); who has not
     /// called for longest is forgotten first.
     pub fn new(rates: RateLimits, max_buckets: usize, clock: Clock) -> Self {
-        Self { rates, buckets: Cache::new("rate_limits", max_buckets), clock }
+        let origins = Origins::new(rates.federation, max_buckets, clock.clone());
+        Self { rates, buckets: Cache::new("rate_limits", max_buckets), clock, origins }
     }
 
     /// Counts one action of `key`; refuses with 429 and the time to wait if that is too many.

@@ -6,7 +6,10 @@ use bytes::Bytes;
 use chatd_base::{Error, Refusal, Requester, Result, json};
 use http::{HeaderMap, Method, Uri};
 use percent_encoding::percent_decode_str;
+use ruma_common::{OwnedServerName, ServerName};
 use serde::{de::DeserializeOwned, de::IgnoredAny};
+
+use crate::origins::Turn;
 
 /// A request whose caller is known and whose body has been read.
 #[derive(Clone, Debug)]
@@ -20,6 +23,10 @@ pub struct Request {
     pub(crate) address: Option<IpAddr>,
     pub(crate) id: Arc<str>,
     pub(crate) key: Option<u128>,
+    /// The server that has signed it.
+    pub(crate) origin: Option<OwnedServerName>,
+    /// Its place among the requests of that server, until it is answered.
+    pub(crate) turn: Option<Arc<Turn>>,
 }
 
 impl Request {
@@ -32,6 +39,12 @@ impl Request {
     /// The caller, if there was a token.
     pub fn requester(&self) -> Option<&Arc<Requester>> {
         self.requester.as_ref()
+    }
+
+    /// The server that makes the request. Fails only where the endpoint is not declared with
+    /// [`crate::Auth::Server`].
+    pub fn origin(&self) -> Result<&ServerName> {
+        self.origin.as_deref().ok_or_else(|| Refusal::unauthorized("not signed by a server").into())
     }
 
     pub fn method(&self) -> &Method {

@@ -21,6 +21,17 @@ pub enum Auth {
     Guest,
     /// Another instance.
     Peer,
+    /// Another server, which has signed the request; `rc_federation` is applied.
+    Server,
+    /// The same without `rc_federation`.
+    ServerUnlimited,
+}
+
+impl Auth {
+    /// Whether another server has to have signed the request.
+    pub(crate) fn is_server(self) -> bool {
+        matches!(self, Self::Server | Self::ServerUnlimited)
+    }
 }
 
 type Answer = Pin<Box<dyn Future<Output = Result<Reply>> + Send>>;

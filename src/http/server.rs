@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use chatd_base::{Authenticate, Calls, Stop, tasks};
+use chatd_base::{Authenticate, AuthenticateServer, Calls, Stop, tasks};
 use chatd_config::{Config, Fresh, Listener, ResourceName, RouterName};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -45,6 +45,7 @@ pub struct Serving {
     /// What this instance does for the others.
     pub calls: Arc<Calls>,
     pub users: Arc<dyn Authenticate>,
+    pub servers: Arc<dyn AuthenticateServer>,
     pub limits: Arc<Limits>,
     pub metrics: Metrics,
     /// What `/health?detail` tells operators.
@@ -88,9 +89,11 @@ impl Server {
     /// Serves until `stop`; then takes no more connections, lets requests finish within
     /// `shutdown_timeout`, and returns. The error is a mistake in a declaration.
     pub async fn serve(self, serving: Serving, stop: Stop) -> Result<(), String> {
-        let Serving { routers, mounted, fleet, calls, users, limits, metrics, detail } = serving;
+        let Serving { routers, mounted, fleet, calls, users, servers, limits, metrics, detail } =
+            serving;
         let edge = Arc::new(Edge {
             users,
+            servers,
             limits,
             max_body: self.max_body,
             read_timeout: self.read_timeout,

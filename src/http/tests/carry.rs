@@ -19,7 +19,7 @@ use tokio::{
     net::{UnixListener, UnixStream},
 };
 
-use super::OneUser;
+use super::{OneServer, OneUser};
 use crate::{
     Auth, Caller, Fleet, Home, Limits, Metrics, NOT_OWNER, Placement, Reply, Request, Routes,
     Server, Serving, raw,
@@ -81,6 +81,10 @@ async fn tells(app: Arc<Instance>, request: Request) -> Result<Reply> {
     }))
 }
 
+async fn tells_server(_: Arc<Instance>, request: Request) -> Result<Reply> {
+    Reply::json(&serde_json::json!({ "origin": request.origin()? }))
+}
+
 async fn start(
     folder: &Path,
     name: &'static str,
@@ -117,12 +121,15 @@ async fn start(
                 .post(raw("/_matrix/tell_once"), Auth::Token, tells)
                 .home(Home::AnyRoomOwner)
                 .once()
+                .put(raw("/_matrix/tell_server"), Auth::Server, tells_server)
+                .home(Home::AnyRoomOwner)
                 .bind(&app),
         ],
         mounted: BTreeSet::from([RouterName::ClientRooms]),
         fleet: Some(fleet),
         calls,
         users: Arc::new(OneUser),
+        servers: Arc::new(OneServer),
         limits: Arc::new(Limits::new(RateLimits::default(), 100, Clock::system())),
         metrics: Metrics::detached(),
         detail: Arc::new(|| Reply::json(&serde_json::json!({"instance": "me"}))),
@@ -165,6 +172,22 @@ async fn a_request_is_answered_where_it_belongs() {
         assert!(answer.contains(part), "{part} is not in {answer}");
     }
     assert_eq!((a.asked.load(Ordering::SeqCst), b.asked.load(Ordering::SeqCst)), (0, 1));
+}
+
+#[tokio::test]
+async fn the_server_that_has_signed_a_request_goes_along_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    start(folder.path(), "a", "secret", true).await;
+    start(folder.path(), "b", "secret", true).await;
+    let request = "PUT /_matrix/tell_server HTTP/1.1\r\nX-Chatd-Origin: me.example";
+    let signed = format!("{request}\r\nAuthorization: X-Matrix good");
+    let answer = ask(&folder.path().join("a.sock"), &signed).await;
+    assert!(answer.contains("\"origin\":\"other.example\""), "{answer}");
+    for unsigned in [request.to_owned(), format!("{request}\r\nAuthorization: X-Matrix bad")] {
+        let answer = ask(&folder.path().join("a.sock"), &unsigned).await;
+        assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
+        assert!(answer.contains("M_UNAUTHORIZED"), "{answer}");
+    }
 }
 
 #[tokio::test]

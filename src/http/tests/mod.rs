@@ -12,9 +12,12 @@ use std::{
     time::Duration,
 };
 
-use chatd_base::{Authenticate, Clock, Refusal, Requester, Result, Stop, UserNid, tasks};
+use chatd_base::{
+    Authenticate, AuthenticateServer, Clock, Refusal, Requester, Result, SignedRequest, Stop,
+    UserNid, tasks,
+};
 use chatd_config::{Config, Overrides, RateLimits, RouterName};
-use ruma_common::user_id;
+use ruma_common::{OwnedServerName, owned_server_name, user_id};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
@@ -45,6 +48,23 @@ impl Authenticate for OneUser {
                 is_guest: false,
                 address,
             }))
+        })
+    }
+}
+
+/// Believes what a header says.
+struct OneServer;
+
+impl AuthenticateServer for OneServer {
+    fn authenticate<'a>(
+        &'a self,
+        request: SignedRequest<'a>,
+    ) -> Pin<Box<dyn Future<Output = Result<OwnedServerName>> + Send + 'a>> {
+        Box::pin(async move {
+            match request.authorization {
+                [b"X-Matrix good"] => Ok(owned_server_name!("other.example")),
+                _ => Err(Refusal::unauthorized("not signed").into()),
+            }
         })
     }
 }
@@ -123,6 +143,7 @@ async fn start() -> Running {
             fleet: None,
             calls: Arc::default(),
             users: Arc::new(OneUser),
+            servers: Arc::new(OneServer),
             limits,
             metrics: Metrics::detached(),
             detail: Arc::new(|| Reply::json(&serde_json::json!({"instance": "me"}))),
