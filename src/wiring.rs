@@ -135,6 +135,7 @@ async fn serve(
     let admin = chatd_api_admin::App::new(config.clone(), users.clone(), clock.clone());
     let federation = federation(&users, &rooms, &reader, keys)?;
     tasks::spawn("inbound", federation.inbound.clone().run(services.clone()));
+    let keyring = federation.deps.servers.keyring.clone();
     let app = Arc::new(App { config, clock, limits: Arc::new(limits), users, rooms, sync, reader });
 
     let limits = app.limits.clone();
@@ -163,6 +164,7 @@ async fn serve(
         fleet,
         calls: app.users.deps.streams.calls.clone(),
         users: app.users.tokens.clone(),
+        servers: keyring,
         limits,
         metrics,
         detail: Arc::new(move || Reply::json(&status.detail())),
@@ -182,6 +184,9 @@ fn federation(
     keys: SigningKeys,
 ) -> Result<Arc<Federation>> {
     let Deps { pool, config, clock, stop, .. } = users.deps.clone();
+    let notary_keys = config.keys.notary_keys_path.as_ref().map(|path| {
+        SigningKeys::read_for("key_server_signing_keys_path", path).map_err(|error| anyhow!(error))
+    });
     let deps = chatd_servers::Deps {
         pool,
         config: config.clone(),
@@ -190,6 +195,7 @@ fn federation(
         keys: Arc::new(keys),
         notices: users.deps.notices.clone(),
         well_known_port: chatd_servers::HTTPS,
+        notary_keys: notary_keys.transpose()?.map(Arc::new),
     };
     let servers = Servers::new(&deps).map_err(|error| anyhow!(error))?;
     servers.client.answer_calls(&users.deps.streams.calls);

@@ -1,6 +1,7 @@
 //! The endpoints of `/_matrix/federation` and `/_matrix/key`. One file per subject, each with one
 //! `routes()`; a handler parses, calls the domain, and answers. No rules and no SQL here.
 
+mod keys;
 mod version;
 
 use std::sync::Arc;
@@ -15,7 +16,7 @@ pub struct App {
 
 /// Every group of federation endpoints, as they are declared.
 pub fn routes() -> Vec<Routes<App>> {
-    vec![version::routes()]
+    vec![keys::routes(), version::routes()]
 }
 
 /// The same with their handlers bound to `app`; the assignment decides which of them are mounted.

@@ -5,15 +5,22 @@ mod back_off;
 mod client;
 mod connect;
 mod dns;
+mod event_check;
 mod failure;
+mod key_document;
+mod key_fetch;
 mod keyring;
+mod notary;
+mod own_keys;
 mod relay;
 mod sign;
+mod signed_request;
 #[cfg(test)]
 mod tests;
 mod tls;
 mod transport;
 mod well_known;
+mod x_matrix;
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,8 +33,10 @@ use serde::{Deserialize, Serialize};
 
 pub use back_off::BackOff;
 pub use client::Client;
+pub use event_check::Unsound;
 pub use failure::Failure;
-pub use keyring::{Keyring, Unsound};
+pub use keyring::Keyring;
+pub use notary::KeyQuery;
 pub use relay::Relay;
 pub use transport::Body;
 
@@ -45,6 +54,8 @@ pub struct Deps {
     pub notices: Arc<Notices>,
     /// Where other servers tell to whom they delegate: [`HTTPS`], but in tests.
     pub well_known_port: u16,
+    /// Sign what this server tells of the keys of others; `keys` if absent.
+    pub notary_keys: Option<Arc<SigningKeys>>,
 }
 
 /// The port of HTTP over TLS.
@@ -62,12 +73,14 @@ pub struct Servers {
 }
 
 impl Servers {
-    /// Fails if the configuration names authorities that cannot be read.
+    /// Fails if the configuration names authorities that cannot be read, or keys that cannot be
+    /// used.
     pub fn new(deps: &Deps) -> Result<Self, String> {
         let limits = &deps.config.federation.limits;
         let back_off = Arc::new(BackOff::new(&deps.pool, &deps.notices, &deps.clock, limits));
         let client = Arc::new(Client::new(deps, &back_off)?);
-        Ok(Self { keyring: Arc::new(Keyring::new(deps, &client)), back_off, client })
+        let keyring = Keyring::new(deps, &client).map_err(|error| error.to_string())?;
+        Ok(Self { keyring: Arc::new(keyring), back_off, client })
     }
 }
 

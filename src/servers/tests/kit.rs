@@ -174,6 +174,7 @@ pub fn asking_with(authority: &Authority, keys: &str, well_known_port: u16) -> A
         keys: Arc::new(keys),
         notices: Notices::new(WriterId(1), false),
         well_known_port,
+        notary_keys: None,
     };
     Asking { servers: Servers::new(&deps).unwrap(), _files: files }
 }

@@ -2,6 +2,7 @@
 
 mod asking;
 mod finding;
+mod keys;
 mod kit;
 mod names;
 mod relaying;
