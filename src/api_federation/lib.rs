@@ -2,6 +2,7 @@
 //! `routes()`; a handler parses, calls the domain, and answers. No rules and no SQL here.
 
 mod keys;
+mod send;
 mod version;
 
 use std::sync::Arc;
@@ -16,7 +17,7 @@ pub struct App {
 
 /// Every group of federation endpoints, as they are declared.
 pub fn routes() -> Vec<Routes<App>> {
-    vec![keys::routes(), version::routes()]
+    vec![keys::routes(), send::routes(), version::routes()]
 }
 
 /// The same with their handlers bound to `app`; the assignment decides which of them are mounted.

@@ -39,6 +39,8 @@ pub mod profiles;
 pub mod push_rules;
 pub mod receipts;
 pub mod relations;
+pub mod remote_devices;
+pub mod remote_edus;
 pub mod room_keys;
 pub mod room_state;
 pub mod rooms;

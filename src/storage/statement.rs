@@ -55,6 +55,8 @@ pub static ALL_STATEMENTS: &[&[&Statement]] = &[
     crate::receipts::STATEMENTS,
     crate::room_keys::STATEMENTS,
     crate::relations::STATEMENTS,
+    crate::remote_devices::STATEMENTS,
+    crate::remote_edus::STATEMENTS,
     crate::room_state::STATEMENTS,
     crate::rooms::STATEMENTS,
     crate::sending::STATEMENTS,

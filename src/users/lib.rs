@@ -22,6 +22,7 @@ pub mod profiles;
 pub mod push_rules;
 pub mod receipts;
 pub mod registration;
+pub mod remote_devices;
 pub mod room_nids;
 mod seen;
 pub mod to_device;
@@ -79,6 +80,7 @@ pub struct Users {
     pub presence: presence::Presence,
     pub keys: keys::Keys,
     pub key_backups: key_backups::KeyBackups,
+    pub remote_devices: remote_devices::RemoteDevices,
 }
 
 /// Drops what other instances have made stale.
@@ -133,6 +135,7 @@ impl Users {
             ui_auth: uia::UiAuth::new(&deps, &accounts),
             keys,
             key_backups: key_backups::KeyBackups::new(&deps),
+            remote_devices: remote_devices::RemoteDevices::new(&deps, &device_lists),
             device_lists,
             passwords,
             tokens,

@@ -6,12 +6,14 @@ use chatd_base::{Error, Refusal, Requester, Result};
 use chatd_storage::{
     events,
     receipts::{self, Marker},
+    remote_edus,
 };
 use chatd_streams::{
     Writer,
     receipts::{ReceiptRow, Receipts as ReceiptsStream},
 };
-use ruma_common::{EventId, RoomId};
+use futures::future::try_join_all;
+use ruma_common::{EventId, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId};
 use serde::Deserialize;
 use serde_json::{json, value::to_raw_value};
 
@@ -44,6 +46,24 @@ impl Kind {
             )
             .into()),
         }
+    }
+}
+
+/// A receipt of a user of another server.
+#[derive(Clone, Debug)]
+pub struct RemoteReceipt {
+    pub room_id: OwnedRoomId,
+    pub user_id: OwnedUserId,
+    pub event_id: OwnedEventId,
+    /// `main`, the root's event id, or absent.
+    pub thread: Option<String>,
+    pub ts: i64,
+}
+
+impl RemoteReceipt {
+    /// Whether its thread is one.
+    pub fn is_sound(&self) -> bool {
+        check_thread(Kind::Read, self.thread.as_deref()).is_ok()
     }
 }
 
@@ -114,6 +134,39 @@ impl Receipts {
             ts: ts(self.deps.clock.now_ms()),
         };
         self.writer.append(row).await?;
+        Ok(())
+    }
+
+    /// Moves receipts of users of other servers; those who are not in the room, and events that are
+    /// not known, are passed over. On return they are durable.
+    pub async fn set_remote(&self, receipts: Vec<RemoteReceipt>) -> Result<()> {
+        let wanted: Vec<remote_edus::Wanted<'_>> = receipts
+            .iter()
+            .map(|receipt| remote_edus::Wanted {
+                room_id: receipt.room_id.as_str(),
+                user_id: receipt.user_id.as_str(),
+                event_id: receipt.event_id.as_str(),
+                thread: receipt.thread.as_deref().unwrap_or_default(),
+            })
+            .collect();
+        let targets = remote_edus::list_targets(&self.deps.pool, &wanted).await?;
+        let mut rows = Vec::with_capacity(targets.len());
+        for target in targets {
+            let is_behind = target.stands_at.is_some_and(|at| at >= target.event_pos);
+            let Some(receipt) = receipts.get(target.index).filter(|_| !is_behind) else { continue };
+            rows.push(ReceiptRow {
+                room: target.room,
+                room_id: receipt.room_id.clone(),
+                user: target.user,
+                user_id: receipt.user_id.clone(),
+                is_private: false,
+                thread: receipt.thread.clone(),
+                event_id: receipt.event_id.clone(),
+                event_pos: target.event_pos,
+                ts: receipt.ts,
+            });
+        }
+        try_join_all(rows.into_iter().map(|row| self.writer.append(row))).await?;
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use chatd_streams::{
     Raw, Writer,
     to_device::{Send, ToDevice as ToDeviceStream, ToDeviceRow},
 };
-use ruma_common::{OwnedDeviceId, OwnedUserId, ServerName};
+use ruma_common::{OwnedDeviceId, OwnedUserId, ServerName, UserId};
 use serde_json::{Map, Value, json, value::to_raw_value};
 use uuid::Uuid;
 
@@ -61,10 +61,42 @@ impl ToDevice {
         for (user_id, contents) in &messages {
             let Some((user, devices)) = devices.get(user_id.as_str()) else { continue };
             for (device, content) in contents {
-                rows.add(who, kind, *user, devices, device, content)?;
+                rows.add(&who.user_id, kind, *user, devices, device, content)?;
             }
         }
         self.add_outbound(&mut rows, who, kind, &messages)?;
+        if rows.rows.is_empty() {
+            return Ok(());
+        }
+        let now_ms = ts(self.deps.clock.now_ms());
+        match self.writer.append(Send { messages: rows.rows, txn: Some(txn), now_ms }).await {
+            Err(error) if error.errcode() == Some(Refusal::REPEAT) => Ok(()),
+            outcome => outcome,
+        }
+    }
+
+    /// Puts messages that `sender`, who is of another server, has sent into the inboxes of this
+    /// server's devices. On return they are durable; a repeat of the id by the same server has no
+    /// further effect.
+    pub async fn receive(
+        &self,
+        sender: &UserId,
+        kind: &str,
+        message_id: &str,
+        messages: Messages,
+    ) -> Result<()> {
+        if kind.len() > MAX_TYPE_BYTES {
+            return Err(Refusal::invalid_param("the event type is too long").into());
+        }
+        let devices = self.devices_of(&messages).await?;
+        let txn = digest::of(&["from_server", sender.server_name().as_str(), message_id]);
+        let mut rows = Rows { txn, ..Rows::default() };
+        for (user_id, contents) in &messages {
+            let Some((user, devices)) = devices.get(user_id.as_str()) else { continue };
+            for (device, content) in contents {
+                rows.add(sender, kind, *user, devices, device, content)?;
+            }
+        }
         if rows.rows.is_empty() {
             return Ok(());
         }
@@ -188,14 +220,14 @@ impl Rows {
 
     fn add(
         &mut self,
-        who: &Requester,
+        sender: &UserId,
         kind: &str,
         user: UserNid,
         devices: &[String],
         wanted: &str,
         content: &Map<String, Value>,
     ) -> Result<()> {
-        let message = json!({ "sender": who.user_id, "type": kind, "content": content });
+        let message = json!({ "sender": sender, "type": kind, "content": content });
         let message: Raw = to_raw_value(&message).map_err(Error::internal)?.into();
         let size = message.get().len();
         if size > MAX_MESSAGE_BYTES {

@@ -10,14 +10,17 @@ use std::{
     time::Duration,
 };
 
-use chatd_base::{Refusal, Requester, Result, RoomNid, tasks};
+use bytes::Bytes;
+use chatd_base::{Error, Refusal, Requester, Result, RoomNid, tasks};
 use chatd_config::StreamName;
+use chatd_storage::remote_edus;
 use chatd_streams::{
     events::{EventRow, Membership},
     typing::{self, TypingRow},
 };
 use parking_lot::Mutex;
 use ruma_common::{OwnedRoomId, OwnedUserId, RoomId};
+use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use crate::{Deps, joined::Joined, room_nids::RoomNids};
@@ -27,6 +30,26 @@ const MAX_TIMEOUT_MS: u64 = 120_000;
 /// Users who may type at the same time, in all rooms and in one (R8).
 const MAX_TYPING: usize = 50_000;
 const MAX_TYPING_IN_ROOM: usize = 200;
+
+/// A user of another server begins to type, or stops.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct RemoteTyping {
+    pub room_id: OwnedRoomId,
+    pub user_id: OwnedUserId,
+    pub is_typing: bool,
+}
+
+const CALL: &str = "typing.remote";
+/// How long a user of another server types without being heard of again.
+const REMOTE_TIMEOUT_MS: u64 = 60_000;
+
+/// Does what another instance asks for.
+async fn answer(typing: Typing, body: Bytes) -> Result<Vec<u8>> {
+    let remote = serde_json::from_slice(&body)
+        .map_err(|error| Refusal::bad_json(format!("not who types: {error}")))?;
+    typing.set_remote_here(remote).await?;
+    Ok(Vec::from("{}"))
+}
 
 struct Room {
     room_id: OwnedRoomId,
@@ -108,8 +131,39 @@ impl Typing {
                 frame.rows.iter().for_each(|(_, row)| view.fold(row));
             });
         }
+        if deps.streams.writes(StreamName::Typing) {
+            let writer = typing.clone();
+            deps.streams.calls.on(CALL, move |body| answer(writer.clone(), body));
+        }
         tasks::spawn("typing", typing.clone().run());
         typing
+    }
+
+    /// Says that users of other servers type, or have stopped; those who are not in the room are
+    /// passed over. From any instance.
+    pub async fn set_remote(&self, typing: Vec<RemoteTyping>) -> Result<()> {
+        let streams = &self.0.deps.streams;
+        if streams.writes(StreamName::Typing) {
+            return self.set_remote_here(typing).await;
+        }
+        let body = serde_json::to_vec(&typing).map_err(Error::internal)?;
+        streams.others.ask_writer(StreamName::Typing, CALL, body.into()).await?;
+        Ok(())
+    }
+
+    async fn set_remote_here(&self, typing: Vec<RemoteTyping>) -> Result<()> {
+        let rooms: Vec<&str> = typing.iter().map(|typing| typing.room_id.as_str()).collect();
+        let users: Vec<&str> = typing.iter().map(|typing| typing.user_id.as_str()).collect();
+        let joined = remote_edus::list_joined(&self.0.deps.pool, &rooms, &users).await?;
+        let until_ms = self.0.deps.clock.now_ms() + REMOTE_TIMEOUT_MS;
+        for RemoteTyping { room_id, user_id, is_typing } in &typing {
+            let room = joined.iter().find(|(room, user, _)| room == room_id && user == user_id);
+            if let Some((_, _, room)) = room {
+                self.change(*room, room_id, user_id, is_typing.then_some(until_ms));
+            }
+        }
+        self.0.earlier.notify_one();
+        Ok(())
     }
 
     /// Says that the requester types for so long, or (`None`) has stopped. Refuses those who are

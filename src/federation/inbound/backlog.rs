@@ -60,8 +60,8 @@ enum Step {
 }
 
 impl Inbound {
-    /// Works on what waits, until `stop`: also what earlier processes have left.
-    pub async fn run(self, stop: Stop) {
+    /// Looks for rooms in which events wait, until `stop`.
+    pub(super) async fn work_on_backlog(self, stop: Stop) {
         loop {
             if let Err(error) = self.look().await {
                 tracing::debug!(%error, "events that wait cannot be looked for");

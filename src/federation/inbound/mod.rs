@@ -8,6 +8,8 @@
 //! nothing that was accepted is lost (R1). EDUs go to the streams that they belong to (`edus`).
 
 mod backlog;
+mod devices;
+mod edus;
 mod everywhere;
 mod meter;
 mod missing;
@@ -23,6 +25,7 @@ use chatd_servers::Servers;
 use chatd_storage::Pool;
 use chatd_users::Users;
 use ruma_common::{OwnedRoomId, OwnedServerName};
+use tokio::sync::Notify;
 
 pub use transaction::{Outcome, Transaction};
 
@@ -52,6 +55,8 @@ struct Inner {
     /// Until when a room counts as unknown; 0 for one that is known.
     known: Cache<OwnedRoomId, u64>,
     backlog: Backlog,
+    /// Wakes whoever fetches device lists.
+    stale: Notify,
     meters: Meters,
 }
 
@@ -69,10 +74,17 @@ impl Inbound {
             answers: Cache::new("inbound_transactions", MOST_ANSWERS),
             known: Cache::new("inbound_rooms", MOST_ROOMS),
             backlog: Backlog::default(),
+            stale: Notify::new(),
             meters: Meters::new(),
         }));
         inbound.answer_calls();
+        inbound.answer_device_calls();
         inbound
+    }
+
+    /// Works on what waits, until `stop`: also what earlier processes have left.
+    pub async fn run(self, stop: Stop) {
+        futures::join!(self.clone().work_on_backlog(stop.clone()), self.follow_devices(stop));
     }
 
     fn now_ms(&self) -> i64 {

@@ -142,9 +142,4 @@ impl Inbound {
         }
         Ok(found)
     }
-
-    /// Takes in what passes.
-    async fn take_edus(&self, _origin: &ServerName, _edus: Vec<Value>) -> Result<()> {
-        Ok(())
-    }
 }

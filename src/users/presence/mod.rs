@@ -13,12 +13,12 @@ use std::{
 
 use chatd_base::{Refusal, Requester, Result, UserNid, tasks};
 use chatd_config::{PresenceMode, StreamName};
-use chatd_storage::{memberships, presence};
+use chatd_storage::{memberships, presence, remote_edus};
 use chatd_streams::{
     Writer,
     presence::{Presence as PresenceStream, PresenceRow, PresenceState},
 };
-use futures::future::join_all;
+use futures::future::{join_all, try_join_all};
 use parking_lot::Mutex;
 use ruma_common::{OwnedUserId, UserId};
 use serde_json::{Value, json};
@@ -91,6 +91,16 @@ struct Inner {
     writing: tokio::sync::Mutex<()>,
 }
 
+/// What another server says of one of its users.
+#[derive(Clone, Debug)]
+pub struct RemotePresence {
+    pub user_id: OwnedUserId,
+    pub state: PresenceState,
+    pub status_msg: Option<String>,
+    pub currently_active: bool,
+    pub last_active_ts: i64,
+}
+
 /// Presence of this server's users. Cheap to clone.
 #[derive(Clone)]
 pub struct Presence(Arc<Inner>);
@@ -149,6 +159,30 @@ impl Presence {
             _ => {}
         }
         presence
+    }
+
+    /// Takes in presence of users of other servers. Those who share no room with anybody here are
+    /// passed over.
+    pub async fn set_remote(&self, told: Vec<RemotePresence>) -> Result<()> {
+        if self.mode() != PresenceMode::Enabled {
+            return Ok(());
+        }
+        let names: Vec<&str> = told.iter().map(|told| told.user_id.as_str()).collect();
+        let seen = remote_edus::list_seen(&self.0.deps.pool, &names).await?;
+        let seen: HashMap<&str, UserNid> =
+            seen.iter().map(|(user, name)| (name.as_str(), *user)).collect();
+        let rows = told.iter().filter_map(|told| {
+            Some(PresenceRow {
+                user: *seen.get(told.user_id.as_str())?,
+                user_id: told.user_id.clone(),
+                state: told.state,
+                status_msg: told.status_msg.clone().filter(|s| s.len() <= MAX_STATUS_BYTES),
+                currently_active: told.currently_active,
+                last_active_ts: told.last_active_ts,
+            })
+        });
+        try_join_all(rows.map(|row| self.0.writer.append(row))).await?;
+        Ok(())
     }
 
     fn now_ms(&self) -> u64 {

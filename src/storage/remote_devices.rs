@@ -1,0 +1,124 @@
+//! Devices of users of other servers, as far as they are followed. They are in the tables that this
+//! server's own are in; what is here is how they get there, and how far they are known.
+
+use chatd_base::UserNid;
+
+use crate::{Batch, Pool, Result, Row, params, statement::statements};
+
+statements! {
+    LIST_FOLLOWED = "SELECT user_nid, stream_id, is_stale FROM remote_device_lists
+                     WHERE user_nid = ANY($1::int4[])";
+    LIST_STALE_LISTS = "SELECT l.user_nid, u.user_id FROM remote_device_lists l
+                        JOIN users_nid u ON u.nid = l.user_nid
+                        WHERE l.is_stale ORDER BY l.user_nid LIMIT $1";
+    UPSERT_LISTS = "INSERT INTO remote_device_lists (user_nid, stream_id, is_stale)
+                    SELECT * FROM unnest($1::int4[], $2::int8[], $3::bool[])
+                    ON CONFLICT (user_nid)
+                    DO UPDATE SET stream_id = excluded.stream_id, is_stale = excluded.is_stale";
+    /// Whose rooms with this server's users have all gone: nobody tells of their devices any more.
+    DELETE_LISTS = "DELETE FROM remote_device_lists WHERE user_nid = ANY($1::int4[])";
+    UPSERT_REMOTE_DEVICES = "INSERT INTO devices (user_nid, device_id, display_name)
+                             SELECT * FROM unnest($1::int4[], $2::text[], $3::text[])
+                             ON CONFLICT (user_nid, device_id)
+                             DO UPDATE SET display_name = excluded.display_name";
+    UPSERT_REMOTE_KEYS = "INSERT INTO device_keys (user_nid, device_id, keys)
+                          SELECT * FROM unnest($1::int4[], $2::text[], $3::text[])
+                          ON CONFLICT (user_nid, device_id) DO UPDATE SET keys = excluded.keys";
+    DELETE_REMOTE_DEVICES = "DELETE FROM devices d USING unnest($1::int4[], $2::text[]) AS t(u, id)
+                             WHERE d.user_nid = t.u AND d.device_id = t.id";
+    DELETE_REMOTE_KEYS = "DELETE FROM device_keys d USING unnest($1::int4[], $2::text[]) AS t(u, id)
+                          WHERE d.user_nid = t.u AND d.device_id = t.id";
+    UPSERT_REMOTE_CROSS_SIGNING = "INSERT INTO cross_signing_keys (user_nid, kind, key)
+                                   SELECT * FROM unnest($1::int4[], $2::\"char\"[], $3::text[])
+                                   ON CONFLICT (user_nid, kind) DO UPDATE SET key = excluded.key";
+}
+
+/// How far the devices of a user are known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Followed {
+    /// Of the last update that was taken in.
+    pub stream_id: i64,
+    /// An update was missed.
+    pub is_stale: bool,
+}
+
+/// Which of the users are followed, and how far.
+pub async fn list(pool: &Pool, users: &[UserNid]) -> Result<Vec<(UserNid, Followed)>> {
+    let users: Vec<i32> = users.iter().map(|user| user.0).collect();
+    let rows = pool.query(&LIST_FOLLOWED, &[&users]).await?;
+    let followed =
+        |row: &Row| (UserNid(row.get(0)), Followed { stream_id: row.get(1), is_stale: row.get(2) });
+    Ok(rows.iter().map(followed).collect())
+}
+
+/// Some of those whose lists have to be fetched as a whole.
+pub async fn list_stale(pool: &Pool, limit: i64) -> Result<Vec<(UserNid, String)>> {
+    let rows = pool.query(&LIST_STALE_LISTS, &[&limit]).await?;
+    Ok(rows.iter().map(|row| (UserNid(row.get(0)), row.get(1))).collect())
+}
+
+/// Forgets that users are followed.
+pub fn forget(batch: &mut Batch, users: &[UserNid]) {
+    batch.add(&DELETE_LISTS, params![users.iter().map(|user| user.0).collect::<Vec<_>>()]);
+}
+
+/// What updates of device lists change, as columns. Each (user, device) is in it once.
+#[derive(Clone, Debug, Default)]
+pub struct Changes {
+    /// Devices, with what they are called and their keys.
+    pub devices: Vec<(UserNid, String, Option<String>, Option<String>)>,
+    pub gone: Vec<(UserNid, String)>,
+    /// 'm' and 's', with the key.
+    pub cross_signing: Vec<(UserNid, i8, String)>,
+    pub lists: Vec<(UserNid, Followed)>,
+}
+
+/// Writes the changes.
+pub fn write(batch: &mut Batch, changes: &Changes) {
+    let Changes { devices, gone, cross_signing, lists } = changes;
+    if !gone.is_empty() {
+        let users: Vec<i32> = gone.iter().map(|(user, _)| user.0).collect();
+        let ids: Vec<String> = gone.iter().map(|(_, id)| id.clone()).collect();
+        batch.add(&DELETE_REMOTE_DEVICES, params![users.clone(), ids.clone()]);
+        batch.add(&DELETE_REMOTE_KEYS, params![users, ids]);
+    }
+    if !devices.is_empty() {
+        batch.add(
+            &UPSERT_REMOTE_DEVICES,
+            params![
+                devices.iter().map(|d| d.0.0).collect::<Vec<_>>(),
+                devices.iter().map(|d| d.1.clone()).collect::<Vec<_>>(),
+                devices.iter().map(|d| d.2.clone()).collect::<Vec<_>>(),
+            ],
+        );
+        let keys = || devices.iter().filter_map(|d| Some((d.0.0, d.1.clone(), d.3.clone()?)));
+        batch.add(
+            &UPSERT_REMOTE_KEYS,
+            params![
+                keys().map(|k| k.0).collect::<Vec<_>>(),
+                keys().map(|k| k.1).collect::<Vec<_>>(),
+                keys().map(|k| k.2).collect::<Vec<_>>(),
+            ],
+        );
+    }
+    if !cross_signing.is_empty() {
+        batch.add(
+            &UPSERT_REMOTE_CROSS_SIGNING,
+            params![
+                cross_signing.iter().map(|k| k.0.0).collect::<Vec<_>>(),
+                cross_signing.iter().map(|k| k.1).collect::<Vec<_>>(),
+                cross_signing.iter().map(|k| k.2.clone()).collect::<Vec<_>>(),
+            ],
+        );
+    }
+    if !lists.is_empty() {
+        batch.add(
+            &UPSERT_LISTS,
+            params![
+                lists.iter().map(|l| l.0.0).collect::<Vec<_>>(),
+                lists.iter().map(|l| l.1.stream_id).collect::<Vec<_>>(),
+                lists.iter().map(|l| l.1.is_stale).collect::<Vec<_>>(),
+            ],
+        );
+    }
+}
