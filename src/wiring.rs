@@ -136,7 +136,10 @@ async fn serve(
     let federation = federation(&users, &rooms, &reader, keys)?;
     tasks::spawn("inbound", federation.inbound.clone().run(services.clone()));
     let keyring = federation.deps.servers.keyring.clone();
-    let app = Arc::new(App { config, clock, limits: Arc::new(limits), users, rooms, sync, reader });
+    let limits = Arc::new(limits);
+    let app =
+        App { config, clock, limits, users, rooms, sync, reader, federation: federation.clone() };
+    let app = Arc::new(app);
 
     let limits = app.limits.clone();
     let deps = &app.users.deps;

@@ -29,8 +29,7 @@ pub fn routes() -> Routes<App> {
 /// The room behind an alias.
 async fn get_alias(app: Arc<App>, req: Request) -> Result<Reply> {
     let alias: OwnedRoomAliasId = req.arg_as("roomAlias")?;
-    let room_id = app.reader.alias(&alias).await?;
-    Reply::json(&json!({ "room_id": room_id, "servers": [app.config.server_name] }))
+    Reply::json(&app.federation.queries.alias(&alias).await?)
 }
 
 #[derive(Deserialize)]

@@ -1,10 +1,11 @@
 //! End-to-end keys: upload, query, claim, changes, cross-signing.
 //! <https://spec.matrix.org/latest/client-server-api/#end-to-end-encryption>
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{sync::Arc, time::Duration};
 
 use chatd_base::{Refusal, Result};
 use chatd_config::{RouterName, StreamName};
+use chatd_federation::queries::Claims;
 use chatd_http::{Auth, Home, Reply, Request, Routes, v3};
 use chatd_sync::token::SyncToken;
 use chatd_users::{
@@ -12,7 +13,6 @@ use chatd_users::{
     key_query::Wanted,
     keys::Upload,
 };
-use ruma_common::OwnedUserId;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -36,6 +36,22 @@ pub fn routes() -> Routes<App> {
         .home(Home::Stream(StreamName::DeviceLists))
 }
 
+/// How long other servers are waited for, in milliseconds.
+#[derive(Deserialize)]
+struct Patience(u64);
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self(10_000)
+    }
+}
+
+impl From<Patience> for Duration {
+    fn from(patience: Patience) -> Self {
+        Self::from_millis(patience.0)
+    }
+}
+
 async fn upload(app: Arc<App>, request: Request) -> Result<Reply> {
     let who = request.who()?;
     let named = request.arg("deviceId");
@@ -51,19 +67,26 @@ async fn query(app: Arc<App>, request: Request) -> Result<Reply> {
     #[derive(Deserialize)]
     struct Body {
         device_keys: Wanted,
+        #[serde(default)]
+        timeout: Patience,
     }
-    let Body { device_keys } = request.json()?;
-    Reply::json(&app.users.keys.query(request.who()?, &device_keys).await?)
+    let Body { device_keys, timeout } = request.json()?;
+    let mut answer = app.users.keys.query(request.who()?, &device_keys).await?;
+    app.federation.queries.keys(&device_keys, timeout.into(), &mut answer).await;
+    Reply::json(&answer)
 }
 
 async fn claim(app: Arc<App>, request: Request) -> Result<Reply> {
     #[derive(Deserialize)]
     struct Body {
-        one_time_keys: BTreeMap<OwnedUserId, BTreeMap<String, String>>,
+        one_time_keys: Claims,
+        #[serde(default)]
+        timeout: Patience,
     }
-    let Body { one_time_keys } = request.json()?;
-    let claimed = app.users.keys.claim(&one_time_keys).await?;
-    let failures = app.users.keys.failures(one_time_keys.keys());
+    let Body { one_time_keys, timeout } = request.json()?;
+    let mut claimed = app.users.keys.claim(&one_time_keys).await?;
+    let (elsewhere, failures) = app.federation.queries.claim(&one_time_keys, timeout.into()).await;
+    claimed.extend(elsewhere);
     Reply::json(&json!({ "one_time_keys": claimed, "failures": failures }))
 }
 

@@ -17,6 +17,7 @@
 //! | messages to devices | the writer of to-device messages | |
 //! | typing | the writer of typing | |
 //! | presence | the writer of presence | |
+//! | profiles, aliases, room lists and keys of other servers | anywhere | other servers are asked (`chatd_federation::queries`) |
 //! | sync | anywhere | tells the writer of presence in batches; takes confirmed messages from the inbox table |
 //! | all that a person does | | tells the writer of presence in batches; when a device was last seen is written to its table by each instance, for all devices at once |
 
@@ -53,6 +54,7 @@ use std::sync::Arc;
 
 use chatd_base::Clock;
 use chatd_config::Config;
+use chatd_federation::Federation;
 use chatd_http::{Limits, Router, Routes};
 use chatd_rooms::Rooms;
 use chatd_rooms::read::Reader;
@@ -69,6 +71,8 @@ pub struct App {
     pub rooms: Arc<Rooms>,
     pub sync: Arc<Sync>,
     pub reader: Reader,
+    /// What has to do with other servers.
+    pub federation: Arc<Federation>,
 }
 
 /// Every group of client endpoints, as they are declared.

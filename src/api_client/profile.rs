@@ -87,24 +87,28 @@ async fn profile(app: &App, request: &Request) -> Result<Arc<Profile>> {
     }
     let user_id: OwnedUserId = request.arg_as("userId")?;
     let known = app.users.deps.interner.known_users(&[user_id.as_str()]).await?;
-    let user = known[0].ok_or_else(unknown_user)?;
-    check_may_see(app, request, user).await?;
-    let profile = app.users.profiles.get(user).await?;
+    check_may_see(app, request, known[0]).await?;
+    if user_id.server_name() != app.config.server_name {
+        return app.federation.queries.profile(&user_id).await;
+    }
+    let profile = app.users.profiles.get(known[0].ok_or_else(unknown_user)?).await?;
     if !profile.is_local {
         return Err(unknown_user());
     }
     Ok(profile)
 }
 
-/// Refuses those who share no room with `user`, where the configuration asks for that.
-async fn check_may_see(app: &App, request: &Request, user: UserNid) -> Result<()> {
+/// Refuses those who share no room with `user`, where the configuration asks for that. Nobody
+/// shares one with a user of whom this server has never heard.
+async fn check_may_see(app: &App, request: &Request, user: Option<UserNid>) -> Result<()> {
     let Some(who) = request.requester().filter(|_| app.config.profiles.only_shared_rooms) else {
         return Ok(());
     };
-    if who.user == user || app.users.profiles.share_a_room(who.user, user).await? {
-        return Ok(());
-    }
-    Err(Refusal::forbidden("you share no room with that user").into())
+    let shares = match user {
+        Some(user) => who.user == user || app.users.profiles.share_a_room(who.user, user).await?,
+        None => false,
+    };
+    if shares { Ok(()) } else { Err(Refusal::forbidden("you share no room with that user").into()) }
 }
 
 fn unknown_user() -> Error {

@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
-use chatd_base::{Refusal, Result};
+use chatd_base::Result;
 use chatd_config::RouterName;
+use chatd_federation::queries::RoomListQuery;
 use chatd_http::{Auth, Reply, Request, Routes, v3};
 use chatd_rooms::read::{ListingPage, ListingQuery};
+use ruma_common::{OwnedServerName, ServerName};
 use serde::Deserialize;
 
 use crate::App;
@@ -20,7 +22,7 @@ pub fn routes() -> Routes<App> {
 struct Params {
     limit: Option<usize>,
     since: Option<String>,
-    server: Option<String>,
+    server: Option<OwnedServerName>,
 }
 
 /// The directory, unfiltered.
@@ -29,7 +31,9 @@ async fn get_public_rooms(app: Arc<App>, req: Request) -> Result<Reply> {
         req.who()?;
     }
     let params: Params = req.query()?;
-    check_server(&app, params.server.as_deref())?;
+    if let Some(server) = elsewhere(&app, params.server) {
+        return answer_of(&app, &server, &req.query()?).await;
+    }
     let query =
         ListingQuery { limit: params.limit, since: params.since, ..ListingQuery::default() };
     answer(&app, query).await
@@ -53,7 +57,9 @@ struct Filter {
 /// What the filter lets through.
 async fn post_public_rooms(app: Arc<App>, req: Request) -> Result<Reply> {
     let params: Params = req.query()?;
-    check_server(&app, params.server.as_deref())?;
+    if let Some(server) = elsewhere(&app, params.server) {
+        return answer_of(&app, &server, &req.json_or_empty()?).await;
+    }
     let body: Body = req.json_or_empty()?;
     let query = ListingQuery {
         search_term: body.filter.generic_search_term,
@@ -73,13 +79,15 @@ async fn answer(app: &App, mut query: ListingQuery) -> Result<Reply> {
     Reply::json(&app.reader.listings(&query).await?)
 }
 
-/// Directories of other servers cannot be read.
-fn check_server(app: &App, server: Option<&str>) -> Result<()> {
-    match server {
-        Some(other) if *other != *app.config.server_name.as_str() => Err(Refusal::not_found(
-            format!("the directory of {other} cannot be read from this server"),
-        )
-        .into()),
-        _ => Ok(()),
+/// The server whose directory is wanted, if that is not this one.
+fn elsewhere(app: &App, server: Option<OwnedServerName>) -> Option<OwnedServerName> {
+    server.filter(|server| *server != app.config.server_name)
+}
+
+/// What the directory of another server has.
+async fn answer_of(app: &App, server: &ServerName, query: &RoomListQuery) -> Result<Reply> {
+    if !app.config.rooms.enable_room_list_search {
+        return Reply::json(&ListingPage::default());
     }
+    Reply::json(&app.federation.queries.room_list(server, query).await?)
 }

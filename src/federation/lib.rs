@@ -2,6 +2,7 @@
 //! what happens here. Nothing here knows HTTP listeners or SQL text.
 
 pub mod inbound;
+pub mod queries;
 
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use chatd_rooms::{Rooms, read::Reader};
 use chatd_servers::Servers;
 use chatd_users::Users;
 
-use crate::inbound::Inbound;
+use crate::{inbound::Inbound, queries::Queries};
 
 /// What every service of this member is built from. Cheap to clone.
 #[derive(Clone)]
@@ -27,10 +28,12 @@ pub struct Federation {
     /// Takes in what other servers send.
     pub inbound: Inbound,
     pub deps: Deps,
+    /// Asks other servers on behalf of clients.
+    pub queries: Queries,
 }
 
 impl Federation {
     pub fn new(deps: Deps) -> Self {
-        Self { inbound: Inbound::new(&deps), deps }
+        Self { inbound: Inbound::new(&deps), queries: Queries::new(&deps), deps }
     }
 }

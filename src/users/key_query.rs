@@ -38,12 +38,12 @@ struct Late {
 }
 
 impl Keys {
-    /// Keys of the users in `wanted` as the requester may see them; one query.
+    /// Keys of this server's users in `wanted` as the requester may see them; one query.
     pub async fn query(&self, who: &Requester, wanted: &Wanted) -> Result<Queried> {
         if wanted.len() > MAX_USERS {
             return Err(Refusal::too_large("too many users in one query").into());
         }
-        let mut answer = Queried { failures: self.failures(wanted.keys()), ..Queried::default() };
+        let mut answer = Queried::default();
         let local = wanted.keys().filter(|u| u.server_name() == self.deps.config.server_name);
         answer.device_keys = local.map(|user| (user.to_string(), Map::new())).collect();
         let users = self.local_users(wanted.keys()).await?;

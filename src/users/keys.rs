@@ -17,7 +17,7 @@ use chatd_streams::{
 };
 use ruma_common::{OwnedUserId, UserId};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use crate::{Deps, logins::ts};
 
@@ -223,17 +223,6 @@ impl Keys {
         let nids = self.deps.interner.known_users(&names).await?;
         Ok(nids.into_iter().zip(local).filter_map(|(nid, user)| Some((nid?, user))).collect())
     }
-
-    /// Servers of `users` that cannot be asked, in the form of `failures`.
-    pub fn failures<'a>(&self, users: impl Iterator<Item = &'a OwnedUserId>) -> Map<String, Value> {
-        users
-            .filter(|user| user.server_name() != self.deps.config.server_name)
-            .map(|user| {
-                let reason = json!({ "status": 503, "message": "the server cannot be reached" });
-                (user.server_name().to_string(), reason)
-            })
-            .collect()
-    }
 }
 
 /// The device that the requester uses.
@@ -305,6 +294,8 @@ pub(crate) fn is_same_json(one: &str, other: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
