@@ -60,15 +60,17 @@ impl RoomOwner {
             .collect();
         let mut states = scene.states_after(&places).await?;
         let others = states.split_off(prev.len());
+        let is_given = given.is_some();
         if let Some(given) = given {
             states.push(scene.stand(given).await?);
         }
         let before = scene.merge(states).await?;
         let mut verdict = self.verdict(scene, pdu, &before).await?;
-        if verdict == Verdict::Accepted
-            && let Err(reason) = authorise(&lock(slot).lock(), pdu)
-        {
-            verdict = Verdict::SoftFailed(reason.message);
+        if verdict == Verdict::Accepted {
+            let now = is_given.then(|| others.iter().chain([&before]).cloned().collect());
+            if let Some(reason) = self.refused_now(slot, scene, pdu, now).await? {
+                verdict = Verdict::SoftFailed(reason);
+            }
         }
         let after = match with.key {
             Some(key) if !matches!(verdict, Verdict::Rejected(_)) => {
@@ -107,6 +109,27 @@ impl RoomOwner {
             gaps: None,
         };
         Ok((verdict, effect))
+    }
+
+    /// Why the room as it is now does not allow the event, if that is so. Where much is missing the
+    /// room may have changed in what is; then it is what `states` together come to.
+    async fn refused_now(
+        &self,
+        slot: &Slot,
+        scene: &mut Scene<'_>,
+        pdu: &Arc<Pdu>,
+        states: Option<Vec<StateAt>>,
+    ) -> Result<Option<String>> {
+        let Some(states) = states else {
+            return Ok(authorise(&lock(slot).lock(), pdu).err().map(|why| why.message));
+        };
+        let now = scene.merge(states).await?;
+        let state = scene.deciding(pdu, &now.state).await?;
+        let checked =
+            check_state_dependent_auth_rules(&scene.rules.authorization, &**pdu, |kind, key| {
+                state.get(&(kind.to_string(), key.to_owned())).map(|pdu| (**pdu).clone())
+            });
+        Ok(checked.err())
     }
 
     /// Heads that an event with these predecessors leaves in place.

@@ -11,6 +11,14 @@ statements! {
     LIST_STALE_LISTS = "SELECT l.user_nid, u.user_id FROM remote_device_lists l
                         JOIN users_nid u ON u.nid = l.user_nid
                         WHERE l.is_stale ORDER BY l.user_nid LIMIT $1";
+    /// Users whose servers tell of their devices, because somebody here is in a room with them.
+    LIST_CURRENT_LISTS = "SELECT u.nid, u.user_id FROM users_nid u
+                          JOIN remote_device_lists l ON l.user_nid = u.nid AND NOT l.is_stale
+                          WHERE u.user_id = ANY($1::text[]) AND EXISTS (
+                              SELECT 1 FROM memberships theirs
+                              JOIN memberships ours ON ours.room = theirs.room AND ours.is_local
+                                                    AND ours.membership = 'j'
+                              WHERE theirs.user_nid = u.nid AND theirs.membership = 'j')";
     UPSERT_LISTS = "INSERT INTO remote_device_lists (user_nid, stream_id, is_stale)
                     SELECT * FROM unnest($1::int4[], $2::int8[], $3::bool[])
                     ON CONFLICT (user_nid)
@@ -54,6 +62,12 @@ pub async fn list(pool: &Pool, users: &[UserNid]) -> Result<Vec<(UserNid, Follow
 /// Some of those whose lists have to be fetched as a whole.
 pub async fn list_stale(pool: &Pool, limit: i64) -> Result<Vec<(UserNid, String)>> {
     let rows = pool.query(&LIST_STALE_LISTS, &[&limit]).await?;
+    Ok(rows.iter().map(|row| (UserNid(row.get(0)), row.get(1))).collect())
+}
+
+/// Those of the users whose devices are known as they are now.
+pub async fn list_current(pool: &Pool, users: &[&str]) -> Result<Vec<(UserNid, String)>> {
+    let rows = pool.query(&LIST_CURRENT_LISTS, &[&users]).await?;
     Ok(rows.iter().map(|row| (UserNid(row.get(0)), row.get(1))).collect())
 }
 

@@ -38,7 +38,8 @@ struct Late {
 }
 
 impl Keys {
-    /// Keys of this server's users in `wanted` as the requester may see them; one query.
+    /// Keys of this server's users in `wanted` as the requester may see them, and of those others
+    /// whose devices are followed.
     pub async fn query(&self, who: &Requester, wanted: &Wanted) -> Result<Queried> {
         if wanted.len() > MAX_USERS {
             return Err(Refusal::too_large("too many users in one query").into());
@@ -46,7 +47,11 @@ impl Keys {
         let mut answer = Queried::default();
         let local = wanted.keys().filter(|u| u.server_name() == self.deps.config.server_name);
         answer.device_keys = local.map(|user| (user.to_string(), Map::new())).collect();
-        let users = self.local_users(wanted.keys()).await?;
+        let mut users = self.local_users(wanted.keys()).await?;
+        for (nid, user) in self.followed_users(wanted.keys()).await? {
+            answer.device_keys.insert(user.to_string(), Map::new());
+            users.insert(nid, user);
+        }
         if users.is_empty() {
             return Ok(answer);
         }

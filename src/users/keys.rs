@@ -10,6 +10,7 @@ use chatd_storage::{
     Batch,
     keys::{self, Key},
     notices::Notice,
+    remote_devices,
 };
 use chatd_streams::{
     Writer,
@@ -222,6 +223,25 @@ impl Keys {
         let names: Vec<&str> = local.iter().map(|user| user.as_str()).collect();
         let nids = self.deps.interner.known_users(&names).await?;
         Ok(nids.into_iter().zip(local).filter_map(|(nid, user)| Some((nid?, user))).collect())
+    }
+
+    /// Numbers of those of `users` who belong to other servers and whose keys are known here
+    /// without asking these.
+    pub async fn followed_users<'a>(
+        &self,
+        users: impl Iterator<Item = &'a OwnedUserId>,
+    ) -> Result<HashMap<UserNid, &'a OwnedUserId>> {
+        let remote: Vec<_> =
+            users.filter(|user| user.server_name() != self.deps.config.server_name).collect();
+        let names: Vec<&str> = remote.iter().map(|user| user.as_str()).collect();
+        if names.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let followed = remote_devices::list_current(&self.deps.pool, &names).await?;
+        let by_name: HashMap<&str, &OwnedUserId> =
+            remote.into_iter().map(|user| (user.as_str(), user)).collect();
+        let found = followed.iter().filter_map(|(nid, name)| Some((*nid, *by_name.get(&**name)?)));
+        Ok(found.collect())
     }
 }
 

@@ -131,12 +131,6 @@ impl RemoteDevices {
         Ok(remote_devices::list_stale(&self.deps.pool, MOST_STALE).await?)
     }
 
-    /// Those of the users whose keys are known here without asking their servers.
-    pub async fn list_known(&self, users: &[UserNid]) -> Result<Vec<UserNid>> {
-        let followed = remote_devices::list(&self.deps.pool, users).await?;
-        Ok(followed.into_iter().filter(|(_, list)| !list.is_stale).map(|(user, _)| user).collect())
-    }
-
     /// Puts a whole list in the place of what was known of a user. On return it is durable.
     pub async fn replace(&self, user: UserNid, user_id: &str, list: DeviceList) -> Result<()> {
         let mut batched = Batched::default();

@@ -41,6 +41,15 @@ impl Database {
         Ok(Self { cluster, name })
     }
 
+    /// A copy of it. Whoever is connected to it is thrown out.
+    pub async fn copy(&self) -> Result<Self> {
+        let (name, admin) = (new_name(), self.cluster.connect("postgres").await?);
+        let others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1";
+        admin.query(others, &[&self.name]).await?;
+        admin.batch_execute(&format!("CREATE DATABASE {name} TEMPLATE {}", self.name)).await?;
+        Ok(Self { cluster: self.cluster.clone(), name })
+    }
+
     /// A connection of the test's own, to look behind the server's back.
     pub async fn connect(&self) -> Result<Client> {
         self.cluster.connect(&self.name).await

@@ -44,9 +44,13 @@ struct OneTimeKeys {
 }
 
 impl Queries {
-    /// Adds to `answer` the keys of those users in `wanted` who are of other servers.
+    /// Adds to `answer` the keys of those users in `wanted` who are of other servers and are not in
+    /// it yet.
     pub async fn keys(&self, wanted: &Wanted, within: Duration, answer: &mut Queried) {
-        let by_server = self.by_server(wanted);
+        let open =
+            wanted.iter().filter(|(user, _)| !answer.device_keys.contains_key(user.as_str()));
+        let open: Wanted = open.map(|(user, devices)| (user.clone(), devices.clone())).collect();
+        let by_server = self.by_server(&open);
         let answers = self.ask_all::<Keys, _>("query", "device_keys", &by_server, within).await;
         for (server, keys) in answers {
             let asked = by_server.get(&server);

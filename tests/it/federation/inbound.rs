@@ -1,0 +1,188 @@
+//! What another server sends.
+
+use chatd_kit::{
+    Other, Server, Settings, User,
+    other::{Reply, Room},
+    scenario,
+};
+use serde_json::{Value, json};
+
+/// A public room of Alice's that Bob, of another server, has joined.
+struct Shared {
+    alice: User,
+    other: Other,
+    bob: String,
+    room: String,
+    far: Room,
+}
+
+async fn shared(server: &Server, version: &str) -> Shared {
+    let alice = server.user("alice").await;
+    let room = alice.create_room().preset("public_chat").version(version).await;
+    let other = Other::start().await;
+    let bob = other.user("bob");
+    let far = other.join(&server.peer(), &room, &bob).await;
+    Shared { alice, other, bob, room, far }
+}
+
+scenario! {
+    async fn an_event_of_another_server_is_seen(server: Server) with (Settings::federating()) {
+        let Shared { alice, other, bob, room, far } = shared(&server, "11").await;
+        let mut feed = alice.feed().await;
+        let text = far.say(&bob, "hello");
+        let peer = server.peer();
+        let first = other.send_as(&peer, "one", std::slice::from_ref(&text), &[]).await;
+        assert_eq!(first.ok()["pdus"], json!({ &text.id: {} }));
+        let seen = feed.until_event(&room, &text.id).await;
+        assert_eq!(seen["sender"], bob);
+        let again = other.send_as(&peer, "one", std::slice::from_ref(&text), &[]).await;
+        assert_eq!(again.ok(), first.ok());
+        let other_way = other.send(&peer, std::slice::from_ref(&text), &[]).await;
+        assert_eq!(other_way.ok(), first.ok(), "known by another transaction");
+        let history = alice.history(&room).await;
+        assert_eq!(history.iter().filter(|event| event["event_id"] == text.id).count(), 1);
+        // Redacted where the content is not what was hashed.
+        let changed = far.say(&bob, "true");
+        let changed = changed.forged(&far.rules(), |event| event["content"]["body"] = "no".into());
+        other.deliver(&peer, std::slice::from_ref(&changed)).await;
+        let seen = feed.until_event(&room, &changed.id).await;
+        assert_eq!(seen["content"], json!({}));
+        assert!(other.problems().is_empty(), "{:?}", other.problems());
+    }
+
+    async fn what_lies_between_is_fetched(server: Server) with (Settings::federating()) {
+        let Shared { alice, other, bob, room, far } = shared(&server, "10").await;
+        let mut feed = alice.feed().await;
+        let texts: Vec<_> = (0..25).map(|n| far.say(&bob, &n.to_string())).collect();
+        let last = texts.last().expect("the last");
+        other.deliver(&server.peer(), std::slice::from_ref(last)).await;
+        feed.until_event(&room, &last.id).await;
+        let history = alice.history(&room).await;
+        let ids: Vec<&Value> = history.iter().map(|event| &event["event_id"]).collect();
+        for text in &texts {
+            assert!(ids.contains(&&text.id.as_str().into()), "{ids:#?}");
+        }
+    }
+
+    async fn the_state_is_fetched_where_too_much_is_missing(server: Server)
+    with (Settings::federating()) {
+        let Shared { alice, other, bob, room, far } = shared(&server, "11").await;
+        let mut feed = alice.feed().await;
+        other.always("POST", "/_matrix/federation/v1/get_missing_events/",
+            Reply::json(&json!({"events": []})));
+        let carol = other.user("carol");
+        let member = json!({"membership": "join"});
+        far.set(&carol, "m.room.member", &carol, member);
+        far.say(&bob, "never sent");
+        let last = far.say(&carol, "sent");
+        other.deliver(&server.peer(), std::slice::from_ref(&last)).await;
+        feed.until_event(&room, &last.id).await;
+        let members = alice.get(chatd_kit::path("/_matrix/client/v3/rooms/{}/joined_members", &[&room]));
+        let members = members.await;
+        assert!(members.ok()["joined"][&carol].is_object(), "{members}");
+        // What was missing comes after all, and has its place.
+        other.behave();
+        let next = far.say(&bob, "next");
+        other.deliver(&server.peer(), std::slice::from_ref(&next)).await;
+        feed.until_event(&room, &next.id).await;
+    }
+
+    async fn lies_are_refused(server: Server) with (Settings::federating()) {
+        let Shared { alice, other, bob, room, far } = shared(&server, "11").await;
+        let peer = server.peer();
+        let error = |answer: &chatd_kit::Answer, id: &str| {
+            answer.ok()["pdus"][id]["error"].as_str().unwrap_or_default().to_owned()
+        };
+        // In the name of a user of another server.
+        let forged = far.draft(&alice.id, "m.room.message", json!({"body": "I, Alice"})).make();
+        let answer = other.send(&peer, std::slice::from_ref(&forged), &[]).await;
+        assert!(!error(&answer, &forged.id).is_empty(), "{answer}");
+        // Too large by one byte and more.
+        let large = far.draft(&bob, "m.room.message", json!({"body": "x".repeat(66_000)})).make();
+        let answer = other.send(&peer, std::slice::from_ref(&large), &[]).await;
+        assert!(answer.ok()["pdus"][&large.id] != json!({}), "{answer}");
+        // Too many.
+        let many: Vec<_> = (0..51).map(|_| forged.clone()).collect();
+        other.send(&peer, &many, &[]).await.refused(400, "M_TOO_LARGE");
+        let edus = vec![json!({"edu_type": "m.typing", "content": {}}); 101];
+        other.send(&peer, &[], &edus).await.refused(400, "M_TOO_LARGE");
+        // Of a room that nobody here knows.
+        let elsewhere = other.create_room("11", &bob).say(&bob, "where am I?");
+        let answer = other.send(&peer, std::slice::from_ref(&elsewhere), &[]).await;
+        assert_ne!(answer.ok()["pdus"][&elsewhere.id], json!({}), "{answer}");
+        // Without the power that it needs: kept, and not seen.
+        let levels = json!({"users": {&bob: 100}});
+        let coup = far.draft(&bob, "m.room.power_levels", levels).state("").make();
+        other.send(&peer, std::slice::from_ref(&coup), &[]).await.ok();
+        let now = alice.get_state(&room, "m.room.power_levels", "").await;
+        assert!(now.ok()["users"][&bob].is_null(), "{now}");
+        // A server that the room keeps out.
+        let list = json!({"allow": ["*"], "deny": [other.name().split(':').next()]});
+        alice.set_state(&room, "m.room.server_acl", "", &list).await.ok();
+        let late = far.say(&bob, "let me in");
+        let answer = other.send(&peer, std::slice::from_ref(&late), &[]).await;
+        assert!(!error(&answer, &late.id).is_empty(), "{answer}");
+        alice.send(&room, "we are alone").await;
+    }
+
+    async fn edus_reach_clients(server: Server) with (Settings::federating()) {
+        let Shared { alice, other, bob, room, far: _ } = shared(&server, "11").await;
+        let peer = server.peer();
+        let mut feed = alice.feed().await;
+        let event = alice.send(&room, "read me").await;
+        let edu = |kind: &str, content: Value| json!({"edu_type": kind, "content": content});
+        let stranger = "@carol:elsewhere.example";
+        let receipt = json!({"data": {"ts": 1_700_000_000_000_i64}, "event_ids": [&event]});
+        let device = json!({
+            "user_id": bob, "device_id": "PHONE", "algorithms": [], "keys": {}, "signatures": {},
+        });
+        let list = json!({
+            "user_id": bob, "stream_id": 7,
+            "devices": [{"device_id": "PHONE", "keys": device, "device_display_name": "phone"}],
+        });
+        other.always("GET", "/_matrix/federation/v1/user/devices/", Reply::json(&list));
+        let edus = [
+            edu("m.typing", json!({"room_id": room, "user_id": bob, "typing": true})),
+            edu("m.typing", json!({"room_id": room, "user_id": stranger, "typing": true})),
+            edu("m.receipt", json!({ &room: { "m.read": { &bob: receipt } } })),
+            edu("m.presence", json!({"push": [{
+                "user_id": bob, "presence": "online", "last_active_ago": 10, "status_msg": "here",
+            }]})),
+            edu("m.direct_to_device", json!({
+                "sender": bob, "type": "org.example.ping", "message_id": "m1",
+                "messages": { &alice.id: { "*": {"n": 1} } },
+            })),
+            edu("m.device_list_update", json!({
+                "user_id": bob, "device_id": "PHONE", "stream_id": 5, "prev_id": [4],
+            })),
+        ];
+        other.send(&peer, &[], &edus).await.ok();
+        other.send(&peer, &[], &edus).await.ok();
+        let mut open: Vec<&str> = vec!["typing", "receipt", "presence", "message", "devices"];
+        let mut messages = 0;
+        feed.until("all that was sent", |synced| {
+            let has = |kind: &str| synced.ephemeral_of(&room, kind);
+            let typing = has("m.typing").is_some_and(|typing| {
+                typing["content"]["user_ids"] == json!([bob])
+            });
+            let read = has("m.receipt")
+                .is_some_and(|receipt| receipt["content"][&event]["m.read"][&bob].is_object());
+            let present = synced.presence().iter().any(|presence| {
+                presence["sender"] == bob && presence["content"]["status_msg"] == "here"
+            });
+            let got = synced.to_device().len();
+            messages += got;
+            let changed = synced.ok()["device_lists"]["changed"].to_string().contains(&bob);
+            let found = [
+                ("typing", typing), ("receipt", read), ("presence", present), ("message", got > 0),
+                ("devices", changed),
+            ];
+            open.retain(|name| !found.iter().any(|(other, found)| other == name && *found));
+            open.is_empty().then_some(())
+        })
+        .await;
+        assert_eq!(messages, 1, "a repeat has no effect");
+        let devices = "/_matrix/federation/v1/user/devices/";
+        other.until("the list is fetched", "GET", devices, |_| Some(())).await;
+    }
+}
