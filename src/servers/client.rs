@@ -111,6 +111,13 @@ impl Client {
         answer
     }
 
+    /// Takes note that the server has made a request of its own.
+    pub(crate) async fn has_heard_from(&self, server: &ServerName) {
+        if let Err(error) = self.back_off.note_life(server).await {
+            tracing::debug!(server.name = %server, %error, "it could not be noted how a server is");
+        }
+    }
+
     /// What cannot be read keeps nobody from asking.
     async fn left_alone_until(&self, server: &ServerName) -> Option<u64> {
         self.back_off.until(server).await.unwrap_or_else(|error| {

@@ -45,7 +45,7 @@ pub struct Keyring {
 
 pub(crate) struct Inner {
     pub(crate) deps: Deps,
-    client: Arc<Client>,
+    pub(crate) client: Arc<Client>,
     pub(crate) own: OwnKeys,
     known: Cache<OwnedServerName, Arc<ServerKeys>>,
     /// When a server may be asked again (milliseconds).

@@ -43,6 +43,7 @@ impl Keyring {
         };
         let signer = signer(&headers, keys, now_ms, &request, us)?;
         self.inner.renew(&origin, keys, &signer.key_id);
+        self.inner.client.has_heard_from(&origin).await;
         Ok(origin)
     }
 }

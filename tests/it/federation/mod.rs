@@ -22,3 +22,4 @@
 mod doors;
 mod oracle;
 mod others;
+mod queries;
