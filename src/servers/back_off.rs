@@ -10,6 +10,7 @@ use chatd_storage::{
     destinations::{self, Destination, Intervals},
     notices::{Heard, Notice, Notices},
 };
+use parking_lot::RwLock;
 use ruma_common::{OwnedServerName, ServerName};
 
 /// Servers that are remembered (R8).
@@ -24,7 +25,11 @@ pub struct BackOff {
     clock: Clock,
     intervals: Intervals,
     known: Arc<Cache<OwnedServerName, Known>>,
+    /// Who wants to hear of signs of life.
+    ears: Arc<RwLock<Vec<Ear>>>,
 }
+
+type Ear = Box<dyn Fn(&ServerName) + Send + Sync>;
 
 #[derive(Clone, Copy, Debug)]
 struct Known {
@@ -41,10 +46,17 @@ impl BackOff {
         limits: &FederationLimits,
     ) -> Self {
         let known = Arc::new(Cache::<OwnedServerName, Known>::new("back_off", CACHE));
+        let ears: Arc<RwLock<Vec<Ear>>> = Arc::default();
+        let listening = Arc::downgrade(&ears);
         let heard = Arc::downgrade(&known);
         notices.on_heard(move |told| match (told, heard.upgrade()) {
             (Heard::Notice(Notice::ServerAlive { server }), Some(known)) => {
                 known.retain(|one, _| one.as_str() != server);
+                if let (Some(ears), Ok(server)) =
+                    (listening.upgrade(), <&ServerName>::try_from(server.as_str()))
+                {
+                    ears.read().iter().for_each(|ear| ear(server));
+                }
             }
             (Heard::Missed | Heard::Notice(Notice::Everything), Some(known)) => known.clear(),
             _ => {}
@@ -56,7 +68,13 @@ impl BackOff {
             longest_ms: ms(limits.destination_max_retry_interval).unwrap_or(i64::MAX),
         };
         let (pool, notices, clock) = (pool.clone(), notices.clone(), clock.clone());
-        Self { pool, notices, clock, intervals, known }
+        Self { pool, notices, clock, intervals, known, ears }
+    }
+
+    /// Adds somebody who wants to know when a server that was left alone has shown signs of life,
+    /// here or on another instance. It must be quick. Called while the instance is wired.
+    pub fn on_life(&self, ear: impl Fn(&ServerName) + Send + Sync + 'static) {
+        self.ears.write().push(Box::new(ear));
     }
 
     /// Until when the server is left alone, if it is (milliseconds since the epoch).
@@ -81,6 +99,7 @@ impl BackOff {
         if self.retry_at(server).await?.is_some() {
             destinations::note_life(&self.pool, &self.notices, server.as_str()).await?;
             self.learn(server, None);
+            self.ears.read().iter().for_each(|ear| ear(server));
             tracing::info!(server.name = %server, "the server answers again");
         }
         Ok(())
