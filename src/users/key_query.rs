@@ -55,9 +55,36 @@ impl Keys {
         if users.is_empty() {
             return Ok(answer);
         }
+        let mut names: HashMap<UserNid, String> =
+            users.iter().map(|(nid, user)| (*nid, user.to_string())).collect();
+        self.name_signers(&mut names, who);
+        self.read_keys(&mut answer, &users, who.user, wanted, names).await?;
+        Ok(answer)
+    }
+
+    /// As [`Keys::query`], for other servers: with the signatures that everybody may see.
+    pub async fn query_for_servers(&self, wanted: &Wanted) -> Result<Queried> {
+        let mut answer = Queried::default();
+        let users = self.local_users(wanted.keys()).await?;
+        if !users.is_empty() {
+            let names = users.iter().map(|(nid, user)| (*nid, user.to_string())).collect();
+            self.read_keys(&mut answer, &users, UserNid(0), wanted, names).await?;
+        }
+        Ok(answer)
+    }
+
+    /// Reads keys of `users` as `asker` may see them. `names` are those of possible signers.
+    async fn read_keys(
+        &self,
+        answer: &mut Queried,
+        users: &HashMap<UserNid, &OwnedUserId>,
+        asker: UserNid,
+        wanted: &Wanted,
+        names: HashMap<UserNid, String>,
+    ) -> Result<()> {
         let nids: Vec<UserNid> = users.keys().copied().collect();
         let mut late = Vec::new();
-        for (user, row) in keys::list(&self.deps.pool, &nids, who.user).await? {
+        for (user, row) in keys::list(&self.deps.pool, &nids, asker).await? {
             let Some(user_id) = users.get(&user) else { continue };
             match row {
                 KeyRow::Signature { target, signer, key_id, signature } => {
@@ -66,10 +93,8 @@ impl Keys {
                 row => answer.add(user_id, wanted, row)?,
             }
         }
-        let mut names = users.into_iter().map(|(nid, user)| (nid, user.to_string())).collect();
-        self.name_signers(&mut names, who);
         answer.sign(&names, late);
-        Ok(answer)
+        Ok(())
     }
 
     /// Signers are the users themselves or the asking one.
