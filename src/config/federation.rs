@@ -24,6 +24,9 @@ pub struct Federation {
     pub custom_ca_list: Option<Vec<PathBuf>>,
     /// `ip_range_blocklist` and `ip_range_allowlist`.
     pub addresses: AddressRules,
+    /// `federation_rr_transactions_per_room_per_second`: how often receipts of a room go to other
+    /// servers, all of them together. Default 50.
+    pub receipts_per_second: u32,
     /// `federation`.
     pub limits: FederationLimits,
 }
@@ -43,6 +46,7 @@ struct Keys {
     /// The older names.
     ip_range_blacklist: Option<Vec<Range>>,
     ip_range_whitelist: Option<Vec<Range>>,
+    federation_rr_transactions_per_room_per_second: u32,
     federation: FederationLimits,
 }
 
@@ -58,6 +62,7 @@ impl Default for Keys {
             ip_range_allowlist: None,
             ip_range_blacklist: None,
             ip_range_whitelist: None,
+            federation_rr_transactions_per_room_per_second: 50,
             federation: FederationLimits::default(),
         }
     }
@@ -78,6 +83,7 @@ impl From<Keys> for Federation {
                 blocked: blocked.map_or_else(default_blocklist, ranges),
                 allowed: allowed.map(ranges).unwrap_or_default(),
             },
+            receipts_per_second: keys.federation_rr_transactions_per_room_per_second,
             limits: keys.federation,
         }
     }
