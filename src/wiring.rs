@@ -156,7 +156,7 @@ async fn serve(
     if let Some(caller) = fleet.as_ref().map(Fleet::caller) {
         federation.deps.servers.client.join(Arc::new(Carrier(caller)));
     }
-    start_tasks(&app.users, &app.rooms, &leases);
+    start_tasks(&app.users, &app.rooms, &federation, &leases);
     let mut routers = chatd_api_client::routers(&app);
     routers.extend(chatd_api_admin::routers(&Arc::new(admin)));
     let federation = chatd_api_federation::App { federation };
@@ -280,7 +280,7 @@ fn signer(config: &Config, keys: &SigningKeys) -> Result<Signer> {
 }
 
 /// Starts the work that this instance does by itself, as far as it is its own.
-fn start_tasks(users: &Users, rooms: &Arc<Rooms>, leases: &Leases) {
+fn start_tasks(users: &Users, rooms: &Arc<Rooms>, federation: &Federation, leases: &Leases) {
     let Deps { pool, clock, stop, .. } = users.deps.clone();
     let (rooms, ending) = (rooms.clone(), stop.clone());
     let clean = move |_| {
@@ -290,7 +290,13 @@ fn start_tasks(users: &Users, rooms: &Arc<Rooms>, leases: &Leases) {
             tokio::join!(finishing, cleaning);
         }
     };
-    tasks::spawn("cleanup", leases.keep(TaskName::Cleanup.as_str(), stop, clean));
+    tasks::spawn("cleanup", leases.keep(TaskName::Cleanup.as_str(), stop.clone(), clean));
+    let parts = leases.parts_of(TaskName::FederationSender.as_str());
+    for part in &parts {
+        let (sending, name, parts) = (federation.sending.clone(), part.clone(), parts.clone());
+        let send = move |_| sending.clone().run(name.clone(), parts.clone());
+        tasks::spawn("federation_sender", leases.keep(part, stop.clone(), send));
+    }
 }
 
 /// The other instances, if there may be any: those that call this one need not be in the

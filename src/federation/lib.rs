@@ -3,6 +3,7 @@
 
 pub mod inbound;
 pub mod queries;
+pub mod sending;
 
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use chatd_rooms::{Rooms, read::Reader};
 use chatd_servers::Servers;
 use chatd_users::Users;
 
-use crate::{inbound::Inbound, queries::Queries};
+use crate::{inbound::Inbound, queries::Queries, sending::Sending};
 
 /// What every service of this member is built from. Cheap to clone.
 #[derive(Clone)]
@@ -30,10 +31,13 @@ pub struct Federation {
     pub deps: Deps,
     /// Asks other servers on behalf of clients.
     pub queries: Queries,
+    /// What goes to other servers.
+    pub sending: Arc<Sending>,
 }
 
 impl Federation {
     pub fn new(deps: Deps) -> Self {
-        Self { inbound: Inbound::new(&deps), queries: Queries::new(&deps), deps }
+        let (inbound, queries) = (Inbound::new(&deps), Queries::new(&deps));
+        Self { inbound, queries, sending: Sending::new(&deps), deps }
     }
 }

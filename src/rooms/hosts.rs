@@ -136,6 +136,16 @@ impl Hosts {
         Ok(servers.into_iter().map(|(server, _)| server.clone()).collect())
     }
 
+    /// The other servers in each of `rooms`. One query at most.
+    pub async fn servers_in_all(
+        &self,
+        rooms: &[RoomNid],
+    ) -> Result<Vec<(RoomNid, Vec<OwnedServerName>)>> {
+        let all = self.now(rooms).await?;
+        let names = |counts: Arc<Counts>| counts.keys().cloned().collect();
+        Ok(rooms.iter().copied().zip(all.into_iter().map(names)).collect())
+    }
+
     /// As [`Hosts::servers_in`]; nobody is in a room that is not known.
     pub async fn servers_in_room(&self, room_id: &RoomId) -> Result<Vec<OwnedServerName>> {
         match self.users.room_nids.find(room_id).await? {

@@ -55,6 +55,7 @@ use chatd_users::Users;
 pub use door::{Door, Outline};
 pub use outliers::Stored;
 pub use owner::{RoomOwner, Sent};
+pub use pdu::federation_json;
 pub use receive::{Before, Received, Verdict};
 pub use seal::{Draft, Route, Signer};
 

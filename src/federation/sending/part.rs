@@ -1,0 +1,556 @@
+//! One sender: it holds the queues of its servers, and decides who gets what when. What takes time
+//! is done by tasks, at most so many at once; the tables are written once a second while anything
+//! happens, and not at all while nothing does.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use chatd_base::{Position, Result, WriterId, tasks};
+use chatd_storage::{
+    destinations,
+    sending::{self, OwedRoom, Progress, ToSend},
+};
+use chatd_streams::StreamToken;
+use metrics::Gauge;
+use ruma_common::{OwnedServerName, ServerName};
+use tokio::sync::mpsc;
+
+use super::{
+    Sending,
+    catch_up::MOST_ROOMS,
+    delivery::{Behind, Delivery, Done, Outcome},
+    destination::{Destination, Ledger, Owed, Queued},
+    devices,
+    inbox::{Inbox, News},
+    routing,
+    shards::{least, limited, range, shard_of},
+    spread::{Fact, Spread},
+    transaction::MOST_PDUS,
+};
+
+/// Transactions that are under way at the same time.
+const MOST_RUNNING: usize = 100;
+/// Events that are read at a time.
+const MOST_READ: i64 = 500;
+/// Messages to devices in one transaction.
+const MOST_OUTBOUND: i64 = 50;
+/// Changes of device lists in one transaction.
+const MOST_DEVICES: usize = 20;
+/// How often the tables are written.
+const WRITE_EVERY_MS: u64 = 1_000;
+/// A clock that is set cannot stop everything for longer.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// What waits for longer is noted as missed, so that the token can move on.
+const SLOW_MS: u64 = 3_000;
+
+/// A sender at work.
+pub(super) struct Part {
+    with: Arc<Sending>,
+    inbox: Arc<Inbox>,
+    /// With their epochs.
+    shards: Vec<(i16, i64)>,
+    /// From where on the servers of each shard are to be told: events and device lists.
+    began: HashMap<i16, (StreamToken, StreamToken)>,
+    /// Up to where it is known who is to be told.
+    events: StreamToken,
+    device_lists: StreamToken,
+    /// Changes of device lists above the least position of `device_lists` that were seen.
+    seen_changes: BTreeSet<(Position, i32)>,
+    destinations: HashMap<OwnedServerName, Destination>,
+    /// Those that can be sent to.
+    line: VecDeque<OwnedServerName>,
+    /// When those that do not answer are tried again.
+    timers: BTreeSet<(u64, OwnedServerName)>,
+    spread: Spread,
+    ledger: Ledger,
+    running: usize,
+    tell_done: mpsc::Sender<Done>,
+    done: mpsc::Receiver<Done>,
+    /// What the tables say; and when they were written.
+    written: Option<(String, String)>,
+    written_ms: u64,
+    /// Whether there may be something to write.
+    is_dirty: bool,
+    pending: [Gauge; 2],
+}
+
+fn token(text: &str) -> Result<StreamToken> {
+    text.parse().map_err(|_| chatd_base::Error::internal(format!("{text} is not a token")))
+}
+
+impl Part {
+    /// Takes over the shards and reads what their servers are owed.
+    pub(super) async fn open(with: &Arc<Sending>, mine: &[i16]) -> Result<Self> {
+        let inbox = with.inboxes.open();
+        let pool = with.pool();
+        let mut began = HashMap::new();
+        let mut shards = Vec::new();
+        for shard in sending::take(pool, mine).await? {
+            began.insert(shard.id, (token(&shard.events)?, token(&shard.device_lists)?));
+            shards.push((shard.id, shard.epoch));
+        }
+        let both = |a: (StreamToken, StreamToken), b: &(StreamToken, StreamToken)| {
+            (least(&a.0, &b.0), least(&a.1, &b.1))
+        };
+        let first = began.values().next().cloned().unwrap_or_default();
+        let (events, device_lists) = began.values().fold(first, both);
+        let (tell_done, done) = mpsc::channel(MOST_RUNNING);
+        let config = &with.deps.config;
+        let rate = u64::from(config.federation.receipts_per_second);
+        let spread = Spread::new(with.own_name(), rate);
+        let mut part = Self {
+            with: with.clone(),
+            inbox,
+            shards,
+            began,
+            events,
+            device_lists,
+            seen_changes: BTreeSet::new(),
+            destinations: HashMap::new(),
+            line: VecDeque::new(),
+            timers: BTreeSet::new(),
+            spread,
+            ledger: Ledger::default(),
+            running: 0,
+            tell_done,
+            done,
+            written: None,
+            written_ms: 0,
+            is_dirty: true,
+            pending: ["destinations", "pdus"].map(|what| {
+                metrics::gauge!(format!("synapse_federation_transaction_queue_pending_{what}"))
+            }),
+        };
+        part.read_owed().await?;
+        Ok(part)
+    }
+
+    async fn read_owed(&mut self) -> Result<()> {
+        let pool = self.with.pool().clone();
+        for owed in sending::list_owed_rooms(&pool).await? {
+            let Some(one) = self.named(&owed.server) else { continue };
+            one.is_behind = true;
+            one.owed.insert(owed.room, Owed { since: owed.since, ahead: owed.ahead });
+        }
+        for (server, since) in sending::list_owed_devices(&pool).await? {
+            let since = token(&since)?;
+            let Some(one) = self.named(&server) else { continue };
+            one.is_behind = true;
+            one.owed_devices = Some(since);
+        }
+        self.read_outbound().await?;
+        for failing in destinations::list(&pool).await? {
+            let Ok(server) = OwnedServerName::try_from(failing.server) else { continue };
+            if let Some(one) = self.destinations.get_mut(&server) {
+                one.is_failing = true;
+                one.retry_at = u64::try_from(failing.retry_at).unwrap_or_default();
+            }
+        }
+        let all: Vec<OwnedServerName> = self.destinations.keys().cloned().collect();
+        all.iter().for_each(|server| self.wake(server));
+        Ok(())
+    }
+
+    async fn read_outbound(&mut self) -> Result<()> {
+        for server in sending::list_outbound_servers(self.with.pool()).await? {
+            if let Some(one) = self.named(&server) {
+                one.has_outbound = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// The server of that name, if it is one of this sender's.
+    fn named(&mut self, server: &str) -> Option<&mut Destination> {
+        let server = OwnedServerName::try_from(server).ok()?;
+        self.mine(&server).then(|| self.destinations.entry(server).or_default())
+    }
+
+    fn mine(&self, server: &ServerName) -> bool {
+        self.began.contains_key(&shard_of(server))
+    }
+
+    /// Until something fails.
+    pub(super) async fn run(&mut self) -> Result<()> {
+        let mut news = News { events: true, device_lists: true, ..News::default() };
+        loop {
+            if news.events {
+                self.consider_events().await?;
+            }
+            if news.device_lists {
+                self.consider_device_lists().await?;
+            }
+            self.take_news(&mut news).await?;
+            self.start().await?;
+            self.write_if_due().await?;
+            let pause = self.pause();
+            tokio::select! {
+                biased;
+                Some(done) = self.done.recv() => self.finish_all(done),
+                () = self.inbox.has_news() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+            news = self.inbox.take();
+        }
+    }
+
+    /// How long nothing has to be done unless something happens.
+    fn pause(&self) -> Duration {
+        let timer = self.timers.first().map(|(at, _)| *at);
+        let write = self.is_dirty.then_some(self.written_ms + WRITE_EVERY_MS);
+        let due = [timer, write, self.spread.due()].into_iter().flatten().min();
+        let now_ms = self.with.now_ms();
+        let until = |due: u64| Duration::from_millis(due.saturating_sub(now_ms));
+        due.map_or(Duration::MAX, |due| until(due).min(LONGEST_PAUSE))
+    }
+
+    /// Finds out who gets the events that are new.
+    async fn consider_events(&mut self) -> Result<()> {
+        loop {
+            let target = self.with.streams().events.token();
+            if self.events.is_at_least(&target) {
+                return Ok(());
+            }
+            let between = range(&self.events, &target);
+            let read = sending::list_to_send(self.with.pool(), &between, MOST_READ).await?;
+            let is_full = i64::try_from(read.len()).unwrap_or(i64::MAX) >= MOST_READ;
+            let end = read.last().filter(|_| is_full).map_or(Position(i64::MAX), |last| last.pos);
+            let (config, hosts) = (&self.with.deps.config, &self.with.deps.rooms.hosts);
+            let goes_to = routing::destinations(config, hosts, &read).await?;
+            for (event, servers) in read.iter().zip(goes_to) {
+                self.add(event, servers);
+            }
+            self.events = limited(&self.events, &target, end);
+            self.is_dirty = true;
+            if !is_full {
+                return Ok(());
+            }
+        }
+    }
+
+    fn add(&mut self, event: &ToSend, servers: BTreeSet<OwnedServerName>) {
+        let ToSend { nid, pos, writer, room, .. } = *event;
+        let queued = Queued { nid, pos, writer, room, came_ms: self.with.now_ms() };
+        let began = &self.began;
+        let is_due = |server: &OwnedServerName| {
+            began.get(&shard_of(server)).is_some_and(|(events, _)| !events.covers(writer, pos))
+        };
+        let servers: Vec<OwnedServerName> = servers.into_iter().filter(is_due).collect();
+        metrics::counter!("synapse_federation_client_sent_pdu_destinations_count_total")
+            .increment(1);
+        metrics::counter!("synapse_federation_client_sent_pdu_destinations_total")
+            .increment(servers.len() as u64);
+        for server in servers {
+            let one = self.destinations.entry(server.clone()).or_default();
+            one.add(&server, queued, &mut self.ledger);
+            self.wake(&server);
+        }
+    }
+
+    /// Finds out who is told of device lists that are new.
+    async fn consider_device_lists(&mut self) -> Result<()> {
+        loop {
+            let target = self.with.streams().device_lists.token();
+            if self.device_lists.is_at_least(&target) {
+                return Ok(());
+            }
+            let (low, high) = (self.device_lists.min, target.max());
+            let (pool, own) = (self.with.pool(), self.with.own_name());
+            let (mut changes, end) = devices::changes(pool, own, low, high).await?;
+            changes.retain(|change| self.seen_changes.insert((change.pos, change.user.0)));
+            let users: BTreeSet<_> = changes.iter().map(|change| change.user).collect();
+            let users: Vec<_> = users.into_iter().collect();
+            let sharing = self.with.deps.rooms.hosts.sharing(&users).await?;
+            for change in changes {
+                for server in sharing.get(&change.user).into_iter().flatten() {
+                    if self.mine(server) && self.may_talk_to(server) {
+                        let one = self.destinations.entry(server.clone()).or_default();
+                        one.add_device(server, &change, &mut self.ledger);
+                        self.wake(server);
+                    }
+                }
+            }
+            let is_all = end >= high;
+            self.device_lists = if is_all { target } else { StreamToken::at(end) };
+            let min = self.device_lists.min;
+            self.seen_changes.retain(|(pos, _)| *pos > min);
+            self.is_dirty = true;
+            if is_all {
+                return Ok(());
+            }
+        }
+    }
+
+    fn may_talk_to(&self, server: &ServerName) -> bool {
+        self.with.deps.config.federation.may_talk_to(server)
+    }
+
+    async fn take_news(&mut self, news: &mut News) -> Result<()> {
+        if std::mem::take(&mut news.outbound_missed) {
+            self.read_outbound().await?;
+            let all: Vec<OwnedServerName> = self.destinations.keys().cloned().collect();
+            all.iter().for_each(|server| self.wake(server));
+        }
+        for server in std::mem::take(&mut news.outbound) {
+            if self.mine(&server) {
+                self.destinations.entry(server.clone()).or_default().has_outbound = true;
+                self.wake(&server);
+            }
+        }
+        for server in std::mem::take(&mut news.alive) {
+            if let Some(one) = self.destinations.get_mut(&server) {
+                one.retry_at = 0;
+                self.wake(&server);
+            }
+        }
+        let now_ms = self.with.now_ms();
+        self.spread.add(news, now_ms);
+        if self.spread.due().is_some_and(|due| due <= now_ms) {
+            let facts = self.spread.take(&self.with.deps.rooms.hosts, now_ms).await?;
+            facts.into_iter().for_each(|(server, fact)| self.tell(server, fact));
+        }
+        while let Some((at, _)) = self.timers.first()
+            && *at <= now_ms
+            && let Some((_, server)) = self.timers.pop_first()
+        {
+            self.wake(&server);
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, server: OwnedServerName, fact: Fact) {
+        if !self.mine(&server) || !self.may_talk_to(&server) {
+            return;
+        }
+        let one = self.destinations.entry(server.clone()).or_default();
+        if one.is_behind {
+            return;
+        }
+        match fact {
+            Fact::Receipt(row) => one.ephemeral.add_receipt(&row),
+            Fact::Presence(row) => one.ephemeral.add_presence(&row),
+            Fact::Typing(room, user, types) => one.ephemeral.add_typing(&room, &user, types),
+        }
+        self.wake(&server);
+    }
+
+    /// Puts a server in the line if there is something for it and it may be sent to.
+    fn wake(&mut self, server: &OwnedServerName) {
+        let Some(one) = self.destinations.get_mut(server) else { return };
+        if one.is_busy || one.is_in_line || !one.has_work() {
+            return;
+        }
+        if one.retry_at > self.with.now_ms() {
+            self.timers.insert((one.retry_at, server.clone()));
+            return;
+        }
+        one.is_in_line = true;
+        self.line.push_back(server.clone());
+    }
+
+    /// Begins transactions, as many as may be under way. What goes into them is read for all
+    /// together.
+    async fn start(&mut self) -> Result<()> {
+        let mut servers = Vec::new();
+        while self.running + servers.len() < MOST_RUNNING
+            && let Some(server) = self.line.pop_front()
+        {
+            let Some(one) = self.destinations.get_mut(&server) else { continue };
+            one.is_in_line = false;
+            one.is_busy = true;
+            servers.push(server);
+        }
+        if servers.is_empty() {
+            return Ok(());
+        }
+        let mut deliveries = self.fill(servers).await?;
+        for delivery in &mut deliveries {
+            if let Some(one) = self.destinations.get_mut(&delivery.server) {
+                let room = delivery.transaction.room_for_edus();
+                delivery.transaction.add_edus(one.ephemeral.take(room, self.with.now_ms()));
+            }
+        }
+        for delivery in deliveries {
+            self.running += 1;
+            let (with, tell_done) = (self.with.clone(), self.tell_done.clone());
+            tasks::spawn("federation_transaction", async move {
+                let done = delivery.make(&with).await;
+                // Whoever began it may have ended.
+                let _ = tell_done.send(done).await;
+            });
+        }
+        Ok(())
+    }
+
+    /// What each server gets that must arrive.
+    async fn fill(&mut self, servers: Vec<OwnedServerName>) -> Result<Vec<Delivery>> {
+        let mut deliveries = Vec::with_capacity(servers.len());
+        let (mut places, mut changes, mut with_outbound) = (Vec::new(), Vec::new(), Vec::new());
+        let mut contents = Vec::with_capacity(servers.len());
+        for server in servers {
+            let Some(one) = self.destinations.get_mut(&server) else { continue };
+            let behind = one.is_behind.then(|| Behind {
+                owed: one.begin_to_catch_up(MOST_ROOMS),
+                devices: one.owed_devices.clone().map(|since| (since, self.device_lists.clone())),
+            });
+            let events = one.take_events(if one.is_behind { 0 } else { MOST_PDUS });
+            let of_devices = one.take_devices(MOST_DEVICES);
+            if std::mem::take(&mut one.has_outbound) {
+                with_outbound.push(server.to_string());
+            }
+            places.extend(events.iter().map(|event| (event.nid, event.room)));
+            changes.extend(of_devices.iter().cloned());
+            contents.push((events, of_devices));
+            deliveries.push(Delivery::new(server, behind));
+        }
+        let bodies = self.with.bodies.load(&places).await?;
+        let edus = devices::edus(&self.with.deps.users, &changes).await?;
+        for (delivery, (events, changes)) in deliveries.iter_mut().zip(contents) {
+            for event in events {
+                if let Some(body) = bodies.get(&event.nid) {
+                    delivery.transaction.add_event(event.nid, body.clone());
+                }
+            }
+            for change in changes {
+                if let Some(edu) = edus.get(&change.pos) {
+                    delivery.transaction.add_durable_edu('d', change.pos, edu.clone());
+                }
+            }
+        }
+        if !with_outbound.is_empty() {
+            let pool = self.with.pool();
+            let messages = sending::list_outbound(pool, &with_outbound, MOST_OUTBOUND).await?;
+            let mut by_server: HashMap<String, Vec<(Position, String)>> = HashMap::new();
+            for (server, pos, content) in messages {
+                by_server.entry(server).or_default().push((pos, content));
+            }
+            for delivery in &mut deliveries {
+                let messages = by_server.remove(delivery.server.as_str()).unwrap_or_default();
+                delivery.add_messages(messages, MOST_OUTBOUND);
+            }
+        }
+        Ok(deliveries)
+    }
+
+    fn finish_all(&mut self, first: Done) {
+        self.finish(first);
+        while let Ok(done) = self.done.try_recv() {
+            self.finish(done);
+        }
+    }
+
+    fn finish(&mut self, done: Done) {
+        self.running -= 1;
+        self.is_dirty = true;
+        let server = done.server;
+        let Some(one) = self.destinations.get_mut(&server) else { return };
+        one.is_busy = false;
+        match done.outcome {
+            Outcome::Accepted { taken, has_more, then } => {
+                one.is_failing = false;
+                one.retry_at = 0;
+                one.has_outbound |= has_more;
+                one.accepted(&server, then, &self.device_lists, &mut self.ledger);
+                self.ledger.taken.extend(taken.into_iter().map(|pos| (server.clone(), pos)));
+            }
+            Outcome::Failed { until_ms, had_messages } => {
+                one.has_outbound |= had_messages;
+                one.failed(&server, until_ms, &mut self.ledger);
+            }
+        }
+        if one.is_idle() {
+            self.destinations.remove(&server);
+        } else {
+            self.wake(&server);
+        }
+    }
+
+    /// Writes how far everybody has been told, and who has missed what. Messages to devices that
+    /// were taken are removed at once, before more are sent.
+    async fn write_if_due(&mut self) -> Result<()> {
+        let now_ms = self.with.now_ms();
+        let is_due = now_ms >= self.written_ms + WRITE_EVERY_MS || now_ms < self.written_ms;
+        if self.ledger.taken.is_empty() && !(self.is_dirty && is_due) {
+            return Ok(());
+        }
+        self.written_ms = now_ms;
+        for (server, one) in &mut self.destinations {
+            one.note_slow(server, now_ms.saturating_sub(SLOW_MS), &mut self.ledger);
+        }
+        self.measure();
+        let told = self.told();
+        let is_new = told.is_some() && self.written != told;
+        // What waits in memory is noted later at the latest.
+        self.is_dirty = self.destinations.values().any(|one| one.waiting() > 0);
+        if !is_new && self.ledger.is_empty() {
+            return Ok(());
+        }
+        let progress = self.progress(told.clone());
+        sending::write(self.with.pool(), progress).await?;
+        if told.is_some() {
+            self.written = told;
+        }
+        Ok(())
+    }
+
+    fn measure(&self) {
+        let with_work = self.destinations.values().filter(|one| one.has_work() || one.is_busy);
+        self.pending[0].set(with_work.count() as f64);
+        let events: usize = self.destinations.values().map(Destination::waiting).sum();
+        self.pending[1].set(events as f64);
+    }
+
+    /// Up to where all servers have been told, or are noted; `None` while that is behind what
+    /// the tables say of some of them.
+    fn told(&self) -> Option<(String, String)> {
+        let mut events: BTreeMap<WriterId, Position> = self
+            .with
+            .streams()
+            .events
+            .positions()
+            .into_keys()
+            .map(|writer| (writer, self.events.of(writer)))
+            .collect();
+        let mut device_lists = self.device_lists.clone();
+        for one in self.destinations.values() {
+            for event in one.unnoted() {
+                let told = events.entry(event.writer).or_insert(self.events.min);
+                *told = (*told).min(Position(event.pos.0 - 1));
+            }
+            if let Some(oldest) = one.oldest_device() {
+                device_lists = least(&device_lists, &StreamToken::at(Position(oldest.0 - 1)));
+            }
+        }
+        let events = StreamToken::from_writers(&events);
+        let is_further = |(began, devices): &(StreamToken, StreamToken)| {
+            events.is_at_least(began) && device_lists.is_at_least(devices)
+        };
+        let is_true = self.began.values().all(is_further);
+        is_true.then(|| (events.to_string(), device_lists.to_string()))
+    }
+
+    fn progress(&mut self, told: Option<(String, String)>) -> Progress {
+        let Ledger { rooms, devices, taken } = std::mem::take(&mut self.ledger);
+        let mut progress = Progress { shards: self.shards.clone(), told, ..Progress::default() };
+        for ((server, room), owed) in rooms {
+            let server = server.to_string();
+            match owed {
+                Some(Owed { since, ahead }) => {
+                    progress.owed_rooms.push(OwedRoom { server, room, since, ahead });
+                }
+                None => progress.settled_rooms.push((server, room)),
+            }
+        }
+        for (server, since) in devices {
+            match since {
+                Some(since) => progress.owed_devices.push((server.to_string(), since.to_string())),
+                None => progress.settled_devices.push(server.to_string()),
+            }
+        }
+        progress.taken = taken.into_iter().map(|(server, at)| (server.to_string(), at)).collect();
+        progress
+    }
+}
