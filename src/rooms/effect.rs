@@ -108,7 +108,7 @@ pub fn apply(
     };
     let row = event_row(live, draft, with, &pdu, &effect, unread, &members, is_hidden);
     move_on(live, effect, &members, row.redacts.as_ref())?;
-    Ok(SealedEvent { new, heads, row })
+    Ok(SealedEvent { new, heads: Some(heads), row })
 }
 
 /// Whether this server sends the event to others: there are some in the room, or it is about one
@@ -267,7 +267,7 @@ fn is_now(change: &Change, pdu: &Pdu) -> bool {
     change.now.as_ref().is_some_and(|now| now.nid == pdu.nid)
 }
 
-fn array(events: &[Raw]) -> String {
+pub fn array(events: &[Raw]) -> String {
     let parts: Vec<&str> = events.iter().map(|event| event.get()).collect();
     format!("[{}]", parts.join(","))
 }

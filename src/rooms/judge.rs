@@ -159,7 +159,7 @@ impl RoomOwner {
     }
 
     /// How the current state changes.
-    async fn changes(
+    pub(crate) async fn changes(
         &self,
         slot: &Slot,
         scene: &mut Scene<'_>,
@@ -193,7 +193,7 @@ impl RoomOwner {
     }
 
     /// Numbers of the users whom changed memberships are about, and of those who sent them.
-    async fn name_users(&self, changes: &mut [Change]) -> Result<()> {
+    pub(crate) async fn name_users(&self, changes: &mut [Change]) -> Result<()> {
         let members: Vec<(usize, Arc<Pdu>)> = changes
             .iter()
             .enumerate()

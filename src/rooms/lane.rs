@@ -48,8 +48,8 @@ pub enum Outcome {
 /// An event that is ready to be written.
 pub struct SealedEvent {
     pub new: NewEvent,
-    /// Heads of the room after it.
-    pub heads: NewHeads,
+    /// Heads of the room after it; `None` if it leaves them as they are.
+    pub heads: Option<NewHeads>,
     pub row: EventRow,
 }
 
@@ -249,8 +249,8 @@ impl Committer {
         let mut fence: Vec<(ShardId, i64)> = Vec::new();
         for job in jobs {
             fence.push((job.shard, job.epoch));
-            if let Some(last) = job.events.last() {
-                heads.insert(job.room, &last.heads);
+            if let Some(last) = job.events.iter().rev().find_map(|event| event.heads.as_ref()) {
+                heads.insert(job.room, last);
             }
         }
         fence.sort_unstable();

@@ -9,7 +9,8 @@ use std::{
 
 use chatd_base::{EventNid, KeyNid, Position, Result, RoomNid, ShardId, SnapshotId, UserNid};
 use chatd_storage::{
-    Pool, rooms,
+    Pool,
+    rooms::{self, RoomRow},
     snapshots::{self, SnapshotHead},
 };
 use chatd_streams::events::Visibility;
@@ -92,7 +93,7 @@ impl Live {
         }
     }
 
-    /// Reads a room from the tables; `None` if this server does not know it. A constant number
+    /// Reads a room from the tables; `None` if this server has not been in it. A constant number
     /// of queries.
     pub async fn load(
         pool: &Pool,
@@ -100,7 +101,22 @@ impl Live {
         shard: ShardId,
         epoch: i64,
     ) -> Result<Option<Self>> {
-        let Some(row) = rooms::get(pool, room_id.as_str()).await? else { return Ok(None) };
+        match rooms::get(pool, room_id.as_str()).await? {
+            Some(row) if !row.heads.is_empty() => {
+                Ok(Some(Self::read(pool, room_id, row, (shard, epoch)).await?))
+            }
+            // It is known, if at all, because somebody was invited.
+            _ => Ok(None),
+        }
+    }
+
+    /// Reads what the tables have of a room beside its row.
+    pub async fn read(
+        pool: &Pool,
+        room_id: &RoomId,
+        row: RoomRow,
+        (shard, epoch): (ShardId, i64),
+    ) -> Result<Self> {
         let version =
             RoomVersionId::try_from(row.version.as_str()).map_err(chatd_base::Error::internal)?;
         let rules = version.rules().ok_or_else(|| {
@@ -133,7 +149,7 @@ impl Live {
                 .collect::<Result<Vec<_>>>()?,
         );
         live.add_txns(txns)?;
-        Ok(Some(live))
+        Ok(live)
     }
 
     /// Takes in the latest transactions, so that requests which are repeated after a restart find

@@ -92,9 +92,18 @@ impl RoomOwner {
     ) -> Result<Judged> {
         let (rules, room_id) = (site.rules.clone(), site.room_id.clone());
         let read = parallel::map(events, move |event| incoming::read(event, &rules, &room_id));
+        self.judge_incoming(site, read.await?).await
+    }
+
+    /// The same for events that have been taken apart.
+    pub(crate) async fn judge_incoming(
+        &self,
+        site: &Site,
+        events: Vec<Result<Incoming>>,
+    ) -> Result<Judged> {
         let mut judged = Judged::default();
         let mut given = HashMap::new();
-        for event in read.await? {
+        for event in events {
             match event {
                 Ok(event) => drop(given.insert(event.pdu.event_id.clone(), event)),
                 Err(error) => judged.left_out.push((None, error.to_string())),

@@ -24,6 +24,7 @@ use uuid::Uuid;
 
 use crate::{
     compose::{Composed, Prepared, compose},
+    import::Importing,
     lane::{Job, Lane, Outcome, Permit, SealedEvent},
     live::{Live, Member},
     push::Rules,
@@ -49,7 +50,8 @@ pub enum Hold {
 }
 
 impl Slot {
-    fn new() -> Self {
+    /// A slot for a room that is not loaded.
+    pub fn new() -> Self {
         Self {
             live: OnceCell::new(),
             dead: AtomicBool::new(false),
@@ -144,6 +146,7 @@ pub struct RoomOwner {
     most_rooms: usize,
     /// When the newest room was made.
     newest_room_ms: AtomicI64,
+    pub(crate) importing: Importing,
 }
 
 /// How long a request waits for its commit. What it asked for may still happen; a repeat with the
@@ -177,6 +180,7 @@ impl RoomOwner {
             snapshot_ids: Mutex::default(),
             most_rooms,
             newest_room_ms: AtomicI64::new(0),
+            importing: Importing::default(),
         }
     }
 

@@ -164,6 +164,49 @@ pub struct SealedJson {
 
 /// Hashes and signs. Refuses content that is not canonical JSON, and what is too large.
 pub fn seal(signer: &Signer, rules: &RoomVersionRules, event: &Unsealed<'_>) -> Result<SealedJson> {
+    take_apart(rules, sign(signer, rules, event)?)
+}
+
+/// The same in the form in which servers exchange it.
+pub fn sign(
+    signer: &Signer,
+    rules: &RoomVersionRules,
+    event: &Unsealed<'_>,
+) -> Result<CanonicalJsonObject> {
+    let mut object = unsigned(rules, event)?;
+    if rules.event_id_format == EventIdFormatVersion::V1 {
+        let id = EventId::new_v1(&signer.server_name);
+        object.insert("event_id".to_owned(), id.as_str().into());
+    }
+    hash_and_sign(signer, rules, &mut object)?;
+    Ok(object)
+}
+
+/// Hashes and signs an event that is complete otherwise; signatures of others stay.
+pub fn hash_and_sign(
+    signer: &Signer,
+    rules: &RoomVersionRules,
+    object: &mut CanonicalJsonObject,
+) -> Result<()> {
+    // What is hashed lacks the signatures, so the limit of its own that ruma has for it lets
+    // everything pass that fits below.
+    hash_and_sign_event(signer.server_name.as_str(), signer, object, &rules.redaction).map_err(
+        |error| match error {
+            JsonError::PduTooLarge => too_large("the event is too large", MAX_EVENT_BYTES),
+            error => Refusal::bad_json(format!("the event cannot be signed: {error}")),
+        },
+    )?;
+    let bytes = serde_json::to_vec(&*object).map_err(chatd_base::Error::internal)?;
+    if bytes.len() > MAX_EVENT_BYTES {
+        return Err(
+            too_large(&format!("the event has {} bytes", bytes.len()), MAX_EVENT_BYTES).into()
+        );
+    }
+    Ok(())
+}
+
+/// An event that lacks its hashes, its signatures and, where it has one, its id.
+pub fn unsigned(rules: &RoomVersionRules, event: &Unsealed<'_>) -> Result<CanonicalJsonObject> {
     let draft = event.draft;
     check_lengths(event)?;
     shape::check(&draft.kind, draft.state_key.as_deref(), &draft.content)?;
@@ -190,23 +233,7 @@ pub fn seal(signer: &Signer, rules: &RoomVersionRules, event: &Unsealed<'_>) -> 
     {
         put("redacts", redacts.as_str().into());
     }
-    if has_v1_ids {
-        put("event_id", EventId::new_v1(&signer.server_name).as_str().into());
-    }
-    // What is hashed lacks the signatures, so the limit of its own that ruma has for it lets
-    // everything pass that fits below.
-    hash_and_sign_event(signer.server_name.as_str(), signer, &mut object, &rules.redaction)
-        .map_err(|error| match error {
-            JsonError::PduTooLarge => too_large("the event is too large", MAX_EVENT_BYTES),
-            error => Refusal::bad_json(format!("the event cannot be signed: {error}")),
-        })?;
-    let bytes = serde_json::to_vec(&object).map_err(chatd_base::Error::internal)?;
-    if bytes.len() > MAX_EVENT_BYTES {
-        return Err(
-            too_large(&format!("the event has {} bytes", bytes.len()), MAX_EVENT_BYTES).into()
-        );
-    }
-    take_apart(rules, object)
+    Ok(object)
 }
 
 /// A complete event in the form in which it is stored.

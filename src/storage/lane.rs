@@ -27,6 +27,7 @@ pub mod flags {
 }
 
 statements! {
+    /// An event that was known without a place is given one.
     INSERT_EVENTS = "INSERT INTO events (nid, pos, snapshot, depth, origin_ts, key, replaces, room, type,
                                          sender, writer, flags, event_id, prev_ids, auth_ids)
                      SELECT nid, currval('stream_events') + o, snapshot, depth, ts, key, replaces, room,
@@ -319,6 +320,9 @@ fn add_events(batch: &mut Batch, commit: &LaneCommit<'_>, seat: Seat) {
 }
 
 fn add_heads(batch: &mut Batch, commit: &LaneCommit<'_>) {
+    if commit.heads.is_empty() {
+        return;
+    }
     let heads = || commit.heads.values();
     batch.add(
         &UPSERT_HEADS,
@@ -334,6 +338,11 @@ fn add_heads(batch: &mut Batch, commit: &LaneCommit<'_>) {
 fn add_snapshots(batch: &mut Batch, commit: &LaneCommit<'_>) {
     let new: Vec<&NewSnapshot> =
         commit.events.iter().flat_map(|event| event.snapshots.iter()).collect();
+    add_new_snapshots(batch, &new);
+}
+
+/// Writes snapshots and those of their chunks that are new.
+pub(crate) fn add_new_snapshots(batch: &mut Batch, new: &[&NewSnapshot]) {
     if new.is_empty() {
         return;
     }

@@ -26,6 +26,7 @@ pub mod gaps;
 pub mod graph;
 pub mod hosts;
 pub mod inbound;
+pub mod import;
 pub mod instances;
 pub mod keys;
 pub mod lane;

@@ -55,6 +55,7 @@ statements! {
                      RETURNING 1";
     GET_MEMBERSHIP = "SELECT membership FROM memberships WHERE user_nid = $1 AND room = $2";
     LIST_KNOWN_ROOMS = "SELECT room_id FROM rooms WHERE room_id = ANY($1::text[])";
+    GET_MEMBER = "SELECT membership, event FROM memberships WHERE user_nid = $1 AND room = $2";
     GET_ALIAS = "SELECT r.room_id FROM room_aliases a JOIN rooms r ON r.nid = a.room WHERE a.alias = $1";
     LIST_ALIAS_TARGETS = "SELECT a.alias, r.room_id FROM room_aliases a JOIN rooms r ON r.nid = a.room
                           WHERE a.alias = ANY($1::text[])";
@@ -213,6 +214,16 @@ pub fn set_forgotten(batch: &mut Batch, user: UserNid, room: RoomNid) -> usize {
 /// The letter of the user's membership.
 pub async fn get_membership(pool: &Pool, user: UserNid, room: RoomNid) -> Result<Option<i8>> {
     Ok(pool.query_opt(&GET_MEMBERSHIP, &[&user.0, &room.0]).await?.map(|row| row.get(0)))
+}
+
+/// The letter of the user's membership, and the event that says so.
+pub async fn get_member(
+    pool: &Pool,
+    user: UserNid,
+    room: RoomNid,
+) -> Result<Option<(i8, EventNid)>> {
+    let row = pool.query_opt(&GET_MEMBER, &[&user.0, &room.0]).await?;
+    Ok(row.map(|row| (row.get(0), EventNid(row.get(1)))))
 }
 
 /// The room that a local alias points to.

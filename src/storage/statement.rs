@@ -39,6 +39,7 @@ pub static ALL_STATEMENTS: &[&[&Statement]] = &[
     crate::gaps::STATEMENTS,
     crate::graph::STATEMENTS,
     crate::hosts::STATEMENTS,
+    crate::import::STATEMENTS,
     crate::instances::STATEMENTS,
     crate::intern::STATEMENTS,
     crate::inbound::STATEMENTS,
