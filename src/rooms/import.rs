@@ -35,7 +35,7 @@ use crate::{
     parallel,
     pdu::Pdu,
     place::{Scene, StateAt},
-    seal::Draft,
+    seal::{Draft, Route},
 };
 
 /// What another server has told of a room that a user of this one joins. Signatures and hashes have
@@ -439,6 +439,8 @@ pub(crate) fn draft_of(pdu: &Pdu) -> Result<Draft> {
         origin_ts: Some(pdu.origin_ts),
         txn: None,
         key: None,
+        // The server that was joined by sends it.
+        route: Route::Received,
         is_bulk: true,
     })
 }

@@ -205,6 +205,7 @@ impl RoomOwner {
             resolved: Vec::new(),
             resolved_members: Vec::new(),
             hidden: true,
+            to_send: false,
         };
         Ok(SealedEvent { new, heads: None, row })
     }
