@@ -11,7 +11,7 @@ use chatd_storage::{
     lane::NewRedaction,
     snapshots::{self, StateMap},
 };
-use ruma_common::{EventId, OwnedEventId};
+use ruma_common::{CanonicalJsonObject, EventId, OwnedEventId};
 use ruma_events::TimelineEventType;
 use ruma_state_res::{
     auth_types_for_event, check_state_dependent_auth_rules, check_state_independent_auth_rules,
@@ -69,15 +69,7 @@ pub fn compose(
     let content =
         serde_json::value::to_raw_value(&draft.content).map_err(chatd_base::Error::internal)?;
     let auth = auth_bodies(live, draft, &content)?;
-    let prev: Vec<Reference> = live
-        .heads
-        .iter()
-        .map(|head| Reference { event_id: head.event_id.clone(), hash: head.hash.clone() })
-        .collect();
-    let auth_refs: Vec<Reference> = auth
-        .iter()
-        .map(|pdu| Reference { event_id: pdu.event_id.clone(), hash: pdu.hash.clone() })
-        .collect();
+    let (prev, auth_refs) = references(live, &auth);
     let is_hash_create =
         draft.kind == "m.room.create" && live.rules.authorization.room_create_event_id_as_room_id;
     let unsealed = Unsealed {
@@ -100,6 +92,56 @@ pub fn compose(
     effect.redaction = redaction;
     let event = effect::apply(live, signer, draft, with, pdu, sealed, effect)?;
     Ok(Composed::Event(Box::new(event)))
+}
+
+/// What the next event of the room refers to: its predecessors, and what allows it.
+fn references(live: &Live, auth: &[Arc<Pdu>]) -> (Vec<Reference>, Vec<Reference>) {
+    let to_head =
+        |head: &Head| Reference { event_id: head.event_id.clone(), hash: head.hash.clone() };
+    let to_auth =
+        |pdu: &Arc<Pdu>| Reference { event_id: pdu.event_id.clone(), hash: pdu.hash.clone() };
+    (live.heads.iter().map(to_head).collect(), auth.iter().map(to_auth).collect())
+}
+
+/// `draft` as the next event of the room, without hashes and signatures. Refuses what the room does
+/// not allow; the room's memory stays as it is.
+pub fn template(live: &Live, draft: &Draft, now_ms: i64) -> Result<CanonicalJsonObject> {
+    let content =
+        serde_json::value::to_raw_value(&draft.content).map_err(chatd_base::Error::internal)?;
+    let auth = auth_bodies(live, draft, &content)?;
+    let (prev, auth_refs) = references(live, &auth);
+    let unsealed = Unsealed {
+        draft,
+        room_id: Some(&live.room_id),
+        origin_ts: draft.origin_ts.unwrap_or(now_ms).clamp(0, MAX_INTEGER),
+        depth: live.next_depth(),
+        prev_events: &prev,
+        auth_events: &auth_refs,
+    };
+    let event = seal::unsigned(&live.rules, &unsealed)?;
+    authorise(
+        live,
+        &Pdu {
+            nid: EventNid(0),
+            key: None,
+            event_id: EventId::new_v1(
+                live.room_id.server_name().unwrap_or(draft.sender.server_name()),
+            ),
+            room_id: Some(live.room_id.clone()),
+            sender: draft.sender.clone(),
+            origin_ts: unsealed.origin_ts,
+            depth: unsealed.depth,
+            kind: TimelineEventType::from(draft.kind.as_str()),
+            state_key: draft.state_key.clone(),
+            content,
+            prev_events: prev.iter().map(|to| to.event_id.clone()).collect(),
+            auth_events: auth_refs.iter().map(|to| to.event_id.clone()).collect(),
+            redacts: None,
+            rejected: false,
+            hash: None,
+        },
+    )?;
+    Ok(event)
 }
 
 /// What an event does that follows all heads of the room.

@@ -358,35 +358,41 @@ const STRIPPED: [&str; 7] = [
     "m.room.topic",
 ];
 
-fn stripped_state(live: &Live, draft: &Draft, content: &RawValue) -> Vec<Raw> {
-    let raw = |kind: &str, state_key: &str, sender: &str, content: &RawValue| -> Option<Raw> {
-        #[derive(serde::Serialize)]
-        struct Stripped<'a> {
-            r#type: &'a str,
-            state_key: &'a str,
-            sender: &'a str,
-            content: &'a RawValue,
-        }
-        let event = Stripped { r#type: kind, state_key, sender, content };
-        serde_json::value::to_raw_value(&event).ok().map(Arc::from)
-    };
+/// What somebody is shown who is invited or knocks by `draft`.
+pub fn stripped_state(live: &Live, draft: &Draft, content: &RawValue) -> Vec<Raw> {
     let inviter = live.body("m.room.member", draft.sender.as_str());
-    let own = raw(
+    let own = stripped(
         &draft.kind,
         draft.state_key.as_deref().unwrap_or_default(),
         draft.sender.as_str(),
         content,
     );
-    STRIPPED
-        .iter()
-        .filter_map(|kind| live.body(kind, ""))
-        .chain(inviter.filter(|_| draft.state_key.as_deref() != Some(draft.sender.as_str())))
-        .filter_map(|body| {
-            let key = body.state_key.as_deref().unwrap_or_default();
-            raw(&body.kind.to_string(), key, body.sender.as_str(), &body.content)
-        })
-        .chain(own)
-        .collect()
+    let inviter = inviter.filter(|_| draft.state_key.as_deref() != Some(draft.sender.as_str()));
+    let inviter = inviter.and_then(|body| stripped_body(body));
+    room_state_shown(live).into_iter().chain(inviter).chain(own).collect()
+}
+
+/// What anybody may see of the room who is not in it.
+pub fn room_state_shown(live: &Live) -> Vec<Raw> {
+    let bodies = STRIPPED.iter().filter_map(|kind| live.body(kind, ""));
+    bodies.filter_map(|body| stripped_body(body)).collect()
+}
+
+fn stripped_body(body: &Pdu) -> Option<Raw> {
+    let key = body.state_key.as_deref().unwrap_or_default();
+    stripped(&body.kind.to_string(), key, body.sender.as_str(), &body.content)
+}
+
+fn stripped(kind: &str, state_key: &str, sender: &str, content: &RawValue) -> Option<Raw> {
+    #[derive(serde::Serialize)]
+    struct Stripped<'a> {
+        r#type: &'a str,
+        state_key: &'a str,
+        sender: &'a str,
+        content: &'a RawValue,
+    }
+    let event = Stripped { r#type: kind, state_key, sender, content };
+    serde_json::value::to_raw_value(&event).ok().map(Arc::from)
 }
 
 /// Makes the event's effects part of the room's memory.

@@ -15,6 +15,7 @@ pub mod read;
 pub mod visibility;
 
 mod arrival;
+mod answer;
 mod compose;
 mod directory;
 mod door;
@@ -44,6 +45,7 @@ mod resolve_v1;
 mod seal;
 mod send;
 mod shape;
+mod template;
 #[cfg(test)]
 mod tests;
 
@@ -55,6 +57,7 @@ use chatd_streams::Owners;
 use chatd_users::Users;
 
 pub use door::{Door, Outline};
+pub use answer::JoinAnswer;
 pub use import::Import;
 pub use out_of_band::{OutOfBand, Standing};
 pub use outliers::Stored;
@@ -62,6 +65,7 @@ pub use owner::{RoomOwner, Sent};
 pub use pdu::federation_json;
 pub use receive::{Before, Received, Verdict};
 pub use seal::{Draft, Route, Signer};
+pub use template::{SignedInvite, Template};
 
 use crate::{
     hosts::Hosts,

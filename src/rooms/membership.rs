@@ -55,20 +55,56 @@ impl Rooms {
         who: &Requester,
         room_id: &RoomId,
     ) -> Result<Map<String, Value>> {
+        match self.join_authorisation(&who.user_id, room_id).await {
+            // The rules refuse it, and say why.
+            Err(error) if error.errcode().is_some_and(|code| code != Refusal::NOT_OWNER) => {
+                Ok(Map::new())
+            }
+            done => done,
+        }
+    }
+
+    /// The same for any user whose membership is in memory. Refuses if this server cannot tell
+    /// whether the user may join, if it may not, or if nobody here can vouch for it.
+    pub(crate) async fn join_authorisation(
+        &self,
+        user: &UserId,
+        room_id: &RoomId,
+    ) -> Result<Map<String, Value>> {
         let mut content = Map::new();
         let slot = self.owner.slot(room_id).await?;
         let (current, restricted) = {
             let live = lock(&slot).lock();
-            (membership(&live, &who.user_id), restriction(&live))
+            (membership(&live, user), restriction(&live))
         };
         let is_in = matches!(current, Some(Membership::Invite | Membership::Join));
         let Some(rooms) = restricted.filter(|_| !is_in) else { return Ok(content) };
         let ids: Vec<&str> = rooms.iter().map(String::as_str).collect();
-        if rooms::is_joined_to_any(&self.pool, who.user, &ids).await?
-            && let Some(user) = self.authorising_user(&lock(&slot).lock())
-        {
-            content.insert("join_authorised_via_users_server".to_owned(), user.into());
+        let nid = self.users.deps.interner.known_users(&[user.as_str()]).await?;
+        let is_member = match nid.first().copied().flatten() {
+            Some(nid) => rooms::is_joined_to_any(&self.pool, nid, &ids).await?,
+            None => false,
+        };
+        if !is_member {
+            let is_here = user.server_name() == self.owner.signer.server_name;
+            if !is_here && rooms::count_with_locals(&self.pool, &ids).await? < ids.len() {
+                return Err(Refusal::new(
+                    400,
+                    "M_UNABLE_TO_AUTHORISE_JOIN",
+                    "this server is not in all rooms that open this one",
+                )
+                .into());
+            }
+            return Err(
+                Refusal::forbidden("you are in none of the rooms that open this one").into()
+            );
         }
+        let authoriser = self.authorising_user(&lock(&slot).lock());
+        let authoriser = authoriser.ok_or_else(|| {
+            let message = "nobody on this server may let others into the room";
+            Refusal::new(400, "M_UNABLE_TO_GRANT_JOIN", message)
+        })?;
+        content.insert("join_authorised_via_users_server".to_owned(), authoriser.into());
         Ok(content)
     }
 

@@ -174,12 +174,21 @@ pub fn sign(
     event: &Unsealed<'_>,
 ) -> Result<CanonicalJsonObject> {
     let mut object = unsigned(rules, event)?;
+    complete(signer, rules, &mut object)?;
+    Ok(object)
+}
+
+/// Gives an event what [`unsigned`] leaves out.
+pub fn complete(
+    signer: &Signer,
+    rules: &RoomVersionRules,
+    object: &mut CanonicalJsonObject,
+) -> Result<()> {
     if rules.event_id_format == EventIdFormatVersion::V1 {
         let id = EventId::new_v1(&signer.server_name);
         object.insert("event_id".to_owned(), id.as_str().into());
     }
-    hash_and_sign(signer, rules, &mut object)?;
-    Ok(object)
+    hash_and_sign(signer, rules, object)
 }
 
 /// Hashes and signs an event that is complete otherwise; signatures of others stay.

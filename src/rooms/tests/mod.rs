@@ -4,6 +4,7 @@ mod arriving;
 mod everywhere;
 mod federation;
 mod forks;
+mod importing;
 mod outliers;
 
 use std::sync::Arc;
@@ -65,18 +66,32 @@ impl House {
     }
 
     async fn over(database: Arc<Database>) -> Self {
-        Self::of(database, "main", Arc::new(LocalBus)).await
+        Self::named("here.example", database).await
+    }
+
+    /// The server of that name.
+    async fn named(server: &str, database: Arc<Database>) -> Self {
+        Self::of_server(server, database, "main", Arc::new(LocalBus)).await
     }
 
     /// The instance of that name.
     async fn of(database: Arc<Database>, name: &str, bus: Arc<dyn Bus>) -> Self {
+        Self::of_server("here.example", database, name, bus).await
+    }
+
+    async fn of_server(
+        server: &str,
+        database: Arc<Database>,
+        name: &str,
+        bus: Arc<dyn Bus>,
+    ) -> Self {
         let is_alone = bus.patience().is_none();
         let folder = database.cluster().socket_folder().to_owned();
         let pool =
             Pool::open(&ConnectSettings::on_socket(folder, USER, database.name(), 8)).unwrap();
         migrate(&pool).await.unwrap();
-        let text = "server_name: here.example";
-        let config = Config::from_texts(&[("test", text)], &Overrides::default()).unwrap();
+        let text = format!("server_name: {server}");
+        let config = Config::from_texts(&[("test", &text)], &Overrides::default()).unwrap();
         let stop = Stop::new();
         let all = StreamName::ALL.iter().copied().collect();
         let streams = Streams::open(&pool, bus, name, &all, &stop).await.unwrap();
@@ -92,7 +107,7 @@ impl House {
             stop: stop.clone(),
             closing: stop.clone(),
         }));
-        let rooms = Rooms::new(&users, Arc::new(owners), signer("here.example"));
+        let rooms = Rooms::new(&users, Arc::new(owners), signer(server));
         let rooms = Arc::new(rooms);
         rooms.answer_calls();
         Self { rooms, pool, database, stop }
