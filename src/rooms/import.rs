@@ -13,7 +13,9 @@ use std::{
 
 use chatd_base::{EventNid, KeyNid, Position, Refusal, Result, UserNid};
 use chatd_storage::{
-    graph, import,
+    graph::{self, Place},
+    import,
+    lane::flags,
     rooms::{self, RoomRow},
     snapshots::{self, SnapshotHead, StateMap},
 };
@@ -302,7 +304,7 @@ impl RoomOwner {
         named.push(pdu.event_id.as_str());
         let places = graph::list_places(&self.pool, &named).await?;
         if let Some(place) = places.get(pdu.event_id.as_str()) {
-            if place.flags & chatd_storage::lane::flags::OUTLIER == 0 {
+            if place.flags & flags::OUTLIER == 0 {
                 return Ok(Sent { event_id: pdu.event_id, position: Position(0) });
             }
             with.nid = place.nid;
@@ -314,13 +316,16 @@ impl RoomOwner {
             .await?;
         let mut effect = effect;
         effect.snapshots.splice(0..0, snapshots);
-        effect.prev_ids =
-            pdu.prev_events.iter().filter_map(|id| Some(places.get(id.as_str())?.nid)).collect();
+        let prev = || pdu.prev_events.iter().map(|id| (id, places.get(id.as_str())));
+        effect.prev_ids = prev().filter_map(|(_, place)| Some(place?.nid)).collect();
+        let has_place = |place: &Place| place.flags & flags::OUTLIER == 0;
+        let gaps = prev().filter(|(_, place)| !place.is_some_and(has_place));
+        effect.gaps = Some(gaps.map(|(id, _)| id.to_string()).collect());
         let permit = self.reserve(true).await?;
         let waits = {
             let mut live = lock(slot).lock();
             let event = effect::apply(&mut live, &self.signer, &draft, &with, pdu, sealed, effect)?;
-            slot.enqueue(permit, &live, event, alone)
+            slot.enqueue(permit, &live, vec![event], alone)
         };
         let settled = settle(waits).await;
         // Its memory holds more of the state than it needs to: whoever comes next loads it.
@@ -352,7 +357,8 @@ impl RoomOwner {
         let auth_ids: Vec<EventNid> =
             pdu.auth_events.iter().filter_map(|id| ids.get(id).copied()).collect();
         let room = (site.room, site.room_id.clone());
-        let mut scene = Scene::new(self, room, (*site.rules).clone(), pdu, auth_ids.clone());
+        let mut scene =
+            Scene::new(self, room, (*site.rules).clone(), pdu, auth_ids.clone(), before.clone());
         scene.pdus.extend(told.pdus);
         let key = with.key.ok_or_else(|| Refusal::bad_json("the join is no state event"))?;
         let after = scene.follow(&before, key, with.nid).await?;
@@ -375,6 +381,7 @@ impl RoomOwner {
             snapshot: after.head,
             changes,
             redaction: None,
+            gaps: None,
         })
     }
 }

@@ -14,8 +14,8 @@ pub mod membership;
 pub mod read;
 pub mod visibility;
 
-mod arrival;
 mod answer;
+mod arrival;
 mod compose;
 mod directory;
 mod door;

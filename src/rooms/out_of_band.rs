@@ -177,6 +177,7 @@ impl RoomOwner {
             }],
             state_changes: Vec::new(),
             snapshots: Vec::new(),
+            gaps: None,
         };
         let row = EventRow {
             nid,
