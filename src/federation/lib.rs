@@ -2,8 +2,13 @@
 //! what happens here. Nothing here knows HTTP listeners or SQL text.
 
 pub mod inbound;
+pub mod joining;
 pub mod queries;
+pub mod resident;
 pub mod sending;
+
+mod event;
+mod uri;
 
 use std::sync::Arc;
 
@@ -12,7 +17,11 @@ use chatd_rooms::{Rooms, read::Reader};
 use chatd_servers::Servers;
 use chatd_users::Users;
 
-use crate::{inbound::Inbound, queries::Queries, sending::Sending};
+use crate::{
+    inbound::Inbound, joining::Joining, queries::Queries, resident::Resident, sending::Sending,
+};
+pub use chatd_streams::events::Membership;
+pub(crate) use uri::uri;
 
 /// What every service of this member is built from. Cheap to clone.
 #[derive(Clone)]
@@ -31,6 +40,10 @@ pub struct Federation {
     pub deps: Deps,
     /// Asks other servers on behalf of clients.
     pub queries: Queries,
+    /// Brings users into rooms of other servers.
+    pub joining: Joining,
+    /// Answers servers that want to come into rooms here.
+    pub resident: Resident,
     /// What goes to other servers.
     pub sending: Arc<Sending>,
 }
@@ -38,6 +51,7 @@ pub struct Federation {
 impl Federation {
     pub fn new(deps: Deps) -> Self {
         let (inbound, queries) = (Inbound::new(&deps), Queries::new(&deps));
-        Self { inbound, queries, sending: Sending::new(&deps), deps }
+        let (joining, resident) = (Joining::new(&deps), Resident::new(&deps));
+        Self { inbound, queries, joining, resident, sending: Sending::new(&deps), deps }
     }
 }

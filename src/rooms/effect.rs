@@ -348,7 +348,7 @@ fn membership_changes(
 }
 
 /// State that invited and knocking users are shown (spec: stripped state).
-const STRIPPED: [&str; 7] = [
+pub const STRIPPED: [&str; 7] = [
     "m.room.create",
     "m.room.join_rules",
     "m.room.canonical_alias",

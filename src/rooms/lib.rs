@@ -64,7 +64,7 @@ pub use outliers::Stored;
 pub use owner::{RoomOwner, Sent};
 pub use pdu::federation_json;
 pub use receive::{Before, Received, Verdict};
-pub use seal::{Draft, Route, Signer};
+pub use seal::{Draft, Route, Signer, event_id};
 pub use template::{SignedInvite, Template};
 
 use crate::{

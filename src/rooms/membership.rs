@@ -130,9 +130,7 @@ impl Rooms {
         extra: Extra,
     ) -> Result<()> {
         self.check_reachable(user)?;
-        if self.config.rooms.block_non_admin_invites && !who.is_admin {
-            return Err(Refusal::forbidden("invites have been disabled on this server").into());
-        }
+        self.check_may_invite(who)?;
         let content = self.member_content(user).await?;
         self.set_membership(&who.user_id, user, room_id, Membership::Invite, content, extra).await
     }
@@ -236,6 +234,14 @@ impl Rooms {
             .iter()
             .find(|member| powers.reaches(&member.user_id, RoomPowerLevelsIntField::Invite));
         found.map(|member| member.user_id.to_string())
+    }
+
+    /// Refuses if the configuration lets only admins invite.
+    pub(crate) fn check_may_invite(&self, who: &Requester) -> Result<(), Refusal> {
+        if self.config.rooms.block_non_admin_invites && !who.is_admin {
+            return Err(Refusal::forbidden("invites have been disabled on this server"));
+        }
+        Ok(())
     }
 
     /// Refuses users of servers that this one cannot talk to.

@@ -5,7 +5,7 @@ use chatd_base::{Refusal, Result, json::MAX_INTEGER};
 use ed25519_dalek::{Signer as _, SigningKey};
 use ruma_common::{
     AnyKeyName, CanonicalJsonObject, CanonicalJsonValue, EventId, OwnedEventId, OwnedRoomId,
-    OwnedServerName, OwnedSigningKeyId, OwnedUserId, RoomId,
+    OwnedServerName, OwnedSigningKeyId, OwnedUserId, RoomId, RoomVersionId,
     room_version_rules::{EventIdFormatVersion, RoomVersionRules},
     serde::Base64,
 };
@@ -264,13 +264,8 @@ fn take_apart_for(
     keeps_prev: bool,
 ) -> Result<SealedJson> {
     object.remove("unsigned");
-    let hash = reference_hash(&object, rules).map_err(chatd_base::Error::internal)?;
+    let (event_id, hash) = id_and_hash(rules, &object)?;
     let has_v1_ids = rules.event_id_format == EventIdFormatVersion::V1;
-    let event_id = match object.get("event_id").filter(|_| has_v1_ids) {
-        Some(event_id) => OwnedEventId::try_from(event_id.as_str().unwrap_or_default())
-            .map_err(|_| Refusal::bad_json("`event_id` of the event is not valid"))?,
-        None => EventId::new_v2_or_v3(&hash).map_err(chatd_base::Error::internal)?,
-    };
     let hash = has_v1_ids.then_some(hash);
     Ok(SealedJson {
         content: take_content(&mut object)?,
@@ -278,6 +273,29 @@ fn take_apart_for(
         event_id,
         hash,
     })
+}
+
+/// The id of a complete event of a room of that version; refuses what cannot have one.
+pub fn event_id(version: &RoomVersionId, event: &CanonicalJsonObject) -> Result<OwnedEventId> {
+    let rules = version.rules().ok_or_else(|| {
+        Refusal::unsupported_room_version(format!("room version {version} is not known"))
+    })?;
+    id_and_hash(&rules, event).map(|(id, _)| id)
+}
+
+fn id_and_hash(
+    rules: &RoomVersionRules,
+    object: &CanonicalJsonObject,
+) -> Result<(OwnedEventId, String)> {
+    let hash = reference_hash(object, rules)
+        .map_err(|error| Refusal::bad_json(format!("the event cannot be hashed: {error}")))?;
+    let has_v1_ids = rules.event_id_format == EventIdFormatVersion::V1;
+    let event_id = match object.get("event_id").filter(|_| has_v1_ids) {
+        Some(event_id) => OwnedEventId::try_from(event_id.as_str().unwrap_or_default())
+            .map_err(|_| Refusal::bad_json("`event_id` of the event is not valid"))?,
+        None => EventId::new_v2_or_v3(&hash).map_err(chatd_base::Error::internal)?,
+    };
+    Ok((event_id, hash))
 }
 
 /// The id of the room that a create event of room version 12 makes.

@@ -1,11 +1,11 @@
 //! Events that others finish: a room's next event as another server is to sign it (make_join,
 //! make_leave, make_knock), and an invite that the server of the invited user signs as well.
 
-use chatd_base::{Refusal, Result};
+use chatd_base::{Refusal, Requester, Result};
 use chatd_storage::rooms;
 use chatd_streams::{Raw, events::Membership};
-use ruma_common::{CanonicalJsonObject, RoomId, RoomVersionId, UserId};
-use serde_json::Map;
+use ruma_common::{CanonicalJsonObject, EventId, OwnedEventId, RoomId, RoomVersionId, UserId};
+use serde_json::{Map, Value};
 
 use crate::{
     Rooms, compose, effect,
@@ -73,6 +73,45 @@ impl Rooms {
             serde_json::value::to_raw_value(&draft.content).map_err(chatd_base::Error::internal)?;
         let shown = effect::stripped_state(&live, draft, &content);
         Ok(SignedInvite { version, event, shown })
+    }
+
+    /// Refuses a join of a restricted room that this server cannot vouch for.
+    pub async fn check_join_rule(&self, user: &UserId, room_id: &RoomId) -> Result<()> {
+        let draft = membership_draft(user, user, Membership::Join, Map::new(), Extra::default());
+        let slot = self.owner.slot(room_id).await?;
+        self.owner.load_members(&slot, &draft).await?;
+        self.join_authorisation(user, room_id).await.map(drop)
+    }
+
+    /// An invite as its event is to say it. Refuses if the configuration lets nobody invite.
+    pub async fn invite_draft(
+        &self,
+        who: &Requester,
+        user: &UserId,
+        extra: Extra,
+    ) -> Result<Draft> {
+        self.check_may_invite(who)?;
+        let content = self.member_content(user).await?;
+        Ok(membership_draft(&who.user_id, user, Membership::Invite, content, extra))
+    }
+
+    /// Name and picture of a user, as its membership events carry them.
+    pub async fn profile_content(&self, user: &UserId) -> Result<Map<String, Value>> {
+        self.member_content(user).await
+    }
+
+    /// The events that somebody is shown of the room who is not in it, as other servers get them.
+    pub async fn shown_events(&self, room_id: &RoomId) -> Result<Vec<CanonicalJsonObject>> {
+        let ids: Vec<OwnedEventId> = {
+            let slot = self.owner.slot(room_id).await?;
+            let live = lock(&slot).lock();
+            effect::STRIPPED
+                .iter()
+                .filter_map(|kind| Some(live.body(kind, "")?.event_id.clone()))
+                .collect()
+        };
+        let ids: Vec<&EventId> = ids.iter().map(|id| &**id).collect();
+        self.federation_events(room_id, &ids).await
     }
 
     /// What somebody is shown of the room who knocks at it.

@@ -1,0 +1,149 @@
+//! Which servers may know a room, and what is made of their refusals.
+
+use chatd_base::{Refusal, Result};
+use chatd_rooms::Standing;
+use chatd_servers::{Ask, Failure};
+use chatd_streams::events::Membership;
+use ruma_common::{OwnedRoomId, OwnedServerName, RoomAliasId, RoomId, RoomOrAliasId, ServerName};
+use serde::Deserialize;
+
+use super::{Found, Joining};
+use crate::uri;
+
+/// Servers that are asked for one request (R8).
+const MOST: usize = 10;
+/// Servers of an alias that are taken on.
+const MOST_OF_ALIAS: usize = 50;
+
+impl Joining {
+    /// The room that an id or an alias names, with servers that may know it: `via`, and those that
+    /// the alias's server tells.
+    pub async fn find(&self, room: &RoomOrAliasId, via: Vec<OwnedServerName>) -> Result<Found> {
+        let alias = match <&RoomId>::try_from(room) {
+            Ok(room_id) => return Ok(Found { room_id: room_id.to_owned(), servers: via }),
+            Err(alias) => alias,
+        };
+        if alias.server_name() == self.deps.config.server_name {
+            let room_id = self.deps.rooms.resolve(room).await?;
+            return Ok(Found { room_id, servers: via });
+        }
+        let found = self.ask_for_alias(alias).await?;
+        let servers = via.into_iter().chain(found.servers).collect();
+        Ok(Found { room_id: found.room_id, servers })
+    }
+
+    /// What the server of an alias says of it.
+    pub async fn ask_for_alias(&self, alias: &RoomAliasId) -> Result<Found> {
+        #[derive(Deserialize)]
+        struct Answer {
+            room_id: OwnedRoomId,
+            #[serde(default)]
+            servers: Vec<String>,
+        }
+        let server = alias.server_name();
+        let ask = Ask::get(uri!("/_matrix/federation/v1/query/directory?room_alias={}", alias));
+        let asked = self.deps.servers.client.ask_json::<Answer>(server, ask).await;
+        let answer = asked.map_err(|failure| match failure {
+            Failure::Refused { status: 404, .. } => {
+                Refusal::not_found(format!("the room alias {alias} does not exist"))
+            }
+            other => unreached(&[(server.to_owned(), other)]),
+        })?;
+        let servers = answer.servers.iter().take(MOST_OF_ALIAS);
+        let servers = servers.filter_map(|name| OwnedServerName::try_from(name.as_str()).ok());
+        Ok(Found { room_id: answer.room_id, servers: servers.chain([server.to_owned()]).collect() })
+    }
+
+    /// The servers to ask about a room, the most promising first: who has invited the user, those
+    /// that the client names, that of the room's id, and those that were in the room when this
+    /// server was.
+    pub(super) async fn candidates(
+        &self,
+        room_id: &RoomId,
+        given: &[OwnedServerName],
+        standing: Option<&Standing>,
+    ) -> Result<Vec<OwnedServerName>> {
+        let invited = standing.filter(|standing| standing.membership == Membership::Invite);
+        let inviter = invited.map(|standing| standing.event.sender.server_name().to_owned());
+        let known = self.deps.rooms.hosts.servers_in_room(room_id).await?;
+        let of_id = room_id.server_name().map(ServerName::to_owned);
+        let all = inviter.into_iter().chain(given.iter().cloned()).chain(of_id).chain(known);
+        let mut candidates: Vec<OwnedServerName> = Vec::new();
+        for server in all {
+            if server != self.deps.config.server_name && !candidates.contains(&server) {
+                candidates.push(server);
+            }
+            if candidates.len() == MOST {
+                break;
+            }
+        }
+        Ok(candidates)
+    }
+}
+
+/// Whether it is of use to ask another server after this answer: not if the room itself does not
+/// want the user, which all servers in it know.
+pub(super) fn is_final(failure: &Failure) -> bool {
+    matches!(failure, Failure::Refused { status, errcode, .. }
+        if *status == 403 && errcode == "M_FORBIDDEN"
+            || errcode == "M_INCOMPATIBLE_ROOM_VERSION"
+            || errcode == "M_UNSUPPORTED_ROOM_VERSION")
+}
+
+/// What the client is told when no server has helped: what a server has refused, else that none
+/// could be reached.
+pub(super) fn unreached(failures: &[(OwnedServerName, Failure)]) -> Refusal {
+    if failures.is_empty() {
+        return Refusal::not_found("no server that is in the room is known");
+    }
+    let refused = failures.iter().find_map(|(server, failure)| match failure {
+        Failure::Refused { status, errcode, error, .. } if (400..500).contains(status) => {
+            Some((server, *status, errcode.clone(), error))
+        }
+        _ => None,
+    });
+    if let Some((server, status, errcode, error)) = refused {
+        // What another server thinks of this one's requests is not the client's fault.
+        let is_clients = !matches!(status, 401 | 405 | 429) && errcode != "M_UNRECOGNIZED";
+        if is_clients && errcode.starts_with("M_") {
+            return Refusal::new(status, errcode, format!("{server}: {error}"));
+        }
+    }
+    let whys: Vec<String> =
+        failures.iter().map(|(server, failure)| format!("{server}: {failure}")).collect();
+    let message = format!("no server could help: {}", whys.join("; "));
+    Refusal::new(502, "M_UNKNOWN", message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(status: u16, errcode: &str) -> Failure {
+        Failure::Refused {
+            status,
+            errcode: errcode.to_owned(),
+            error: "no".to_owned(),
+            body: serde_json::Value::Null,
+        }
+    }
+
+    #[test]
+    fn a_refusal_counts_more_than_a_server_that_is_away() {
+        let of = |failures: Vec<Failure>| {
+            let name = || OwnedServerName::try_from("there.example").unwrap();
+            let failures: Vec<_> = failures.into_iter().map(|f| (name(), f)).collect();
+            let refusal = unreached(&failures);
+            (refusal.status, refusal.errcode.into_owned())
+        };
+        let away = || Failure::Away("it is away".to_owned());
+        let is = |status, code: &str| (status, code.to_owned());
+        assert_eq!(of(vec![]), is(404, "M_NOT_FOUND"));
+        assert_eq!(of(vec![away()]), is(502, "M_UNKNOWN"));
+        assert_eq!(of(vec![away(), refused(403, "M_FORBIDDEN")]), is(403, "M_FORBIDDEN"));
+        assert_eq!(of(vec![refused(404, "M_NOT_FOUND"), away()]), is(404, "M_NOT_FOUND"));
+        assert_eq!(of(vec![refused(404, "M_UNRECOGNIZED")]), is(502, "M_UNKNOWN"));
+        assert_eq!(of(vec![refused(401, "M_UNAUTHORIZED")]), is(502, "M_UNKNOWN"));
+        assert_eq!(of(vec![refused(500, "M_UNKNOWN")]), is(502, "M_UNKNOWN"));
+    }
+}

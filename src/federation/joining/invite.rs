@@ -1,0 +1,140 @@
+//! Inviting users of other servers: the other server signs the invite before it becomes part of the
+//! room, so that no user is invited who does not hear of it. The room goes on meanwhile.
+
+use bytes::Bytes;
+use chatd_base::{Refusal, Requester, Result};
+use chatd_rooms::{Route, SignedInvite, Verdict, event_id, membership::Extra};
+use chatd_servers::{Ask, Failure};
+use chatd_streams::events::Membership;
+use ruma_common::{
+    CanonicalJsonObject, CanonicalJsonValue, EventId, RoomId, RoomVersionId, ServerName, UserId,
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Joining, candidates::unreached, template::is_unknown};
+use crate::uri;
+
+#[derive(Deserialize)]
+struct Answer {
+    event: CanonicalJsonObject,
+}
+
+impl Joining {
+    /// Invites a user of any server.
+    pub async fn invite(
+        &self,
+        who: &Requester,
+        user: &UserId,
+        room_id: &RoomId,
+        extra: Extra,
+    ) -> Result<()> {
+        let rooms = &self.deps.rooms;
+        if user.server_name() == self.deps.config.server_name {
+            return rooms.invite(who, user, room_id, extra).await;
+        }
+        let _turn = self.turns.take(user, room_id).await;
+        let draft = rooms.invite_draft(who, user, extra).await?;
+        let standing = rooms.owner.standing(user, room_id).await?;
+        let is_invited = standing.is_some_and(|standing| {
+            standing.membership == Membership::Invite && standing.event.sender == who.user_id
+        });
+        if is_invited {
+            return Ok(());
+        }
+        let invite = rooms.signed_invite(room_id, &draft).await?;
+        let server = user.server_name();
+        let event = self.ask_to_sign(server, room_id, invite).await?;
+        let received = rooms.owner.receive_as(room_id, event, Route::Made).await?;
+        match received.verdict {
+            Verdict::Accepted | Verdict::Known => Ok(()),
+            Verdict::SoftFailed(why) | Verdict::Rejected(why) => {
+                Err(Refusal::forbidden(why).into())
+            }
+            Verdict::Missing(_) => Err(chatd_base::Error::internal(
+                "an invite refers to events that this server has not",
+            )),
+        }
+    }
+
+    /// Has the other server sign the invite; the event with its signature added.
+    async fn ask_to_sign(
+        &self,
+        server: &ServerName,
+        room_id: &RoomId,
+        invite: SignedInvite,
+    ) -> Result<CanonicalJsonObject> {
+        let id = event_id(&invite.version, &invite.event)?;
+        let shown = self.shown(room_id, &invite).await?;
+        let asked = self.ask_both_ways(server, room_id, &id, &invite, &shown).await;
+        let answer = asked.map_err(|failure| unreached(&[(server.to_owned(), failure)]))?;
+        let mut event = invite.event;
+        let odd = |why: &str| {
+            let why = format!("{server} has not signed the invite: {why}");
+            Refusal::new(502, "M_UNKNOWN", why)
+        };
+        if event_id(&invite.version, &answer).ok().as_deref() != Some(&*id) {
+            return Err(odd("it answers another event").into());
+        }
+        let signed = answer.get("signatures").and_then(CanonicalJsonValue::as_object);
+        let theirs = signed.and_then(|signatures| signatures.get(server.as_str()));
+        let theirs = theirs.cloned().ok_or_else(|| odd("its signature is missing"))?;
+        if let Some(CanonicalJsonValue::Object(signatures)) = event.get_mut("signatures") {
+            signatures.insert(server.to_string(), theirs);
+        }
+        let rules = invite.version.rules().ok_or_else(|| odd("it is of no version"))?;
+        let checked = self.deps.servers.keyring.check_events(vec![event.clone()], &rules).await;
+        match checked.into_iter().next() {
+            Some(Ok(_)) => Ok(event),
+            _ => Err(odd("its signature is wrong").into()),
+        }
+    }
+
+    /// What the invited user is shown: in rooms whose id is their first event, servers check the
+    /// events, and so are given all of each.
+    async fn shown(&self, room_id: &RoomId, invite: &SignedInvite) -> Result<Vec<Value>> {
+        let stripped = invite.shown.iter().map(|raw| serde_json::from_str(raw.get()));
+        let stripped: Vec<Value> =
+            stripped.collect::<Result<_, _>>().map_err(chatd_base::Error::internal)?;
+        let has_hash_id = room_id.server_name().is_none();
+        if !has_hash_id {
+            return Ok(stripped);
+        }
+        let whole = self.deps.rooms.shown_events(room_id).await?;
+        let own = stripped.into_iter().filter(|event| event["type"] == "m.room.member");
+        Ok(whole.into_iter().map(|event| json!(event)).chain(own).collect())
+    }
+
+    /// Asks by the second version of the endpoint, and in old rooms by the first, if the server does
+    /// not know that.
+    async fn ask_both_ways(
+        &self,
+        server: &ServerName,
+        room_id: &RoomId,
+        id: &EventId,
+        invite: &SignedInvite,
+        shown: &[Value],
+    ) -> Result<CanonicalJsonObject, Failure> {
+        let client = &self.deps.servers.client;
+        let bytes = |value: &Value| Bytes::from(value.to_string());
+        let body = json!({
+            "event": invite.event,
+            "room_version": invite.version,
+            "invite_room_state": shown,
+        });
+        let target = uri!("/_matrix/federation/v2/invite/{}/{}", room_id, id);
+        let asked = client.ask_json::<Answer>(server, Ask::put(target).json(bytes(&body))).await;
+        let is_old = matches!(invite.version, RoomVersionId::V1 | RoomVersionId::V2);
+        match asked {
+            Err(failure) if is_old && is_unknown(&failure) => {
+                let mut body = json!(invite.event);
+                body["unsigned"] = json!({ "invite_room_state": shown });
+                let target = uri!("/_matrix/federation/v1/invite/{}/{}", room_id, id);
+                let ask = Ask::put(target).json(bytes(&body));
+                let (_, answer): (u16, Answer) = client.ask_json(server, ask).await?;
+                Ok(answer.event)
+            }
+            asked => asked.map(|answer| answer.event),
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Joining rooms.
+
+use std::time::Duration;
+
+use chatd_base::{Error, Refusal, Requester, Result};
+use chatd_rooms::membership::Extra;
+use chatd_servers::{Ask, Failure};
+use chatd_streams::events::Membership;
+use ruma_common::{OwnedServerName, RoomId, ServerName};
+
+use super::{
+    Joining,
+    candidates::{is_final, unreached},
+    template::Wish,
+};
+
+/// How long another server may take to tell all of a room.
+const TELLING: Duration = Duration::from_secs(180);
+/// Largest answer to a join (R8): a room of some hundred thousand members.
+const MOST_BYTES: usize = 256 * 1024 * 1024;
+
+impl Joining {
+    /// Makes the requester a member. On return the join is durable, and the requester's next sync
+    /// has it. `servers` may know the room.
+    pub async fn join(
+        &self,
+        who: &Requester,
+        room_id: &RoomId,
+        servers: &[OwnedServerName],
+        extra: Extra,
+    ) -> Result<()> {
+        let _turn = self.turns.take(&who.user_id, room_id).await;
+        let rooms = &self.deps.rooms;
+        if rooms.owner.is_in(room_id).await? && !self.needs_others(who, room_id).await? {
+            return rooms.join(who, room_id, extra).await;
+        }
+        let standing = rooms.owner.standing(&who.user_id, room_id).await?;
+        let candidates = self.candidates(room_id, servers, standing.as_ref()).await?;
+        let mut content = rooms.profile_content(&who.user_id).await?;
+        if let Some(reason) = &extra.reason {
+            content.insert("reason".to_owned(), reason.as_str().into());
+        }
+        let wish = Wish { user: &who.user_id, room_id, membership: Membership::Join, content };
+        let mut failures = Vec::new();
+        for server in candidates {
+            match self.join_by(&server, &wish).await {
+                Ok(()) => return Ok(()),
+                Err(Trial::Ours(error)) => return Err(error),
+                Err(Trial::Theirs(failure)) => {
+                    tracing::info!(room.id = %room_id, server = %server, %failure,
+                        "a room could not be joined by a server");
+                    let ends = is_final(&failure);
+                    failures.push((server, failure));
+                    if ends {
+                        break;
+                    }
+                }
+            }
+        }
+        Err(unreached(&failures).into())
+    }
+
+    /// Whether nobody here can let the user into a room which others may.
+    async fn needs_others(&self, who: &Requester, room_id: &RoomId) -> Result<bool> {
+        match self.deps.rooms.check_join_rule(&who.user_id, room_id).await {
+            Err(error) if error.errcode() == Some("M_UNABLE_TO_GRANT_JOIN") => Ok(true),
+            Err(error) if error.errcode() == Some(Refusal::NOT_OWNER) => Err(error),
+            _ => Ok(false),
+        }
+    }
+
+    /// Joins by one server.
+    async fn join_by(&self, server: &ServerName, wish: &Wish<'_>) -> Result<(), Trial> {
+        let made = self.make(server, wish).await?;
+        let large = |ask: Ask| ask.within(TELLING).most_bytes(MOST_BYTES);
+        let body = self.send(server, wish, &made, &["v2", "v1"], large).await?;
+        let import = self.read_answer(server, wish.room_id, made, body).await?;
+        match self.deps.rooms.owner.import(import).await {
+            Ok(_) => Ok(()),
+            Err(Error::Refused(refusal)) if refusal.status < 500 && !is_ours(&refusal) => {
+                let why = format!("{server} has answered what is no room: {}", refusal.message);
+                Err(Trial::Theirs(Failure::Odd(why)))
+            }
+            Err(error) => Err(Trial::Ours(error)),
+        }
+    }
+}
+
+fn is_ours(refusal: &Refusal) -> bool {
+    refusal.errcode == Refusal::NOT_OWNER
+}
+
+/// Why a server has not helped.
+enum Trial {
+    /// This server could not do its part.
+    Ours(Error),
+    Theirs(Failure),
+}
+
+impl From<Failure> for Trial {
+    fn from(failure: Failure) -> Self {
+        Self::Theirs(failure)
+    }
+}

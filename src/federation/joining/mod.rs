@@ -1,0 +1,57 @@
+//! This server as one that wants something of a room which others are in: its users join, knock,
+//! decline invites, and invite users of other servers.
+//!
+//! A room that somebody here is in is joined here; one that nobody here is in by a server that is.
+//! All of it runs at the owner of the room, and one request of a user and a room at a time, so that
+//! a repeat finds what the first has done.
+
+mod answer;
+mod candidates;
+mod invite;
+mod join;
+mod knock;
+mod leave;
+mod template;
+
+use std::{collections::HashMap, sync::Arc};
+
+use parking_lot::Mutex;
+use ruma_common::{OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, UserId};
+use tokio::sync::OwnedMutexGuard;
+
+use crate::Deps;
+
+/// Brings users into rooms, wherever these are.
+pub struct Joining {
+    deps: Deps,
+    turns: Turns,
+}
+
+/// Whose turn it is, for each user and room.
+#[derive(Default)]
+struct Turns(Mutex<HashMap<(OwnedUserId, OwnedRoomId), Arc<tokio::sync::Mutex<()>>>>);
+
+impl Turns {
+    /// Waits until nobody else works on the same.
+    async fn take(&self, user: &UserId, room_id: &RoomId) -> OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = self.0.lock();
+            turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+            turns.entry((user.to_owned(), room_id.to_owned())).or_default().clone()
+        };
+        turn.lock_owned().await
+    }
+}
+
+/// A room, and servers that are said to be in it.
+#[derive(Clone, Debug)]
+pub struct Found {
+    pub room_id: OwnedRoomId,
+    pub servers: Vec<OwnedServerName>,
+}
+
+impl Joining {
+    pub(crate) fn new(deps: &Deps) -> Self {
+        Self { deps: deps.clone(), turns: Turns::default() }
+    }
+}
