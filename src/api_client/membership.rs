@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use chatd_base::{Refusal, Requester, Result};
 use chatd_config::RouterName;
+use chatd_federation::joining::Found;
 use chatd_http::{Auth, Home, LimitClass, Reply, Request, Routes, v3};
 use chatd_rooms::{create::CreateRoom, membership::Extra};
-use ruma_common::{OwnedRoomId, OwnedRoomOrAliasId, OwnedUserId, RoomId, UserId};
+use ruma_common::{OwnedRoomId, OwnedRoomOrAliasId, OwnedServerName, OwnedUserId, RoomId, UserId};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -54,8 +55,23 @@ async fn create(app: Arc<App>, req: Request) -> Result<Reply> {
     for user in &body.invite {
         limit_invite(&app, who, None, user)?;
     }
+    let far = far_invites(&app, &body);
+    let is_direct = body.is_direct;
     let room_id = app.rooms.create(&who.user_id, body, key(&req)).await?;
+    for user in far {
+        let extra = Extra { is_direct, ..Extra::default() };
+        // The room is there: whoever made it is not told to make another.
+        if let Err(error) = app.federation.joining.invite(who, &user, &room_id, extra).await {
+            tracing::info!(room.id = %room_id, %user, %error, "a user could not be invited");
+        }
+    }
     Reply::json(&json!({ "room_id": room_id }))
+}
+
+/// Users of other servers whom a new room is to invite.
+fn far_invites(app: &App, body: &CreateRoom) -> Vec<OwnedUserId> {
+    let is_far = |user: &&OwnedUserId| user.server_name() != app.config.server_name;
+    body.invite.iter().filter(is_far).cloned().collect()
 }
 
 #[derive(Deserialize)]
@@ -88,31 +104,60 @@ impl Target {
     }
 }
 
+/// Servers that may know the room.
+#[derive(Default, Deserialize)]
+struct Via {
+    #[serde(default)]
+    via: Vec<String>,
+    /// The older name.
+    #[serde(default)]
+    server_name: Vec<String>,
+}
+
+impl Via {
+    fn of(req: &Request) -> Result<Vec<OwnedServerName>> {
+        let Self { via, server_name } = req.query()?;
+        let names = if via.is_empty() { server_name } else { via };
+        names
+            .iter()
+            .map(|name| {
+                OwnedServerName::try_from(name.as_str()).map_err(|_| {
+                    Refusal::invalid_param(format!("{name} is not the name of a server")).into()
+                })
+            })
+            .collect()
+    }
+}
+
 async fn join(app: Arc<App>, req: Request) -> Result<Reply> {
     let room: OwnedRoomOrAliasId = req.arg_as("roomIdOrAlias")?;
-    let room_id = app.rooms.resolve(&room).await?;
-    join_room(&app, &req, room_id).await
+    let found = app.federation.joining.find(&room, Via::of(&req)?).await?;
+    join_room(&app, &req, found).await
 }
 
 async fn join_by_id(app: Arc<App>, req: Request) -> Result<Reply> {
-    let room_id = req.arg_as("roomId")?;
-    join_room(&app, &req, room_id).await
+    let found = Found { room_id: req.arg_as("roomId")?, servers: Via::of(&req)? };
+    join_room(&app, &req, found).await
 }
 
-async fn join_room(app: &App, req: &Request, room_id: OwnedRoomId) -> Result<Reply> {
+async fn join_room(app: &App, req: &Request, found: Found) -> Result<Reply> {
     let body: Body = req.json_or_empty()?;
     let extra = Extra { reason: body.reason, key: key(req), ..Extra::default() };
+    let Found { room_id, servers } = found;
     app.limits.check(LimitClass::JoinsPerRoom, room_id.as_str())?;
-    app.rooms.join(req.who()?, &room_id, extra).await?;
+    if !app.rooms.owner.is_in(&room_id).await? {
+        app.limits.check(LimitClass::JoinsRemote, req.who()?.user_id.as_str())?;
+    }
+    app.federation.joining.join(req.who()?, &room_id, &servers, extra).await?;
     Reply::json(&json!({ "room_id": room_id }))
 }
 
 async fn knock(app: Arc<App>, req: Request) -> Result<Reply> {
     let room: OwnedRoomOrAliasId = req.arg_as("roomIdOrAlias")?;
     let body: Body = req.json_or_empty()?;
-    let room_id = app.rooms.resolve(&room).await?;
+    let Found { room_id, servers } = app.federation.joining.find(&room, Via::of(&req)?).await?;
     let extra = Extra { reason: body.reason, key: key(&req), ..Extra::default() };
-    app.rooms.knock(req.who()?, &room_id, extra).await?;
+    app.federation.joining.knock(req.who()?, &room_id, &servers, extra).await?;
     Reply::json(&json!({ "room_id": room_id }))
 }
 
@@ -121,7 +166,7 @@ async fn leave(app: Arc<App>, req: Request) -> Result<Reply> {
     let room_id: OwnedRoomId = req.arg_as("roomId")?;
     let body: Body = req.json_or_empty()?;
     let extra = Extra { reason: body.reason, key: key(&req), ..Extra::default() };
-    app.rooms.leave(&who.user_id, &room_id, extra).await?;
+    app.federation.joining.leave(who, &room_id, extra).await?;
     if app.config.rooms.forget_rooms_on_leave {
         app.rooms.forget(who, &room_id).await?;
     }
@@ -138,7 +183,7 @@ async fn invite(app: Arc<App>, req: Request) -> Result<Reply> {
     let (who, room_id, body) = target(&req)?;
     let user = body.user()?;
     limit_invite(&app, who, Some(&room_id), user)?;
-    app.rooms.invite(who, user, &room_id, body.extra(&req)).await?;
+    app.federation.joining.invite(who, user, &room_id, body.extra(&req)).await?;
     Ok(Reply::empty())
 }
 

@@ -6,7 +6,7 @@ use chatd_base::Result;
 use chatd_config::RouterName;
 use chatd_http::{Auth, Home, LimitClass, Reply, Request, Routes, v3};
 use chatd_rooms::Draft;
-use ruma_common::OwnedRoomId;
+use ruma_common::{OwnedRoomId, OwnedUserId};
 use serde::Deserialize;
 use serde_json::{Map, json};
 
@@ -48,9 +48,20 @@ async fn put_state(app: Arc<App>, req: Request) -> Result<Reply> {
     let room_id: OwnedRoomId = req.arg_as("roomId")?;
     let draft =
         Draft::state(who.user_id.clone(), req.arg("eventType"), req.arg("stateKey"), req.json()?);
-    let sent = app.rooms.put_state(who, &room_id, draft).await?;
+    let sent = match far_invite(&app, &draft) {
+        Some(user) => app.federation.joining.invite_with(who, &user, &room_id, draft).await?,
+        None => app.rooms.put_state(who, &room_id, draft).await?,
+    };
     app.users.presence.note_activity(who);
     Reply::json(&json!({ "event_id": sent.event_id }))
+}
+
+/// The user of another server whom the event is to invite.
+fn far_invite(app: &App, draft: &Draft) -> Option<OwnedUserId> {
+    let membership = draft.content.get("membership")?.as_str()?;
+    let user = OwnedUserId::try_from(draft.state_key.as_deref()?).ok()?;
+    let is_far = user.server_name() != app.config.server_name;
+    (draft.kind == "m.room.member" && membership == "invite" && is_far).then_some(user)
 }
 
 #[derive(Deserialize)]

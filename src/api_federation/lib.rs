@@ -2,6 +2,7 @@
 //! `routes()`; a handler parses, calls the domain, and answers. No rules and no SQL here.
 
 mod keys;
+mod membership;
 mod send;
 mod version;
 
@@ -17,7 +18,7 @@ pub struct App {
 
 /// Every group of federation endpoints, as they are declared.
 pub fn routes() -> Vec<Routes<App>> {
-    vec![keys::routes(), send::routes(), version::routes()]
+    vec![keys::routes(), membership::routes(), send::routes(), version::routes()]
 }
 
 /// The same with their handlers bound to `app`; the assignment decides which of them are mounted.

@@ -114,7 +114,7 @@ const SUPPORTED: &[(&str, Shape)] = &[
     ("rc_registration_token_validity", RATE),
     ("rc_login", Keys(&[("address", RATE), ("account", RATE), ("failed_attempts", RATE)])),
     ("rc_admin_redaction", RATE),
-    ("rc_joins", Keys(&[("local", RATE), ("remote", Unused)])),
+    ("rc_joins", Keys(&[("local", RATE), ("remote", RATE)])),
     ("rc_joins_per_room", RATE),
     ("rc_invites", Keys(&[("per_room", RATE), ("per_user", RATE), ("per_issuer", RATE)])),
     ("rc_presence", Keys(&[("per_user", RATE)])),

@@ -89,6 +89,8 @@ pub struct LoginRates {
 pub struct JoinRates {
     /// Rooms that this server is in already.
     pub local: Rate,
+    /// Rooms that it is not in.
+    pub remote: Rate,
 }
 
 /// `rc_invites`.
@@ -121,7 +123,7 @@ impl Default for RateLimits {
                 failed_attempts: Rate::new(0.17, 3.0),
             },
             admin_redaction: None,
-            joins: JoinRates { local: Rate::new(0.1, 10.0) },
+            joins: JoinRates { local: Rate::new(0.1, 10.0), remote: Rate::new(0.01, 10.0) },
             joins_per_room: Rate::new(1.0, 10.0),
             invites: InviteRates {
                 per_room: Rate::new(0.3, 10.0),

@@ -51,6 +51,8 @@ classes! {
     LoginFailedAttempts = login.failed_attempts;
     /// Joins of rooms that this server is in, by user.
     JoinsLocal = joins.local;
+    /// Joins of rooms that it is not in, by user.
+    JoinsRemote = joins.remote;
     /// Joins by room.
     JoinsPerRoom = joins_per_room;
     /// Invites by room.

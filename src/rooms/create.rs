@@ -269,7 +269,7 @@ impl Rooms {
                 "at most {MOST_INVITES} users can be invited"
             )));
         }
-        request.invite.iter().try_for_each(|user| self.check_reachable(user))
+        Ok(())
     }
 
     /// The full alias, if one is asked for and free.
@@ -358,7 +358,10 @@ impl Plan<'_> {
             let content = object(json!({ "topic": topic, "m.topic": rich }));
             drafts.push(self.state("m.room.topic", "", content));
         }
-        for (user, mut invite) in self.request.invite.iter().zip(members) {
+        // Those of other servers are invited when the room is there.
+        let here = &self.rooms.owner.signer.server_name;
+        let invites = self.request.invite.iter().zip(members);
+        for (user, mut invite) in invites.filter(|(user, _)| user.server_name() == here) {
             invite.insert("membership".to_owned(), "invite".into());
             if self.request.is_direct {
                 invite.insert("is_direct".to_owned(), true.into());

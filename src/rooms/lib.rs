@@ -56,8 +56,8 @@ use chatd_storage::Pool;
 use chatd_streams::Owners;
 use chatd_users::Users;
 
-pub use door::{Door, Outline};
 pub use answer::JoinAnswer;
+pub use door::{Door, Outline};
 pub use import::Import;
 pub use out_of_band::{OutOfBand, Standing};
 pub use outliers::Stored;

@@ -121,7 +121,7 @@ impl Rooms {
         self.set_membership(who, who, room_id, Membership::Leave, Map::new(), extra).await
     }
 
-    /// Invites a user.
+    /// Invites a user of this server; one of another has to hear of it first.
     pub async fn invite(
         &self,
         who: &Requester,
@@ -129,7 +129,6 @@ impl Rooms {
         room_id: &RoomId,
         extra: Extra,
     ) -> Result<()> {
-        self.check_reachable(user)?;
         self.check_may_invite(who)?;
         let content = self.member_content(user).await?;
         self.set_membership(&who.user_id, user, room_id, Membership::Invite, content, extra).await
@@ -237,19 +236,11 @@ impl Rooms {
     }
 
     /// Refuses if the configuration lets only admins invite.
-    pub(crate) fn check_may_invite(&self, who: &Requester) -> Result<(), Refusal> {
+    pub fn check_may_invite(&self, who: &Requester) -> Result<(), Refusal> {
         if self.config.rooms.block_non_admin_invites && !who.is_admin {
             return Err(Refusal::forbidden("invites have been disabled on this server"));
         }
         Ok(())
-    }
-
-    /// Refuses users of servers that this one cannot talk to.
-    pub(crate) fn check_reachable(&self, user: &UserId) -> Result<(), Refusal> {
-        if user.server_name() == self.owner.signer.server_name {
-            return Ok(());
-        }
-        Err(Refusal::unknown(format!("{user} belongs to another server, which cannot be reached")))
     }
 }
 

@@ -66,9 +66,6 @@ impl Rooms {
             }
             Some(Membership::Leave | Membership::Ban) => Ok(()),
             Some(membership) => {
-                if membership == Membership::Invite {
-                    self.check_reachable(&user)?;
-                }
                 let mut content = self.member_content(&user).await?;
                 if membership == Membership::Join && user == who.user_id {
                     content.extend(self.authorisation(who, room_id).await?);

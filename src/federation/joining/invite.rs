@@ -2,8 +2,8 @@
 //! room, so that no user is invited who does not hear of it. The room goes on meanwhile.
 
 use bytes::Bytes;
-use chatd_base::{Refusal, Requester, Result};
-use chatd_rooms::{Route, SignedInvite, Verdict, event_id, membership::Extra};
+use chatd_base::{Position, Refusal, Requester, Result};
+use chatd_rooms::{Draft, Route, Sent, SignedInvite, Verdict, event_id, membership::Extra};
 use chatd_servers::{Ask, Failure};
 use chatd_streams::events::Membership;
 use ruma_common::{
@@ -33,21 +33,35 @@ impl Joining {
         if user.server_name() == self.deps.config.server_name {
             return rooms.invite(who, user, room_id, extra).await;
         }
-        let _turn = self.turns.take(user, room_id).await;
         let draft = rooms.invite_draft(who, user, extra).await?;
+        self.invite_with(who, user, room_id, draft).await.map(drop)
+    }
+
+    /// Invites a user of another server by this event. An invite that is there already stays.
+    pub async fn invite_with(
+        &self,
+        who: &Requester,
+        user: &UserId,
+        room_id: &RoomId,
+        draft: Draft,
+    ) -> Result<Sent> {
+        let rooms = &self.deps.rooms;
+        rooms.check_may_invite(who)?;
+        let _turn = self.turns.take(user, room_id).await;
         let standing = rooms.owner.standing(user, room_id).await?;
-        let is_invited = standing.is_some_and(|standing| {
-            standing.membership == Membership::Invite && standing.event.sender == who.user_id
-        });
-        if is_invited {
-            return Ok(());
+        if let Some(standing) = standing
+            && standing.membership == Membership::Invite
+            && standing.event.sender == who.user_id
+        {
+            return Ok(Sent { event_id: standing.event.event_id.clone(), position: Position(0) });
         }
         let invite = rooms.signed_invite(room_id, &draft).await?;
-        let server = user.server_name();
-        let event = self.ask_to_sign(server, room_id, invite).await?;
+        let event = self.ask_to_sign(user.server_name(), room_id, invite).await?;
         let received = rooms.owner.receive_as(room_id, event, Route::Made).await?;
         match received.verdict {
-            Verdict::Accepted | Verdict::Known => Ok(()),
+            Verdict::Accepted | Verdict::Known => {
+                Ok(Sent { event_id: received.event_id, position: received.position })
+            }
             Verdict::SoftFailed(why) | Verdict::Rejected(why) => {
                 Err(Refusal::forbidden(why).into())
             }
