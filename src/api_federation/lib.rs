@@ -3,6 +3,8 @@
 
 mod keys;
 mod membership;
+mod queries;
+mod rooms;
 mod send;
 mod version;
 
@@ -18,7 +20,14 @@ pub struct App {
 
 /// Every group of federation endpoints, as they are declared.
 pub fn routes() -> Vec<Routes<App>> {
-    vec![keys::routes(), membership::routes(), send::routes(), version::routes()]
+    vec![
+        keys::routes(),
+        membership::routes(),
+        queries::routes(),
+        rooms::routes(),
+        send::routes(),
+        version::routes(),
+    ]
 }
 
 /// The same with their handlers bound to `app`; the assignment decides which of them are mounted.

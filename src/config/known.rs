@@ -133,6 +133,9 @@ const SUPPORTED: &[(&str, Shape)] = &[
     ("default_room_version", Any),
     ("encryption_enabled_by_default_for_room_type", Any),
     ("allow_public_rooms_without_auth", Any),
+    ("allow_public_rooms_over_federation", Any),
+    ("allow_profile_lookup_over_federation", Any),
+    ("allow_device_name_lookup_over_federation", Any),
     ("enable_room_list_search", Any),
     ("require_membership_for_aliases", Any),
     ("alias_creation_rules", ROOM_RULES),
@@ -337,9 +340,6 @@ const INERT: &[Inert] = &[
     Inert {
         instead: "this part of federation is not there yet",
         keys: &[
-            "allow_device_name_lookup_over_federation",
-            "allow_profile_lookup_over_federation",
-            "allow_public_rooms_over_federation",
             "federation_metrics_domains",
             "federation_whitelist_endpoint_enabled",
             "http_proxy",

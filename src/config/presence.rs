@@ -80,6 +80,13 @@ pub struct Profiles {
     /// `enable_set_avatar_url`. Default true.
     #[serde(rename = "enable_set_avatar_url")]
     pub may_set_avatar_url: bool,
+    /// `allow_profile_lookup_over_federation`. Default true.
+    #[serde(rename = "allow_profile_lookup_over_federation")]
+    pub allow_lookup_over_federation: bool,
+    /// `allow_device_name_lookup_over_federation`: whether other servers are told what devices
+    /// are called.
+    #[serde(rename = "allow_device_name_lookup_over_federation")]
+    pub allow_device_names_over_federation: bool,
 }
 
 impl Default for Profiles {
@@ -90,6 +97,8 @@ impl Default for Profiles {
             include_profile_data_on_invite: true,
             may_set_displayname: true,
             may_set_avatar_url: true,
+            allow_lookup_over_federation: true,
+            allow_device_names_over_federation: false,
         }
     }
 }

@@ -16,6 +16,8 @@ pub struct Rooms {
     pub encrypted_by_default: EncryptedByDefault,
     /// `allow_public_rooms_without_auth`: whether the directory needs no access token.
     pub allow_public_rooms_without_auth: bool,
+    /// `allow_public_rooms_over_federation`: whether other servers are told the directory.
+    pub allow_public_rooms_over_federation: bool,
     /// `enable_room_list_search`: whether the directory answers at all. Default true.
     pub enable_room_list_search: bool,
     /// `require_membership_for_aliases`: only members may add aliases to a room. Default true.
@@ -43,6 +45,7 @@ impl Default for Rooms {
             default_version: RoomVersionId::V12,
             encrypted_by_default: EncryptedByDefault::Off,
             allow_public_rooms_without_auth: false,
+            allow_public_rooms_over_federation: false,
             enable_room_list_search: true,
             require_membership_for_aliases: true,
             alias_creation_rules: None,

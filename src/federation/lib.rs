@@ -1,6 +1,7 @@
 //! What servers do with each other: take in events, join rooms elsewhere, let others join, send
 //! what happens here. Nothing here knows HTTP listeners or SQL text.
 
+pub mod answers;
 pub mod inbound;
 pub mod joining;
 pub mod queries;
@@ -18,8 +19,10 @@ use chatd_servers::Servers;
 use chatd_users::Users;
 
 use crate::{
-    inbound::Inbound, joining::Joining, queries::Queries, resident::Resident, sending::Sending,
+    answers::Answers, inbound::Inbound, joining::Joining, queries::Queries, resident::Resident,
+    sending::Sending,
 };
+pub use chatd_rooms::read::ListingQuery;
 pub use chatd_streams::events::Membership;
 pub(crate) use uri::uri;
 
@@ -37,6 +40,8 @@ pub struct Deps {
 pub struct Federation {
     /// Takes in what other servers send.
     pub inbound: Inbound,
+    /// Answers other servers about rooms and users.
+    pub answers: Answers,
     pub deps: Deps,
     /// Asks other servers on behalf of clients.
     pub queries: Queries,
@@ -52,6 +57,7 @@ impl Federation {
     pub fn new(deps: Deps) -> Self {
         let (inbound, queries) = (Inbound::new(&deps), Queries::new(&deps));
         let (joining, resident) = (Joining::new(&deps), Resident::new(&deps));
-        Self { inbound, queries, joining, resident, sending: Sending::new(&deps), deps }
+        let (answers, sending) = (Answers::new(&deps), Sending::new(&deps));
+        Self { inbound, queries, joining, resident, answers, sending, deps }
     }
 }

@@ -6,9 +6,9 @@ use chatd_streams::Owner;
 use ruma_common::{
     CanonicalJsonObject, OwnedEventId, RoomId, ServerName, room_version_rules::RoomVersionRules,
 };
-use ruma_events::room::server_acl::RoomServerAclEventContent;
 
 use crate::{
+    acl,
     arrival::Arrival,
     live::Live,
     owner::{RoomOwner, lock},
@@ -117,9 +117,7 @@ impl Outline {
     }
 }
 
-/// A list that cannot be read lets nobody in, as one without entries does.
 fn admits(live: &Live, server: &ServerName) -> bool {
-    let Some(list) = live.body("m.room.server_acl", "") else { return true };
-    let list: Option<RoomServerAclEventContent> = serde_json::from_str(list.content.get()).ok();
-    list.is_some_and(|list| list.is_allowed(server))
+    let list = live.body("m.room.server_acl", "");
+    list.is_none_or(|list| acl::admits(list.content.get(), server))
 }

@@ -4,6 +4,7 @@
 //! A write goes `send` → `owner` (which holds the hot room, `live`) → `compose` (authorise) →
 //! `seal` (hash, sign) → `lane` (one commit for all that waits).
 
+pub mod acl;
 pub mod bundle;
 pub mod client_event;
 pub mod create;
@@ -62,7 +63,7 @@ pub use import::Import;
 pub use out_of_band::{OutOfBand, Standing};
 pub use outliers::Stored;
 pub use owner::{RoomOwner, Sent};
-pub use pdu::federation_json;
+pub use pdu::{federation_json, write_federation};
 pub use receive::{Before, Received, Verdict};
 pub use seal::{Draft, Route, Signer, event_id};
 pub use template::{SignedInvite, Template};

@@ -1,6 +1,6 @@
 //! An event as event authorisation and state resolution see it.
 
-use std::{fmt::Display, str::FromStr};
+use std::{borrow::Cow, collections::BTreeMap, fmt::Display, str::FromStr};
 
 use chatd_base::{EventNid, KeyNid};
 use chatd_storage::{
@@ -17,7 +17,7 @@ use ruma_common::{
 };
 use ruma_events::TimelineEventType;
 use ruma_state_res::Event;
-use serde_json::value::RawValue;
+use serde_json::value::{RawValue, to_raw_value};
 
 use crate::{
     Rooms,
@@ -184,6 +184,56 @@ pub fn federation_json(
         redact_in_place(&mut object, &rules.redaction, None).map_err(|error| wrong(&error))?;
     }
     Ok(object)
+}
+
+/// As [`federation_json`], written to `out` without parsing more than the outermost object.
+pub fn write_federation(
+    out: &mut Vec<u8>,
+    event: &GraphEvent,
+    room_id: &RoomId,
+    rules: &RoomVersionRules,
+) -> Result<(), String> {
+    let wrong =
+        |error: serde_json::Error| format!("event {} cannot be rebuilt: {error}", event.event_id);
+    if event.flags & flags::REDACTED != 0 {
+        let object = federation_json(event, room_id, rules)?;
+        return serde_json::to_writer(out, &object).map_err(wrong);
+    }
+    let mut members: BTreeMap<Cow<'_, str>, Cow<'_, RawValue>> =
+        serde_json::from_slice::<BTreeMap<Cow<'_, str>, &RawValue>>(&event.rest)
+            .map_err(wrong)?
+            .into_iter()
+            .map(|(name, value)| (name, Cow::Borrowed(value)))
+            .collect();
+    members.remove(HASH_KEY);
+    let content: &RawValue = serde_json::from_str(&event.content).map_err(wrong)?;
+    members.insert("content".into(), Cow::Borrowed(content));
+    let has_references = members.contains_key("prev_events");
+    let is_hash_create =
+        event.kind == "m.room.create" && rules.authorization.room_create_event_id_as_room_id;
+    let has_id = rules.event_id_format == EventIdFormatVersion::V1;
+    let mut put = |name: &'static str, value: serde_json::Result<Box<RawValue>>| {
+        members.insert(name.into(), Cow::Owned(value.map_err(wrong)?));
+        Ok::<_, String>(())
+    };
+    put("depth", to_raw_value(&event.depth))?;
+    put("origin_server_ts", to_raw_value(&event.origin_ts))?;
+    put("sender", to_raw_value(&event.sender))?;
+    put("type", to_raw_value(&event.kind))?;
+    if !has_references {
+        put("prev_events", to_raw_value(&event.prev_events))?;
+        put("auth_events", to_raw_value(&event.auth_events))?;
+    }
+    if let Some(state_key) = &event.state_key {
+        put("state_key", to_raw_value(state_key))?;
+    }
+    if !is_hash_create {
+        put("room_id", to_raw_value(room_id))?;
+    }
+    if has_id {
+        put("event_id", to_raw_value(&event.event_id))?;
+    }
+    serde_json::to_writer(out, &members).map_err(wrong)
 }
 
 impl Rooms {

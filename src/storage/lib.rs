@@ -42,6 +42,7 @@ pub mod receipts;
 pub mod relations;
 pub mod remote_devices;
 pub mod remote_edus;
+pub mod resident;
 pub mod room_keys;
 pub mod room_state;
 pub mod rooms;

@@ -54,6 +54,7 @@ pub static ALL_STATEMENTS: &[&[&Statement]] = &[
     crate::profiles::STATEMENTS,
     crate::push_rules::STATEMENTS,
     crate::receipts::STATEMENTS,
+    crate::resident::STATEMENTS,
     crate::room_keys::STATEMENTS,
     crate::relations::STATEMENTS,
     crate::remote_devices::STATEMENTS,

@@ -1,0 +1,75 @@
+//! What servers ask about rooms that they are in.
+
+use std::sync::Arc;
+
+use chatd_base::{Refusal, Result};
+use chatd_config::RouterName;
+use chatd_federation::answers::MissingQuery;
+use chatd_http::{Auth, Reply, Request, Routes, federation_v1};
+use ruma_common::{OwnedEventId, OwnedRoomId};
+use serde::Deserialize;
+
+use crate::App;
+
+pub fn routes() -> Routes<App> {
+    Routes::of(RouterName::FederationQuery)
+        .get(federation_v1("/event/{eventId}"), Auth::Server, event)
+        .get(federation_v1("/state/{roomId}"), Auth::Server, state)
+        .get(federation_v1("/state_ids/{roomId}"), Auth::Server, state_ids)
+        .get(federation_v1("/event_auth/{roomId}/{eventId}"), Auth::Server, event_auth)
+        .get(federation_v1("/backfill/{roomId}"), Auth::Server, backfill)
+        .post(federation_v1("/get_missing_events/{roomId}"), Auth::Server, missing_events)
+}
+
+async fn event(app: Arc<App>, req: Request) -> Result<Reply> {
+    let event: OwnedEventId = req.arg_as("eventId")?;
+    Ok(Reply::raw_json(app.federation.answers.event(req.origin()?, &event).await?))
+}
+
+/// The event in the query, at which the state is asked for.
+fn at_event(req: &Request) -> Result<(OwnedRoomId, OwnedEventId)> {
+    #[derive(Deserialize)]
+    struct Parameters {
+        event_id: OwnedEventId,
+    }
+    Ok((req.arg_as("roomId")?, req.query::<Parameters>()?.event_id))
+}
+
+async fn state(app: Arc<App>, req: Request) -> Result<Reply> {
+    let (room, event) = at_event(&req)?;
+    Ok(Reply::raw_json(app.federation.answers.state(req.origin()?, &room, &event).await?))
+}
+
+async fn state_ids(app: Arc<App>, req: Request) -> Result<Reply> {
+    let (room, event) = at_event(&req)?;
+    Ok(Reply::raw_json(app.federation.answers.state_ids(req.origin()?, &room, &event).await?))
+}
+
+async fn event_auth(app: Arc<App>, req: Request) -> Result<Reply> {
+    let (room, event): (OwnedRoomId, OwnedEventId) =
+        (req.arg_as("roomId")?, req.arg_as("eventId")?);
+    Ok(Reply::raw_json(app.federation.answers.event_auth(req.origin()?, &room, &event).await?))
+}
+
+async fn backfill(app: Arc<App>, req: Request) -> Result<Reply> {
+    #[derive(Deserialize)]
+    struct Parameters {
+        #[serde(default)]
+        v: Vec<String>,
+        limit: u32,
+    }
+    let room: OwnedRoomId = req.arg_as("roomId")?;
+    let Parameters { v, limit } = req.query()?;
+    if v.is_empty() {
+        return Err(Refusal::missing_param("missing query parameter `v`").into());
+    }
+    let answers = &app.federation.answers;
+    Ok(Reply::raw_json(answers.backfill(req.origin()?, &room, &v, limit).await?))
+}
+
+async fn missing_events(app: Arc<App>, req: Request) -> Result<Reply> {
+    let room: OwnedRoomId = req.arg_as("roomId")?;
+    let query: MissingQuery = req.json()?;
+    let answers = &app.federation.answers;
+    Ok(Reply::raw_json(answers.missing_events(req.origin()?, &room, &query).await?))
+}
