@@ -101,7 +101,9 @@ scenario! {
         dead.go_away();
         let alice = server.user("alice").await;
         let bob = other.user("bob");
-        let keys = json!({"user_id": bob, "device_id": "B", "algorithms": [], "keys": {}});
+        let keys = json!({
+            "user_id": bob, "device_id": "B", "algorithms": [], "keys": {}, "signatures": {},
+        });
         let master = json!({"user_id": bob, "usage": ["master"], "keys": {"ed25519:x": "x"}});
         other.always("POST", QUERY, Reply::json(&json!({
             "device_keys": {&bob: {"B": keys}, &alice.id: {"A": keys}},
