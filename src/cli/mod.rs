@@ -5,6 +5,7 @@ mod explain;
 mod explain_fleet;
 mod failure;
 mod generate_config;
+mod generate_keys;
 mod hash_password;
 mod password;
 mod proxy_config;
@@ -39,6 +40,8 @@ enum Command {
     Run,
     /// Write a configuration file for a new server
     GenerateConfig(generate_config::Arguments),
+    /// Make a new signing key, and say how it takes the place of the one in use
+    GenerateKeys(generate_keys::Arguments),
     /// Read the configuration, say what is wrong with it, and start nothing
     CheckConfig,
     /// Say what this instance would do: role, endpoints, streams, tasks, listeners
@@ -85,6 +88,7 @@ impl Cli {
         match self.command {
             None | Some(Command::Run) => run::execute(source),
             Some(Command::GenerateConfig(arguments)) => generate_config::execute(source, arguments),
+            Some(Command::GenerateKeys(arguments)) => generate_keys::execute(source, &arguments),
             Some(Command::CheckConfig) => check_config::execute(source),
             Some(Command::Explain(arguments)) => explain::execute(source, &arguments),
             Some(Command::ProxyConfig(arguments)) => proxy_config::execute(source, arguments),

@@ -33,8 +33,14 @@ impl SigningKey {
         Self { version: format!("a_{}", generate::letters(4)), seed: generate::random_bytes() }
     }
 
-    fn to_line(&self) -> String {
+    /// A line of a key file.
+    pub fn to_line(&self) -> String {
         format!("ed25519 {} {}\n", self.version, STANDARD_NO_PAD.encode(self.seed))
+    }
+
+    /// Makes a key file that only its owner may read. Refuses to touch one that is there already.
+    pub fn write(&self, path: &Path) -> std::io::Result<()> {
+        write_private(path, &self.to_line())
     }
 
     fn parse(line: &str) -> Option<Self> {
@@ -94,7 +100,7 @@ impl SigningKeys {
             return Self::read(path);
         }
         let key = SigningKey::generate();
-        write_private(path, &key.to_line()).map_err(|error| {
+        key.write(path).map_err(|error| {
             ConfigError::at("signing_key_path", format!("the file cannot be made: {error}"))
                 .found(path.display())
         })?;

@@ -37,6 +37,7 @@ pub use event_check::Unsound;
 pub use failure::Failure;
 pub use keyring::Keyring;
 pub use notary::KeyQuery;
+pub use own_keys::public_key;
 pub use relay::Relay;
 pub use transport::Body;
 

@@ -31,6 +31,11 @@ impl Pair {
     }
 }
 
+/// The public part of a key.
+pub fn public_key(key: &SigningKey) -> PublicKey {
+    PublicKey(ed25519_dalek::SigningKey::from_bytes(&key.seed).verifying_key().to_bytes())
+}
+
 impl KeyPair for Pair {
     fn sign(&self, message: &[u8]) -> Signature {
         Signature::new(self.key_id.clone(), self.key.sign(message).to_bytes().to_vec())

@@ -41,6 +41,36 @@ fn secret_file() -> &'static str {
     path
 }
 
+#[test]
+fn a_signing_key_is_made_and_the_one_in_use_is_retired() {
+    let folder = folder(&[]);
+    let here = folder.path();
+    let printed = chatd(here, "generate-keys").end();
+    let line = printed.ok();
+    let words: Vec<_> = line.split_ascii_whitespace().collect();
+    assert_eq!((words.len(), words[0], &words[1][..2]), (3, "ed25519", "a_"), "{line}");
+    assert_eq!(words[2].len(), 43, "{line}");
+
+    let made = chatd(here, "generate-keys -o deep/new.key").end();
+    made.ok();
+    let text = fs::read_to_string(here.join("deep/new.key")).unwrap();
+    let mode = fs::metadata(here.join("deep/new.key")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    chatd(here, "generate-keys -o deep/new.key").end().failed(73, &["deep/new.key"]);
+    assert_eq!(fs::read_to_string(here.join("deep/new.key")).unwrap(), text);
+
+    // The specification's key.
+    let seed = "YJDBA9Xnr2sVqXD9Vj7XVUnmFZcZrlw8Md7kMW+3XA1";
+    fs::write(here.join("old.key"), format!("ed25519 1 {seed}\n")).unwrap();
+    fs::write(here.join("hs.yaml"), "server_name: example.org\nsigning_key_path: old.key\n")
+        .unwrap();
+    let made = chatd(here, "generate-keys -c hs.yaml").end();
+    made.ok();
+    let entry =
+        "\"ed25519:1\": { key: \"XGX0JRS2Af3be3knz2fBiRbApjm2Dh61gXDJA8kcJNI\", expired_ts: ";
+    assert!(made.err.contains("old_signing_keys:") && made.err.contains(entry), "{made}");
+}
+
 #[tokio::test]
 async fn a_generated_configuration_is_good_and_runs() {
     let folder = folder(&[]);
