@@ -15,6 +15,7 @@ pub fn routes() -> Routes<App> {
     Routes::of(RouterName::FederationQuery)
         .get(federation_v1("/query/directory"), Auth::Server, directory)
         .get(federation_v1("/query/profile"), Auth::Server, profile)
+        .get(federation_v1("/user/devices/{userId}"), Auth::Server, devices)
         .post(federation_v1("/user/keys/query"), Auth::Server, device_keys)
         .post(federation_v1("/user/keys/claim"), Auth::Server, claim_keys)
         .once()
@@ -39,6 +40,11 @@ async fn profile(app: Arc<App>, req: Request) -> Result<Reply> {
     }
     let Parameters { user_id, field } = req.query()?;
     Reply::json(&app.federation.answers.profile(&user_id, field.as_deref()).await?)
+}
+
+async fn devices(app: Arc<App>, req: Request) -> Result<Reply> {
+    let user: OwnedUserId = req.arg_as("userId")?;
+    Reply::json(&app.federation.answers.devices(&user).await?)
 }
 
 async fn device_keys(app: Arc<App>, req: Request) -> Result<Reply> {

@@ -24,6 +24,9 @@ statements! {
                     FROM devices WHERE user_nid = $1 ORDER BY device_id";
     GET_DEVICE = "SELECT device_id, display_name, last_seen_ts, last_seen_ip, last_seen_user_agent
                   FROM devices WHERE user_nid = $1 AND device_id = $2";
+    /// Changes without a device are of cross-signing keys.
+    GET_LAST_CHANGE = "SELECT coalesce(max(pos), 0) FROM device_list_changes
+                       WHERE user_nid = $1 AND device_id <> ''";
     SET_DISPLAY_NAME = "UPDATE devices SET display_name = $3
                         WHERE user_nid = $1 AND device_id = $2";
     /// Devices first: a login of the same device holds its row and is waited for.
@@ -68,6 +71,12 @@ fn device(row: &Row) -> Device {
 /// All devices of a user, by id.
 pub async fn list(pool: &Pool, user: UserNid) -> Result<Vec<Device>> {
     Ok(pool.query(&LIST_DEVICES, &[&user.0]).await?.iter().map(device).collect())
+}
+
+/// Position of the newest change of a user's devices; 0 if there was none.
+pub async fn get_last_change(pool: &Pool, user: UserNid) -> Result<i64> {
+    let row = pool.query_opt(&GET_LAST_CHANGE, &[&user.0]).await?;
+    Ok(row.map_or(0, |row| row.get(0)))
 }
 
 /// One device of a user.

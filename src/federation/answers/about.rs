@@ -4,12 +4,15 @@ use std::collections::BTreeMap;
 
 use chatd_base::{Refusal, Result, UserNid};
 use chatd_rooms::read::{ListingPage, ListingQuery};
-use chatd_storage::rooms;
+use chatd_storage::{devices, rooms};
+use chatd_users::key_query::{Queried, Wanted};
 use ruma_common::{OwnedUserId, RoomAliasId, RoomId, UserId};
 use serde_json::{Map, Value, json};
 
 use super::Answers;
 
+/// Users about whom one request may ask (R8).
+const MOST_USERS: usize = 10_000;
 /// Rooms on one page of the directory.
 const MOST_LISTED: usize = 1_000;
 
@@ -44,9 +47,42 @@ impl Answers {
         Ok(members.map(|(name, value)| (name.clone(), value.clone())).collect())
     }
 
+    /// The devices of a user of this server that have keys, as of the newest change at least: what
+    /// is told of later changes has a larger `stream_id`.
+    pub async fn devices(&self, user: &UserId) -> Result<Value> {
+        let nid = self.local_user(user).await?;
+        let stream_id = devices::get_last_change(self.pool(), nid).await?;
+        let wanted = BTreeMap::from([(user.to_owned(), Vec::new())]);
+        let keys = self.keys_of(&wanted).await?;
+        let of_user = keys.device_keys.get(user.as_str());
+        let all: Vec<Value> = of_user.into_iter().flatten().map(device).collect();
+        let mut answer = json!({ "user_id": user, "stream_id": stream_id, "devices": all });
+        let cross_signing =
+            [("master_key", &keys.master_keys), ("self_signing_key", &keys.self_signing_keys)];
+        for (name, keys) in cross_signing {
+            if let Some(key) = keys.get(user.as_str()) {
+                answer[name] = key.clone();
+            }
+        }
+        Ok(answer)
+    }
+
     /// Keys of devices of users of this server; all devices where none is named.
     pub async fn device_keys(&self, wanted: BTreeMap<OwnedUserId, Vec<String>>) -> Result<Value> {
-        let mut keys = self.deps.users.keys.query_for_servers(&self.of_this_server(wanted)).await?;
+        if wanted.len() > MOST_USERS {
+            return Err(Refusal::invalid_param(format!("more than {MOST_USERS} users")).into());
+        }
+        let keys = self.keys_of(&self.of_this_server(wanted)).await?;
+        Ok(json!({
+            "device_keys": keys.device_keys,
+            "master_keys": keys.master_keys,
+            "self_signing_keys": keys.self_signing_keys,
+        }))
+    }
+
+    /// Keys with what other servers may know of them.
+    async fn keys_of(&self, wanted: &Wanted) -> Result<Queried> {
+        let mut keys = self.deps.users.keys.query_for_servers(wanted).await?;
         if !self.deps.config.profiles.allow_device_names_over_federation {
             let devices = keys.device_keys.values_mut().flat_map(|devices| devices.values_mut());
             for device in devices {
@@ -55,11 +91,7 @@ impl Answers {
                 }
             }
         }
-        Ok(json!({
-            "device_keys": keys.device_keys,
-            "master_keys": keys.master_keys,
-            "self_signing_keys": keys.self_signing_keys,
-        }))
+        Ok(keys)
     }
 
     /// One-time keys of devices of users of this server; each is given away once.
@@ -93,6 +125,21 @@ impl Answers {
         let nid = nids.into_iter().next().flatten().filter(|_| is_local);
         nid.ok_or_else(|| unknown_user(user).into())
     }
+}
+
+/// A device in the list of its user's.
+fn device((id, keys): (&String, &Value)) -> Value {
+    let mut keys = keys.clone();
+    let name = keys.get("unsigned").and_then(|unsigned| unsigned.get("device_display_name"));
+    let name = name.cloned();
+    if let Some(keys) = keys.as_object_mut() {
+        keys.remove("unsigned");
+    }
+    let mut device = json!({ "device_id": id, "keys": keys });
+    if let Some(name) = name {
+        device["device_display_name"] = name;
+    }
+    device
 }
 
 fn unknown_user(user: &UserId) -> Refusal {

@@ -19,7 +19,9 @@
 //!   is one that a test may kill; what begins with `gated()` can be cut off from all others.
 //! - One file a subject; a subject with more than one file gets a folder.
 
+mod answers;
 mod doors;
+mod keys;
 mod oracle;
 mod others;
 mod queries;

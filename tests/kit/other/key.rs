@@ -103,6 +103,11 @@ pub fn keys_of(document: &Value) -> PublicKeyMap {
     PublicKeyMap::from([(server.to_owned(), keys)])
 }
 
+/// Whether everybody whose signature is on `document` has signed it, with one of `keys`.
+pub fn is_signed(document: &Value, keys: &PublicKeyMap) -> bool {
+    ruma_signatures::verify_json(keys, &canonical(document.clone())).is_ok()
+}
+
 /// `value` as canonical JSON; panics if it is not an object, or cannot be canonical.
 #[track_caller]
 pub fn canonical(value: Value) -> CanonicalJsonObject {

@@ -32,7 +32,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 pub use asking::{Peer, authorization};
-pub use key::{Key, Published, keys_of, now_ms};
+pub use key::{Key, Published, is_signed, keys_of, now_ms};
 pub use memory::State;
 pub use pdu::{Pdu, rules_of};
 pub use reply::Reply;
