@@ -271,10 +271,8 @@ impl RoomOwner {
             let event = effect::apply(&mut live, &self.signer, draft, &with, pdu, sealed, effect)?;
             slot.enqueue(permit, &live, vec![event], alone)
         };
-        Ok(match self.settled(waits).await? {
-            Some(position) => Some(Received::new(arrival, verdict, position)),
-            None => None,
-        })
+        let settled = self.settled(waits).await?;
+        Ok(settled.map(|position| Received::new(arrival, verdict, position)))
     }
 
     /// The position of what was put on the lane. `None` if the room has to be loaded again.

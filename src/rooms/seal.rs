@@ -379,7 +379,7 @@ pub const HASH_KEY: &str = "_hash";
 fn rest(mut object: CanonicalJsonObject, hash: Option<&str>, keeps_prev: bool) -> Result<Vec<u8>> {
     for member in IN_COLUMNS {
         let is_pair = hash.is_some() && member.ends_with("_events");
-        if !is_pair && !(keeps_prev && member == "prev_events") {
+        if !(is_pair || keeps_prev && member == "prev_events") {
             object.remove(member);
         }
     }

@@ -26,7 +26,9 @@ const MAX_TYPE_BYTES: usize = 255;
 const ALL_DEVICES: &str = "*";
 
 /// Contents by user and device (or `*`), as clients send them.
-pub type Messages = BTreeMap<OwnedUserId, BTreeMap<String, Map<String, Value>>>;
+pub type Messages = BTreeMap<OwnedUserId, OfDevices>;
+/// Contents of messages by device.
+type OfDevices = BTreeMap<String, Map<String, Value>>;
 
 /// Sends messages to devices.
 pub struct ToDevice {
@@ -173,7 +175,7 @@ impl Rows {
         who: &Requester,
         kind: &str,
         server: &ServerName,
-        users: &[(&OwnedUserId, &BTreeMap<String, Map<String, Value>>)],
+        users: &[(&OwnedUserId, &OfDevices)],
     ) -> Result<()> {
         let mut part: BTreeMap<&OwnedUserId, BTreeMap<&String, &Map<String, Value>>> =
             BTreeMap::new();

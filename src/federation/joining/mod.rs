@@ -29,7 +29,9 @@ pub struct Joining {
 
 /// Whose turn it is, for each user and room.
 #[derive(Default)]
-struct Turns(Mutex<HashMap<(OwnedUserId, OwnedRoomId), Arc<tokio::sync::Mutex<()>>>>);
+struct Turns(Mutex<HashMap<(OwnedUserId, OwnedRoomId), Turn>>);
+
+type Turn = Arc<tokio::sync::Mutex<()>>;
 
 impl Turns {
     /// Waits until nobody else works on the same.

@@ -35,12 +35,15 @@ struct Typing {
     told_ms: u64,
 }
 
+/// The newest receipt of each user in a thread, or in none.
+type Receipts = BTreeMap<(OwnedUserId, Option<String>), Arc<ReceiptRow>>;
+
 /// What waits to be told.
 pub(super) struct Spread {
     own: OwnedServerName,
     /// `federation_rr_transactions_per_room_per_second`.
     receipts_per_second: u64,
-    receipts: HashMap<RoomNid, BTreeMap<(OwnedUserId, Option<String>), Arc<ReceiptRow>>>,
+    receipts: HashMap<RoomNid, Receipts>,
     /// Before that time receipts of the room wait.
     quiet_until: HashMap<RoomNid, u64>,
     typing: HashMap<RoomNid, Typing>,

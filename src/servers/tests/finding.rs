@@ -155,7 +155,8 @@ async fn documents_that_mean_nothing_delegate_to_nobody() {
         own.port(),
     );
     let flood = || pieces(200, futures::stream::repeat(Bytes::from_static(&[b' '; 4_096])));
-    let cases: [(&str, fn(&str) -> Reply); 6] = [
+    type Case = (&'static str, fn(&str) -> Reply);
+    let cases: [Case; 6] = [
         ("no JSON", |_| reply(200, "<html>")),
         ("no name", |_| reply(200, r#"{"m.server": "a b"}"#)),
         ("not there", |_| reply(404, "{}")),

@@ -82,7 +82,7 @@ mod tests {
         let whole = "chatd2 events a 1 2 3 *\n[]";
         assert!(parse(whole.as_bytes()).is_some());
         for end in 0..whole.len() - 4 {
-            assert_eq!(parse(whole[..end].as_bytes()), None, "{:?}", &whole[..end]);
+            assert_eq!(parse(&whole.as_bytes()[..end]), None, "{:?}", &whole[..end]);
         }
         for text in ["chatd1 events a\n[]", "chatd2 events a b 2 3 *\n[]", "RDATA events a 1 []\n"]
         {

@@ -67,7 +67,8 @@ scenario! {
                 let pdus: Vec<Pdu> = pdus.map(|pdu| Pdu::of(pdu.clone(), &rules)).collect();
                 let mut found: Vec<_> = pdus.iter().map(|pdu| pdu.id.clone()).collect();
                 let mut named = of;
-                (found.sort(), named.sort());
+                found.sort();
+                named.sort();
                 assert_eq!(found, named, "version {version}: {list}");
                 for pdu in &pdus {
                     shared.other.check_pdu(pdu, &rules).await.expect("signed and hashed");

@@ -45,7 +45,8 @@ fn keys_are_taken_for_a_week_at_most() {
 fn what_the_server_has_not_signed_itself_is_not_believed() {
     let json = own_keys("domain", &with_old_key()).document(NOW_MS).unwrap();
     let good: Value = serde_json::from_slice(&json).unwrap();
-    let changes: [(&str, fn(&mut Value)); 6] = [
+    type Case = (&'static str, fn(&mut Value));
+    let changes: [Case; 6] = [
         ("server_name", |document| document["server_name"] = "other".into()),
         ("signature", |document| document["valid_until_ts"] = 1.into()),
         ("has not signed", |document| document["signatures"] = json!({})),
