@@ -25,3 +25,4 @@ mod keys;
 mod oracle;
 mod others;
 mod queries;
+mod sending;

@@ -1,0 +1,85 @@
+//! Senders that are killed under load.
+
+use std::collections::BTreeMap;
+
+use chatd_kit::{Other, Settings, other::Reply, scenario};
+use serde_json::{Value, json};
+
+use super::{SEND, shared_room, text_of, texts_of, until_text};
+
+/// Short patience with servers that do not answer.
+fn impatient() -> Settings {
+    Settings::federating().with(
+        "federation",
+        json!({
+            "destination_min_retry_interval": "200ms",
+            "destination_max_retry_interval": "200ms",
+        }),
+    )
+}
+
+/// Event ids by text: what `other` has got, each text with the ids under which it came.
+fn ids_by_text(other: &Other) -> BTreeMap<String, Vec<Value>> {
+    let mut ids: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    for seen in other.seen("PUT", SEND) {
+        for pdu in seen.body["pdus"].as_array().into_iter().flatten() {
+            if let Some(text) = text_of(pdu) {
+                let of_text = ids.entry(text).or_default();
+                if !of_text.contains(&pdu["hashes"]) {
+                    of_text.push(pdu["hashes"].clone());
+                }
+            }
+        }
+    }
+    ids
+}
+
+scenario! {
+    /// The server is killed again and again while it sends to one that is slow and to one that
+    /// comes and goes: every acknowledged event arrives at both, and a room's events keep their
+    /// order.
+    async fn nothing_is_lost_when_a_sender_is_killed(server: Server) in (monolith)
+    with (impatient()) {
+        let (slow, fickle) = (Other::start().await, Other::start().await);
+        let alice = server.user("alice").await;
+        let room = shared_room(&mut server, &alice, &[&slow, &fickle]).await;
+        slow.always("PUT", SEND, Reply::json(&json!({"pdus": {}})).after(
+            std::time::Duration::from_millis(80),
+        ));
+        let mut acknowledged = Vec::new();
+        for round in 0..6 {
+            for number in 0..40 {
+                let text = format!("m{round:02}-{number:02}");
+                alice.send(&room, &text).await;
+                acknowledged.push(text);
+            }
+            match round % 3 {
+                0 => fickle.go_away(),
+                1 => fickle.come_back().await,
+                _ => {}
+            }
+            server.kill9().unwrap();
+            server.restart().await.unwrap();
+        }
+        fickle.go_away();
+        fickle.come_back().await;
+        alice.send(&room, "the end").await;
+        for other in [&slow, &fickle] {
+            until_text(other, "the end").await;
+            for text in &acknowledged {
+                until_text(other, text).await;
+            }
+            let ids = ids_by_text(other);
+            assert!(ids.values().all(|ids| ids.len() == 1), "one event each");
+            assert_eq!(ids.len(), acknowledged.len() + 1);
+            let mut first = Vec::new();
+            for text in other.seen("PUT", SEND).iter().flat_map(texts_of) {
+                if !first.contains(&text) {
+                    first.push(text);
+                }
+            }
+            assert_eq!(first[..acknowledged.len()], acknowledged, "in order");
+            assert!(other.problems().is_empty(), "{:?}", other.problems());
+        }
+    }
+}
