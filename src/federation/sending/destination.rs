@@ -11,7 +11,7 @@ use chatd_storage::sending::DeviceChange;
 use chatd_streams::StreamToken;
 use ruma_common::OwnedServerName;
 
-use super::ephemeral::Ephemeral;
+use super::{delivery::Content, ephemeral::Ephemeral};
 
 /// Events that wait in memory for one server (R8); with more it is behind.
 const MOST_QUEUED: usize = 500;
@@ -83,6 +83,8 @@ pub(super) struct Destination {
     /// It is in the line of those that can be sent to.
     pub is_in_line: bool,
     pub is_failing: bool,
+    /// What it has not taken, as far as this server knows.
+    pub again: Option<Box<Content>>,
     /// It is left alone until then, in milliseconds.
     pub retry_at: u64,
 }
@@ -212,7 +214,12 @@ impl Destination {
     ) {
         self.under_way.clear();
         self.devices_under_way.clear();
-        for (room, owed) in caught_up.rooms {
+        // One that is not behind is owed nothing but what waits in memory.
+        let owed_rooms = caught_up.rooms.into_iter().filter(|_| self.is_behind);
+        for (room, owed) in owed_rooms.collect::<Vec<_>>() {
+            if !self.owed.contains_key(&room) {
+                continue;
+            }
             let is_settled = owed.is_none() && !self.touched.contains(&room);
             match owed {
                 Some(owed) => drop(self.owed.insert(room, owed)),
@@ -222,7 +229,7 @@ impl Destination {
             }
             ledger.rooms.insert((server.clone(), room), owed);
         }
-        if let Some(devices) = caught_up.devices {
+        if let Some(devices) = caught_up.devices.filter(|_| self.owed_devices.is_some()) {
             let is_settled = devices.is_at_least(told_devices);
             self.owed_devices = (!is_settled).then_some(devices);
             ledger.devices.insert(server.clone(), self.owed_devices.clone());

@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use super::{
     Sending,
     catch_up::MOST_ROOMS,
-    delivery::{Behind, Delivery, Done, Outcome},
+    delivery::{Behind, Content, Delivery, Done, Outcome},
     destination::{Destination, Ledger, Owed, Queued},
     devices,
     inbox::{Inbox, News},
@@ -389,34 +389,38 @@ impl Part {
     async fn fill(&mut self, servers: Vec<OwnedServerName>) -> Result<Vec<Delivery>> {
         let mut deliveries = Vec::with_capacity(servers.len());
         let (mut places, mut changes, mut with_outbound) = (Vec::new(), Vec::new(), Vec::new());
-        let mut contents = Vec::with_capacity(servers.len());
+        let mut is_again = Vec::with_capacity(servers.len());
         for server in servers {
             let Some(one) = self.destinations.get_mut(&server) else { continue };
-            let behind = one.is_behind.then(|| Behind {
+            let again = one.again.take();
+            is_again.push(again.is_some());
+            let behind = (one.is_behind && again.is_none()).then(|| Behind {
                 owed: one.begin_to_catch_up(MOST_ROOMS),
                 devices: one.owed_devices.clone().map(|since| (since, self.device_lists.clone())),
             });
-            let events = one.take_events(if one.is_behind { 0 } else { MOST_PDUS });
-            let of_devices = one.take_devices(MOST_DEVICES);
+            let content = match again {
+                Some(again) => *again,
+                None if one.is_behind => Content::default(),
+                None => Content::of(&one.take_events(MOST_PDUS), one.take_devices(MOST_DEVICES)),
+            };
             if std::mem::take(&mut one.has_outbound) {
                 with_outbound.push(server.to_string());
             }
-            places.extend(events.iter().map(|event| (event.nid, event.room)));
-            changes.extend(of_devices.iter().cloned());
-            contents.push((events, of_devices));
-            deliveries.push(Delivery::new(server, behind));
+            places.extend(content.events.iter().copied());
+            changes.extend(content.changes.iter().cloned());
+            deliveries.push(Delivery::new(server, content, behind));
         }
         let bodies = self.with.bodies.load(&places).await?;
         let edus = devices::edus(&self.with.deps.users, &changes).await?;
-        for (delivery, (events, changes)) in deliveries.iter_mut().zip(contents) {
-            for event in events {
-                if let Some(body) = bodies.get(&event.nid) {
-                    delivery.transaction.add_event(event.nid, body.clone());
+        for Delivery { content, transaction, .. } in &mut deliveries {
+            for (nid, _) in &content.events {
+                if let Some(body) = bodies.get(nid) {
+                    transaction.add_event(*nid, body.clone());
                 }
             }
-            for change in changes {
+            for change in &content.changes {
                 if let Some(edu) = edus.get(&change.pos) {
-                    delivery.transaction.add_durable_edu('d', change.pos, edu.clone());
+                    transaction.add_durable_edu('d', change.pos, edu.clone());
                 }
             }
         }
@@ -427,9 +431,9 @@ impl Part {
             for (server, pos, content) in messages {
                 by_server.entry(server).or_default().push((pos, content));
             }
-            for delivery in &mut deliveries {
+            for (delivery, again) in deliveries.iter_mut().zip(is_again) {
                 let messages = by_server.remove(delivery.server.as_str()).unwrap_or_default();
-                delivery.add_messages(messages, MOST_OUTBOUND);
+                delivery.add_messages(messages, MOST_OUTBOUND, again);
             }
         }
         Ok(deliveries)
@@ -456,9 +460,10 @@ impl Part {
                 one.accepted(&server, then, &self.device_lists, &mut self.ledger);
                 self.ledger.taken.extend(taken.into_iter().map(|pos| (server.clone(), pos)));
             }
-            Outcome::Failed { until_ms, had_messages } => {
-                one.has_outbound |= had_messages;
+            Outcome::Failed { until_ms, again } => {
+                one.has_outbound |= !again.messages.is_empty();
                 one.failed(&server, until_ms, &mut self.ledger);
+                one.again = Some(again).filter(|again| !again.is_empty());
             }
         }
         if one.is_idle() {

@@ -61,8 +61,6 @@ scenario! {
             server.kill9().unwrap();
             server.restart().await.unwrap();
         }
-        fickle.go_away();
-        fickle.come_back().await;
         alice.send(&room, "the end").await;
         for other in [&slow, &fickle] {
             until_text(other, "the end").await;
