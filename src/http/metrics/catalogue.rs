@@ -111,6 +111,18 @@ catalogue! {
         "how far this instance has seen the writer of the stream";
     Gauge chatd_stream_lag { stream writer }
         "by how much the tables were ahead of that when they were compared last: 0 is up to date";
+    Counter synapse_federation_client_sent_transactions_total { }
+        "transactions that other servers have taken";
+    Counter synapse_federation_client_sent_edus_total { }
+        "what is no event and was in them";
+    Counter synapse_federation_client_sent_pdu_destinations_count_total { }
+        "events that this server has to send";
+    Counter synapse_federation_client_sent_pdu_destinations_total { }
+        "servers to which these go, all together";
+    Gauge synapse_federation_transaction_queue_pending_destinations { }
+        "servers for which there is something";
+    Gauge synapse_federation_transaction_queue_pending_pdus { }
+        "events that wait in memory for a server";
     Counter chatd_stream_passes_total { stream }
         "frames whose rows nobody here wanted, and which were not read";
     Counter chatd_stream_skips_total { stream }

@@ -76,12 +76,14 @@ scenario! {
             alice.send(&room, &format!("more {number}")).await;
         }
         let tried = here.seen("PUT", SEND).len();
-        assert_eq!(tried, 1, "it is left alone");
+        // It may have asked for keys, which is a sign of life.
+        assert!(tried < 5, "{tried} attempts: it is left alone");
         here.behave();
         here.send(&server.peer(), &[], &[]).await.ok();
         until_text(&here, "more 19").await;
-        let refused = here.seen("PUT", SEND)[0].segment(4);
-        assert_eq!(taken(&here, |seen| seen.segment(4) != refused).len(), 21);
+        let mut expected = vec!["one".to_owned()];
+        expected.extend((0..20).map(|number| format!("more {number}")));
+        assert_eq!(taken(&here, |_| true), expected, "what was refused comes again as it was");
     }
 
     /// Thousands of dead servers cost rows once, and nothing afterwards.
