@@ -21,6 +21,7 @@
 
 mod answers;
 mod doors;
+mod inbound;
 mod keys;
 mod oracle;
 mod others;
