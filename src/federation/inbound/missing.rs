@@ -22,7 +22,7 @@ const LIMITS: [usize; 5] = [10, 20, 20, 20, 20];
 const MOST_NAMED: usize = 20;
 /// Largest answer: events of 64 KiB.
 const MOST_BYTES: usize = 4 * 1024 * 1024;
-const WITHIN: Duration = Duration::from_secs(20);
+const WITHIN: Duration = Duration::from_secs(10);
 /// For everything that one step fetches.
 const ALL_WITHIN: Duration = Duration::from_secs(120);
 /// Events of one step whose state is fetched.
@@ -72,7 +72,7 @@ impl Inbound {
             Ok(between) => between,
             // The state may still be had.
             Err(failure) => {
-                no_answer = Some(failure.to_string());
+                no_answer = unanswered(&failure);
                 Vec::new()
             }
         };
@@ -87,10 +87,20 @@ impl Inbound {
             match self.place_by_state(room, door, origin, first).await? {
                 Ok(true) => is_something = true,
                 Ok(false) => drop(open.remove(0)),
-                Err(failure) => {
-                    no_answer = Some(failure.to_string());
-                    break;
-                }
+                Err(failure) => match unanswered(&failure) {
+                    Some(why) => {
+                        no_answer = Some(why);
+                        break;
+                    }
+                    // Those behind it are not held up.
+                    None => {
+                        let id = open.remove(0).outline.event_id;
+                        tracing::info!(
+                            server.name = %origin, room.id = %room, event.id = %id, %failure,
+                            "the state before an event cannot be had"
+                        );
+                    }
+                },
             }
         }
         Ok(match no_answer {
@@ -218,6 +228,12 @@ impl Inbound {
         }
         sound
     }
+}
+
+/// Why there is no answer, unless there is one that says nothing of use.
+fn unanswered(failure: &Failure) -> Option<String> {
+    let is_answer = matches!(failure, Failure::Refused { .. } | Failure::Odd(_));
+    (!is_answer).then(|| failure.to_string())
 }
 
 /// Each event after those of its predecessors that are among them; circles are left out.

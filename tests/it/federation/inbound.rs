@@ -25,7 +25,71 @@ async fn shared(server: &Server, version: &str) -> Shared {
     Shared { alice, other, bob, room, far }
 }
 
+const MISSING: &str = "/_matrix/federation/v1/get_missing_events/";
+const STATE: &str = "/_matrix/federation/v1/state_ids/";
+
 scenario! {
+    async fn what_waits_outlives_a_crash(server: Server) in (monolith)
+    with (Settings::federating()) {
+        let Shared { alice, other, bob, room, far } = shared(&server, "11").await;
+        let late = Reply::json(&json!({"events": []})).after(std::time::Duration::from_secs(60));
+        other.always("POST", MISSING, late);
+        far.say(&bob, "never sent");
+        let last = far.say(&bob, "sent");
+        other.deliver(&server.peer(), std::slice::from_ref(&last)).await;
+        other.until("it is asked", "POST", MISSING, |_| Some(())).await;
+        server.kill9().expect("it is killed");
+        other.behave();
+        server.restart().await.expect("it starts again");
+        alice.feed().await.until_event(&room, &last.id).await;
+    }
+
+    async fn circles_and_endless_answers_are_contained(server: Server) in (monolith)
+    with (Settings::federating()) {
+        let Shared { alice, other, bob, room, far } = shared(&server, "1").await;
+        let name = |id: &str| format!("${id}:{}", other.name());
+        let after = |id: &str, prev: &str| {
+            let draft = far.draft(&bob, "m.room.message", json!({"body": id}));
+            draft.after(&[name(prev)]).with("event_id", name(id)).make()
+        };
+        let circle = [after("a", "b"), after("b", "a")];
+        let events: Vec<&Value> = circle.iter().map(|pdu| &pdu.json).collect();
+        other.always("POST", MISSING, Reply::json(&json!({"events": events})));
+        other.always("GET", STATE, Reply::refused(404, "M_NOT_FOUND"));
+        other.deliver(&server.peer(), &[after("c", "a")]).await;
+        other.until("the state is asked for", "GET", STATE, |_| Some(())).await;
+        alice.send(&room, "nobody is held up").await;
+        // Where the answer does not end, what has come counts for nothing.
+        other.behave();
+        other.always("POST", MISSING, Reply::endless("{\"events\":[", "1,"));
+        far.say(&bob, "never sent");
+        let last = far.say(&bob, "sent");
+        other.deliver(&server.peer(), std::slice::from_ref(&last)).await;
+        alice.feed().await.until_event(&room, &last.id).await;
+        let asked = other.seen("POST", MISSING).len();
+        assert!(asked < 20, "it was asked {asked} times");
+    }
+
+    async fn many_branches_leave_few_heads(server: Server) in (monolith)
+    with (Settings::federating()) {
+        let Shared { alice, other, bob, room, far } = shared(&server, "10").await;
+        let fork = far.heads();
+        for _ in 0..3 {
+            let branch = |n| {
+                far.draft(&bob, "m.room.message", json!({"body": n})).after(&fork).make()
+            };
+            let branches: Vec<_> = (0..50).map(branch).collect();
+            other.deliver(&server.peer(), &branches).await;
+        }
+        let client = server.database().connect().await.expect("a connection");
+        let sql = "SELECT max(array_length(events, 1)) FROM room_heads";
+        let most: i32 = client.query_one(sql, &[]).await.expect("heads").get(0);
+        assert!(most <= 11, "{most} heads");
+        alice.send(&room, "one").await;
+        let most: i32 = client.query_one(sql, &[]).await.expect("heads").get(0);
+        assert_eq!(most, 1);
+    }
+
     async fn an_event_of_another_server_is_seen(server: Server) with (Settings::federating()) {
         let Shared { alice, other, bob, room, far } = shared(&server, "11").await;
         let mut feed = alice.feed().await;
@@ -98,7 +162,10 @@ scenario! {
         let answer = other.send(&peer, std::slice::from_ref(&forged), &[]).await;
         assert!(!error(&answer, &forged.id).is_empty(), "{answer}");
         // Too large by one byte and more.
-        let large = far.draft(&bob, "m.room.message", json!({"body": "x".repeat(66_000)})).make();
+        let large = far.draft(&bob, "m.room.message", json!({"body": "x"})).make();
+        let large = large.forged(&far.rules(), |event| {
+            event["content"]["body"] = "x".repeat(65_537).into();
+        });
         let answer = other.send(&peer, std::slice::from_ref(&large), &[]).await;
         assert!(answer.ok()["pdus"][&large.id] != json!({}), "{answer}");
         // Too many.
