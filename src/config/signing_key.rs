@@ -4,6 +4,8 @@ use std::{fmt, fs, io::Write, os::unix::fs::OpenOptionsExt, path::Path};
 
 use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD};
 
+use ruma_common::serde::{Base64, base64::Standard};
+
 use crate::{ConfigError, generate};
 
 /// The keys of a signing key file. The first one signs.
@@ -48,7 +50,8 @@ impl SigningKey {
         let (algorithm, version, seed) = (words.next()?, words.next()?, words.next()?);
         let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
         let good = algorithm == "ed25519" && words.next().is_none() && version.chars().all(word);
-        let seed = STANDARD_NO_PAD.decode(seed.trim_end_matches('=')).ok()?;
+        // Bits after the last whole byte are ignored, as everybody does.
+        let seed = Base64::<Standard>::parse(seed).ok()?.into_inner();
         good.then_some(Self { version: version.to_owned(), seed: seed.try_into().ok()? })
     }
 }
@@ -136,6 +139,9 @@ mod tests {
             SigningKeys::parse(&format!("ed25519 a_AbCd {seed}\n\ned25519 1 {seed}=\n")).unwrap();
         assert_eq!(keys.current().key_id(), "ed25519:a_AbCd");
         assert_eq!((keys.current().seed, keys.others().len()), ([7; 32], 1));
+        // The specification's, whose last letter says more than belongs to the seed.
+        let of_spec = "ed25519 1 YJDBA9Xnr2sVqXD9Vj7XVUnmFZcZrlw8Md7kMW+3XA1";
+        assert!(SigningKeys::parse(of_spec).is_some());
         for bad in
             ["", "ed25519 a_b", "rsa a_b AAAA", "ed25519 a_b AAAA", &format!("ed25519 a:b {seed}")]
         {
