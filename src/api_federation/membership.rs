@@ -59,7 +59,10 @@ async fn make(
     let room_id: OwnedRoomId = req.arg_as("roomId")?;
     let user: OwnedUserId = req.arg_as("userId")?;
     let resident = &app.federation.resident;
-    let made = resident.make(req.origin()?, &room_id, &user, membership, versions).await?;
+    let mut made = resident.make(req.origin()?, &room_id, &user, membership, versions).await?;
+    // Of the template, not of the event: whoever signs it puts itself there, or nobody.
+    let us = app.federation.deps.config.server_name.as_str();
+    made.event.insert("origin".to_owned(), us.into());
     Reply::json(&json!({ "room_version": made.version, "event": made.event }))
 }
 
