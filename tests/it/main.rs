@@ -4,7 +4,7 @@
 mod account;
 mod budgets;
 mod cli;
-mod clients;
+pub mod clients;
 mod device_lists;
 mod edge;
 mod encryption;

@@ -32,6 +32,7 @@ use std::{
     future::Future,
     pin::Pin,
     task::{Context, Poll},
+    time::{Duration, Instant},
 };
 
 pub use command::{Command, Ended};
@@ -78,6 +79,23 @@ where
     F::Output: Send + 'static,
 {
     Started(tokio::spawn(work))
+}
+
+/// Asks over and over until there is an answer; panics when that takes too long. For what comes
+/// from another server and cannot be waited for otherwise.
+pub async fn eventually<T, F>(what: &str, mut ask: impl FnMut() -> F) -> T
+where
+    F: Future<Output = Result<T, String>>,
+{
+    let patience = Duration::from_secs(60);
+    let deadline = Instant::now() + patience;
+    loop {
+        match ask().await {
+            Ok(found) => return found,
+            Err(why) => assert!(Instant::now() < deadline, "{what}: not in {patience:?}: {why}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// Tells whoever runs the tests something; shown with the test's other output.

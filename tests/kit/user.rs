@@ -135,6 +135,17 @@ impl User {
         self.post(path("/join/{}", &[room]), &json!({}))
     }
 
+    /// Joins a room of another server, with its help.
+    pub fn join_via(&self, room: &str, server: &str) -> Request {
+        self.join(room).query("server_name", server).query("via", server)
+    }
+
+    /// Knocks at a room of another server.
+    pub fn knock_via(&self, room: &str, server: &str) -> Request {
+        let url = path("/knock/{}", &[room]);
+        self.post(url, &json!({})).query("server_name", server).query("via", server)
+    }
+
     /// Leaves, or rejects an invitation.
     pub fn leave(&self, room: &str) -> Request {
         self.post(path("/rooms/{}/leave", &[room]), &json!({}))

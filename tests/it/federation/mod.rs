@@ -17,13 +17,21 @@
 //! - `Synapse::shared().await` is real Synapse, one for all tests of a run: users made with
 //!   `synapse.user("bob")` work like those of `server`, under names of their own. `Synapse::start()`
 //!   is one that a test may kill; what begins with `gated()` can be cut off from all others.
+//! - `acts` has what people on different servers do with each other, whichever servers these are.
 //! - One file a subject; a subject with more than one file gets a folder.
 
+mod acts;
 mod answers;
 mod doors;
+mod encrypted;
+mod ephemeral;
+mod hostile;
 mod inbound;
 mod keys;
+mod net;
 mod oracle;
 mod others;
+mod partition;
 mod queries;
 mod sending;
+mod versions;
