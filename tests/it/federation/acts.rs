@@ -40,11 +40,17 @@ pub async fn until_member(user: &User, room: &str, who: &User, membership: &str)
 
 /// Waits until a sync of `user` has `room` in this section.
 pub async fn until_section(user: &User, room: &str, section: &str) -> Value {
-    eventually(&format!("{} has {room} under {section}", user.id), || async {
-        let synced = user.sync().filter(&json!({"room": {"include_leave": true}})).await;
-        match synced.section(section, room) {
-            Value::Null => Err(synced.text.clone()),
-            found => Ok(found.clone()),
+    let mut limit = 10;
+    eventually(&format!("{} has {room} under {section}", user.id), || {
+        // Synapse gives the answer of a moment ago to whoever asks for the same again.
+        limit += 1;
+        let filter = json!({"room": {"include_leave": true, "timeline": {"limit": limit}}});
+        async move {
+            let synced = user.sync().filter(&filter).await;
+            match synced.section(section, room) {
+                Value::Null => Err(synced.text.clone()),
+                found => Ok(found.clone()),
+            }
         }
     })
     .await
