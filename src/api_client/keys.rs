@@ -71,8 +71,9 @@ async fn query(app: Arc<App>, request: Request) -> Result<Reply> {
         timeout: Patience,
     }
     let Body { device_keys, timeout } = request.json()?;
-    let mut answer = app.users.keys.query(request.who()?, &device_keys).await?;
-    app.federation.queries.keys(&device_keys, timeout.into(), &mut answer).await;
+    let who = request.who()?;
+    let mut answer = app.users.keys.query(who, &device_keys).await?;
+    app.federation.queries.keys(who, &device_keys, timeout.into(), &mut answer).await?;
     Reply::json(&answer)
 }
 
@@ -121,6 +122,7 @@ async fn device_signing(app: Arc<App>, request: Request) -> Result<Reply> {
 
 async fn signatures(app: Arc<App>, request: Request) -> Result<Reply> {
     let new: NewSignatures = request.json()?;
-    let failures = app.users.keys.add_signatures(request.who()?, &new).await?;
+    let elsewhere = app.federation.queries.master_keys(new.keys()).await;
+    let failures = app.users.keys.add_signatures(request.who()?, &new, &elsewhere).await?;
     Reply::json(&json!({ "failures": failures }))
 }

@@ -18,6 +18,8 @@ statements! {
                                   AS rows(u, t, k, s)
                              ON CONFLICT (user_nid, target, signer, key_id)
                              DO UPDATE SET signature = excluded.signature";
+    LIST_SIGNATURES_BY = "SELECT user_nid, target, key_id, signature FROM key_signatures
+                          WHERE user_nid = ANY($1::int4[]) AND signer = $2";
     LIST_DEVICE_KEYS_OF = "SELECT device_id, keys FROM device_keys WHERE user_nid = $1";
 }
 
@@ -115,4 +117,21 @@ pub fn insert_signatures(batch: &mut Batch, signer: UserNid, signatures: &[Signa
             column(|s| &s.signature)
         ],
     );
+}
+
+/// Signatures that `signer` has added to keys of `users`.
+pub async fn list_signatures_by(
+    pool: &Pool,
+    users: &[UserNid],
+    signer: UserNid,
+) -> Result<Vec<Signature>> {
+    let users: Vec<i32> = users.iter().map(|user| user.0).collect();
+    let rows = pool.query(&LIST_SIGNATURES_BY, &[&users, &signer.0]).await?;
+    let signature = |row: &crate::Row| Signature {
+        user: UserNid(row.get(0)),
+        target: row.get(1),
+        key_id: row.get(2),
+        signature: row.get(3),
+    };
+    Ok(rows.iter().map(signature).collect())
 }

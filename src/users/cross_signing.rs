@@ -97,18 +97,27 @@ impl Keys {
     }
 
     /// Adds signatures that keys of the requester made on their own devices and master key, and on
-    /// the master keys of others. Returns those that were refused, by user and key.
+    /// the master keys of others. Returns those that were refused, by user and key. `elsewhere`
+    /// are master keys as other servers have told them just now.
     pub async fn add_signatures(
         &self,
         who: &Requester,
         new: &NewSignatures,
+        elsewhere: &BTreeMap<String, Value>,
     ) -> Result<BTreeMap<String, Map<String, Value>>> {
         if new.values().map(BTreeMap::len).sum::<usize>() > MAX_SIGNATURES {
             return Err(Refusal::too_large("too many signatures in one upload").into());
         }
-        let users = self.local_users(new.keys()).await?;
+        let names: Vec<&str> = elsewhere.keys().map(String::as_str).collect();
+        self.deps.interner.users(&names).await?;
+        let users = self.existing_users(new.keys()).await?;
         let nids: Vec<UserNid> = users.keys().copied().collect();
-        let known = self.known(who, &nids).await?;
+        let mut known = self.known(who, &nids).await?;
+        for (nid, user) in &users {
+            if let Some(Value::Object(master)) = elsewhere.get(user.as_str()) {
+                known.masters.insert(*nid, master.clone());
+            }
+        }
         let by_id: HashMap<&UserId, UserNid> =
             users.iter().map(|(nid, user)| (&***user, *nid)).collect();
         let mut failures: BTreeMap<String, Map<String, Value>> = BTreeMap::new();

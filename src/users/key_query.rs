@@ -4,7 +4,10 @@
 use std::collections::{BTreeMap, HashMap};
 
 use chatd_base::{Error, Refusal, Requester, Result, UserNid};
-use chatd_storage::keys::{self, KeyRow};
+use chatd_storage::{
+    cross_signing,
+    keys::{self, KeyRow},
+};
 use ruma_common::OwnedUserId;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -60,6 +63,34 @@ impl Keys {
         self.name_signers(&mut names, who);
         self.read_keys(&mut answer, &users, who.user, wanted, names).await?;
         Ok(answer)
+    }
+
+    /// Puts what the requester has signed on keys that other servers have told of `users`.
+    pub async fn sign_as<'a>(
+        &self,
+        who: &Requester,
+        users: impl Iterator<Item = &'a OwnedUserId>,
+        answer: &mut Queried,
+    ) -> Result<()> {
+        let names: Vec<&str> = users.map(|user| user.as_str()).collect();
+        let nids = self.deps.interner.known_users(&names).await?;
+        let known = nids.into_iter().zip(names).filter_map(|(nid, name)| Some((nid?, name)));
+        let mut names: HashMap<_, _> = known.map(|(nid, name)| (nid, name.to_owned())).collect();
+        let nids: Vec<UserNid> = names.keys().copied().collect();
+        if nids.is_empty() {
+            return Ok(());
+        }
+        let signed = cross_signing::list_signatures_by(&self.deps.pool, &nids, who.user).await?;
+        let late = signed.into_iter().map(|signature| Late {
+            user: signature.user,
+            target: signature.target,
+            signer: who.user,
+            key_id: signature.key_id,
+            signature: signature.signature,
+        });
+        self.name_signers(&mut names, who);
+        answer.sign(&names, late.collect());
+        Ok(())
     }
 
     /// As [`Keys::query`], for other servers: with the signatures that everybody may see.

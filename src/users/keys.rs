@@ -225,6 +225,17 @@ impl Keys {
         Ok(nids.into_iter().zip(local).filter_map(|(nid, user)| Some((nid?, user))).collect())
     }
 
+    /// Numbers of those of `users` of whom this server has heard, of whatever server they are.
+    pub(crate) async fn existing_users<'a>(
+        &self,
+        users: impl Iterator<Item = &'a OwnedUserId>,
+    ) -> Result<HashMap<UserNid, &'a OwnedUserId>> {
+        let users: Vec<_> = users.collect();
+        let names: Vec<&str> = users.iter().map(|user| user.as_str()).collect();
+        let nids = self.deps.interner.known_users(&names).await?;
+        Ok(nids.into_iter().zip(users).filter_map(|(nid, user)| Some((nid?, user))).collect())
+    }
+
     /// Numbers of those of `users` who belong to other servers and whose keys are known here
     /// without asking these.
     pub async fn followed_users<'a>(

@@ -3,7 +3,7 @@
 //! those of cross-signing are real, since the server checks them; the others are for clients.
 
 use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD};
-use chatd_kit::{Answer, User, path, scenario, user::password_of};
+use chatd_kit::{Answer, Other, Settings, User, other::Reply, path, scenario, user::password_of};
 use ed25519_dalek::{Signer, SigningKey};
 use serde_json::{Value, json};
 
@@ -305,6 +305,28 @@ scenario! {
         let seen = bob.post("/keys/query", &body).await;
         let seen = &seen.ok()["master_keys"][&bob.id]["signatures"][&alice.id];
         assert!(seen.is_null(), "whom she trusts is hers to know");
+    }
+
+    async fn users_of_other_servers_are_vouched_for(server: Server) with (Settings::federating()) {
+        let (other, alice) = (Other::start().await, server.user("alice").await);
+        alice.post("/keys/device_signing/upload", &cross_signing_body(&alice)).await.ok();
+        let bob = other.user("bob");
+        let [master, _, of_users] = secrets();
+        let mut his = signing_key(&alice, "master", &master);
+        his["user_id"] = json!(bob);
+        let keys = Reply::json(&json!({"master_keys": {&bob: his}}));
+        other.always("POST", "/_matrix/federation/v1/user/keys/query", keys);
+        sign(&mut his, &alice, &of_users);
+        let body = json!({&bob: {public(&master): his}});
+        let answer = alice.post("/keys/signatures/upload", &body).await;
+        assert_eq!(answer.ok()["failures"], json!({}));
+        let hers = alice.post("/keys/query", &json!({"device_keys": {&bob: []}})).await;
+        assert_eq!(hers.ok()["master_keys"][&bob], his);
+        other.behave();
+        other.always("POST", "/_matrix/federation", Reply::json(&json!({"master_keys": {}})));
+        let answer = alice.post("/keys/signatures/upload", &body).await;
+        let failure = &answer.ok()["failures"][&bob][public(&master)];
+        assert_eq!(failure["errcode"], "M_NOT_FOUND", "his server knows no such key now");
     }
 
     async fn cross_signing_keys_are_replaced_with_the_password_only(server: Server) {

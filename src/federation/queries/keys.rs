@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use chatd_base::{Requester, Result};
 use chatd_servers::{Ask, Failure};
 use chatd_users::{
     key_query::{Queried, Wanted},
@@ -20,6 +21,9 @@ use super::Queries;
 const AT_ONCE: usize = 64;
 /// How long a client may want to wait.
 const LONGEST: Duration = Duration::from_secs(60);
+
+/// How long somebody who signs keys waits for the servers that these are of.
+const MASTER_KEYS_WITHIN: Duration = Duration::from_secs(10);
 
 /// What each server is asked for, by users.
 type ByServer<T> = BTreeMap<OwnedServerName, BTreeMap<OwnedUserId, T>>;
@@ -46,11 +50,33 @@ struct OneTimeKeys {
 impl Queries {
     /// Adds to `answer` the keys of those users in `wanted` who are of other servers and are not in
     /// it yet.
-    pub async fn keys(&self, wanted: &Wanted, within: Duration, answer: &mut Queried) {
+    pub async fn keys(
+        &self,
+        who: &Requester,
+        wanted: &Wanted,
+        within: Duration,
+        answer: &mut Queried,
+    ) -> Result<()> {
         let open =
             wanted.iter().filter(|(user, _)| !answer.device_keys.contains_key(user.as_str()));
         let open: Wanted = open.map(|(user, devices)| (user.clone(), devices.clone())).collect();
-        let by_server = self.by_server(&open);
+        self.ask_keys(&open, within, answer).await;
+        self.users.keys.sign_as(who, open.keys(), answer).await
+    }
+
+    /// Master keys of those of `users` who are of other servers, as these tell them now.
+    pub async fn master_keys<'a>(
+        &self,
+        users: impl Iterator<Item = &'a OwnedUserId>,
+    ) -> BTreeMap<String, Value> {
+        let wanted: Wanted = users.map(|user| (user.clone(), Vec::new())).collect();
+        let mut answer = Queried::default();
+        self.ask_keys(&wanted, MASTER_KEYS_WITHIN, &mut answer).await;
+        answer.master_keys
+    }
+
+    async fn ask_keys(&self, wanted: &Wanted, within: Duration, answer: &mut Queried) {
+        let by_server = self.by_server(wanted);
         let answers = self.ask_all::<Keys, _>("query", "device_keys", &by_server, within).await;
         for (server, keys) in answers {
             let asked = by_server.get(&server);

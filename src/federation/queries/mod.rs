@@ -11,6 +11,7 @@ use chatd_base::{Cache, Clock, Error, Refusal};
 use chatd_config::Config;
 use chatd_rooms::{Rooms, read::Reader};
 use chatd_servers::{Failure, Servers};
+use chatd_users::Users;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use ruma_common::{OwnedUserId, ServerName};
 
@@ -51,6 +52,7 @@ const OF_TOKENS: &[&str] =
 /// Asks other servers on behalf of clients.
 pub struct Queries {
     config: Arc<Config>,
+    users: Arc<Users>,
     rooms: Arc<Rooms>,
     reader: Reader,
     servers: Servers,
@@ -62,6 +64,7 @@ impl Queries {
     pub(crate) fn new(deps: &crate::Deps) -> Self {
         Self {
             config: deps.config.clone(),
+            users: deps.users.clone(),
             rooms: deps.rooms.clone(),
             reader: deps.reader.clone(),
             servers: deps.servers.clone(),
