@@ -24,6 +24,11 @@ use crate::{
 };
 
 pub(crate) const USER_AGENT: &str = concat!("chatd/", env!("CARGO_PKG_VERSION"));
+const REQUESTS: &str = "synapse_http_matrixfederationclient_requests_total";
+const RESPONSES: &str = "synapse_http_matrixfederationclient_responses_total";
+/// Whoever gives up sooner learns little about the server. Clients say how long they wait for keys
+/// of others, and must not have these left alone.
+const PATIENT: Duration = Duration::from_secs(8);
 /// Of an answer that refuses (R8).
 const MOST_OF_A_REFUSAL: usize = 64 << 10;
 /// Before the first repeat; the wait doubles for requests that somebody waits for, and grows
@@ -67,7 +72,8 @@ impl Client {
 
     /// Makes a request; the body of its answer.
     pub async fn ask(&self, server: &ServerName, ask: Ask) -> Result<Bytes, Failure> {
-        self.ask_stream(server, ask).await?.all().await
+        let body = self.ask_stream(server, ask).await?.all().await;
+        body.inspect_err(|failure| say(server, failure))
     }
 
     /// The same for an answer of that form.
@@ -77,8 +83,9 @@ impl Client {
         ask: Ask,
     ) -> Result<T, Failure> {
         let body = self.ask(server, ask).await?;
-        serde_json::from_slice(&body)
-            .map_err(|error| Failure::Odd(format!("{server}: not the expected JSON: {error}")))
+        let odd = |error| Failure::Odd(format!("not the expected JSON: {error}"));
+        let read = serde_json::from_slice(&body).map_err(odd);
+        read.inspect_err(|failure| say(server, failure))
     }
 
     /// Makes a request; the body of its answer as it comes.
@@ -99,8 +106,11 @@ impl Client {
         {
             return Err(Failure::BackingOff { until_ms });
         }
+        let began = Instant::now();
         let answer = self.ask_again(server, &ask).await;
+        let gave_up_soon = ask.within < PATIENT && began.elapsed() >= ask.within;
         let noted = match &answer {
+            Err(failure) if failure.is_of_the_server() && gave_up_soon => Ok(()),
             Err(failure) if failure.is_of_the_server() => self.back_off.note_failure(server).await,
             Ok(_) | Err(Failure::Refused { .. }) => self.back_off.note_life(server).await,
             Err(_) => Ok(()),
@@ -108,7 +118,7 @@ impl Client {
         if let Err(error) = noted {
             tracing::debug!(server.name = %server, %error, "it could not be noted how a server is");
         }
-        answer
+        answer.inspect_err(|failure| say(server, failure))
     }
 
     /// Takes note that the server has made a request of its own.
@@ -147,13 +157,14 @@ impl Client {
         }
     }
 
-    /// How long to wait before another attempt, if there is to be one. A request that may have had
-    /// an effect is made again only where that does no harm.
+    /// How long to wait before another attempt, if there is to be one. No request of the
+    /// specification does harm when it is made again, but those by POST take keys away: they are
+    /// repeated once, for connections that end just when they are used again.
     fn pause(&self, ask: &Ask, repeats: u32, failure: &Failure) -> Option<Duration> {
         let limits = &self.deps.config.federation.limits;
         let harmless = ask.method == Method::GET || ask.method == Method::PUT;
         let again = match failure {
-            Failure::Away(_) => harmless,
+            Failure::Away(_) => harmless || repeats == 0,
             Failure::Refused { .. } => {
                 harmless && failure.is_of_the_server() && ask.retries == Retries::Long
             }
@@ -180,7 +191,11 @@ impl Client {
         let request = self.request(server, found.as_str(), ask)?;
         let head_by =
             all_by.min(Instant::now() + self.deps.config.federation.limits.client_timeout);
+        metrics::counter!(REQUESTS, "method" => ask.method.to_string()).increment(1);
         let answer = self.transport.send(request, head_by, all_by, ask.most_bytes).await?;
+        let code = answer.status.as_str().to_owned();
+        metrics::counter!(RESPONSES, "method" => ask.method.to_string(), "code" => code)
+            .increment(1);
         if answer.status.is_success() {
             return Ok(answer.body);
         }
@@ -221,4 +236,17 @@ async fn refused(answer: Answer) -> Failure {
     let body: Value = serde_json::from_slice(&body).unwrap_or_default();
     let text = |name: &str| body.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
     Failure::Refused { status, errcode: text("errcode"), error: text("error"), body }
+}
+
+/// What is contained is in the log: answers that are none, and places that are nobody's business.
+fn say(server: &ServerName, failure: &Failure) {
+    match failure {
+        Failure::Odd(why) => {
+            tracing::info!(server.name = %server, why, "an answer of another server is of no use");
+        }
+        Failure::Forbidden(why) => {
+            tracing::info!(server.name = %server, why, "another server is not asked");
+        }
+        Failure::Refused { .. } | Failure::Away(_) | Failure::BackingOff { .. } => {}
+    }
 }

@@ -64,6 +64,10 @@ catalogue! {
     Counter chatd_http_panics_total { }
         "handlers that panicked: should be zero, each one is in the log";
 
+    Counter synapse_http_matrixfederationclient_requests_total { method }
+        "requests to other servers, repeats included";
+    Counter synapse_http_matrixfederationclient_responses_total { method code }
+        "their answers";
     Counter synapse_federation_server_received_pdus_total { }
         "events that other servers have sent";
     Counter synapse_federation_server_received_edus_total { }

@@ -145,11 +145,16 @@ scenario! {
         assert_eq!(other.seen("POST", QUERY).len(), 0, "it is left alone");
         // A request of its own; the instances hear of it one after the other.
         other.get(&server.peer(), PROFILE).await;
-        let deadline = Instant::now() + PATIENCE;
-        while query().await.ok()["failures"] != json!({}) {
-            assert!(Instant::now() < deadline, "it is still left alone");
-        }
+        query_until_answered(query).await;
         assert_eq!(other.seen("POST", QUERY).len(), 1);
+    }
+}
+
+/// Asks until it is answered: instances do not hear of each other at once.
+async fn query_until_answered(query: impl AsyncFn() -> Answer) {
+    let deadline = Instant::now() + PATIENCE;
+    while query().await.ok()["failures"] != json!({}) {
+        assert!(Instant::now() < deadline, "the other server is still left alone");
     }
 }
 
