@@ -75,7 +75,8 @@ scenario! {
                 }
             }
             let chain = shared.get(&server, "/event_auth/{}/{}", &[room, last]).await;
-            assert!(chain.ok()["auth_chain"].as_array().expect("a list").len() >= 3);
+            // In version 12 the create event is in no list.
+            assert!(chain.ok()["auth_chain"].as_array().expect("a list").len() >= 2);
 
             let back = format!("/backfill/{{}}?limit=2&v={}", path("{}", &[last]));
             let back = shared.get(&server, &back, &[room]).await;
