@@ -6,13 +6,14 @@ use std::{future::Future, pin::Pin, sync::Arc};
 use bytes::Bytes;
 use chatd_base::{CallError, Refusal, Result};
 use chatd_config::{Assignment, InstanceAddress, MAIN, Roles, RouterName, StreamName};
+use chatd_federation::Federation;
 use chatd_http::{Caller, Home, Placement};
 use chatd_rooms::read::Reader;
 use chatd_servers::Relay;
 use chatd_streams::{Colleagues, Owner, Owners, Roster, level};
 use chatd_users::Deps;
 use rand::seq::IteratorRandom;
-use ruma_common::{OwnedRoomAliasId, RoomId};
+use ruma_common::{OwnedRoomAliasId, RoomAliasId, RoomId};
 
 /// What this instance knows of the others.
 pub struct Homes {
@@ -22,6 +23,7 @@ pub struct Homes {
     roster: Option<Arc<Roster>>,
     roles: Roles,
     deps: Deps,
+    federation: Arc<Federation>,
 }
 
 impl Homes {
@@ -32,6 +34,7 @@ impl Homes {
         owners: &Arc<Owners>,
         reader: &Reader,
         roster: Option<Arc<Roster>>,
+        federation: &Arc<Federation>,
     ) -> Self {
         Self {
             mine: mine.clone(),
@@ -40,6 +43,7 @@ impl Homes {
             roster,
             roles: Roles::embedded(),
             deps: deps.clone(),
+            federation: federation.clone(),
         }
     }
 
@@ -93,12 +97,21 @@ impl Homes {
         some.or_else(|| self.writer_of(StreamName::Events))
     }
 
+    /// The room of an alias, if there is one; the server of the alias is asked.
+    async fn room_of(&self, alias: &RoomAliasId) -> Option<String> {
+        if alias.server_name() == self.deps.config.server_name {
+            return self.reader.alias(alias).await.ok();
+        }
+        let found = self.federation.joining.ask_for_alias(alias).await.ok()?;
+        Some(found.room_id.to_string())
+    }
+
     /// What is neither a room nor an alias of one is refused by whoever is asked: here.
     async fn owner_of(&self, room: &str) -> Result<Option<String>> {
         let of_alias = match OwnedRoomAliasId::try_from(room) {
-            Ok(alias) => match self.reader.alias(&alias).await {
-                Ok(room) => Some(room),
-                Err(_) => return Ok(None),
+            Ok(alias) => match self.room_of(&alias).await {
+                Some(room) => Some(room),
+                None => return Ok(None),
             },
             Err(_) => None,
         };

@@ -148,7 +148,7 @@ async fn serve(
     let status = Arc::new(Status::new(mine, name, pool, streams, &owners, roster.clone()));
     let figures = status.clone();
     metrics.source(move |sheet| figures.figures(sheet));
-    let homes = Arc::new(Homes::new(mine, deps, &owners, &app.reader, roster));
+    let homes = Arc::new(Homes::new(mine, deps, &owners, &app.reader, roster, &federation));
     let fleet = fleet(deps, mine, &homes, stop)?;
     if let Some(caller) = fleet.as_ref().map(Fleet::caller) {
         streams.others.join(Arc::new(Fellows { homes, caller }));

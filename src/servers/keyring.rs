@@ -141,9 +141,10 @@ impl Inner {
         let direct: Vec<_> =
             askable.iter().filter(|server| missing_now.contains(server)).cloned().collect();
         self.fetch_all(&direct).await;
-        for server in &direct {
-            if let Some(keys) = self.known.get(server) {
-                found.insert(server.clone(), keys);
+        // Of those that somebody else has asked just now, too.
+        for server in missing(needs, found) {
+            if let Some(keys) = self.known.get(&server) {
+                found.insert(server, keys);
             }
         }
         if askable.len() <= MANY_SERVERS {

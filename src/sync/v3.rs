@@ -78,9 +78,12 @@ impl Parts {
         let has_state = self.states.get(&room.room).is_some_and(|state| !state.is_empty());
         let is_wanted_whole =
             room.section == Section::Join && (room.is_new || self.asker.full_state);
+        // An invite that was declined to another server: the room has nothing to show for it.
+        let has_gone = room.section == Section::Leave && !room.is_new;
         has_events
             || has_state
             || is_wanted_whole
+            || has_gone
             || !room.account_data.is_empty()
             || !ephemeral::is_empty(room, &self.asker)
     }

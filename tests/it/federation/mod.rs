@@ -29,6 +29,7 @@ mod hostile;
 mod inbound;
 mod keys;
 mod net;
+mod joins;
 mod oracle;
 mod others;
 mod partition;
