@@ -37,6 +37,7 @@ use crate::{
     parallel,
     pdu::Pdu,
     place::{Scene, StateAt},
+    receive::{Before, Verdict},
     seal::{Draft, Route},
 };
 
@@ -71,13 +72,39 @@ impl RoomOwner {
         })?;
         let room = self.known_room(&room_id, &import.version).await?;
         let site = Site { room: room.nid, room_id, rules: Arc::new(rules) };
+        let object = import.event.clone();
         let event = incoming::read(import.event, &site.rules, &site.room_id)?;
         let told = self.take_in(&site, &import.version, import.state, import.auth_chain).await?;
         self.check_join(&site, &event, &told).await?;
         if room.heads.is_empty() {
             self.found(&site, &import.version, room, event, told).await
+        } else if self.is_in(&site.room_id).await? {
+            self.take_along(&site, object, &told).await
         } else {
             self.take_up(&site, event, told).await
+        }
+    }
+
+    /// Adds the join to a room that somebody else here has joined meanwhile: what was told is the
+    /// state before it, and no more.
+    async fn take_along(
+        &self,
+        site: &Site,
+        event: CanonicalJsonObject,
+        told: &Told,
+    ) -> Result<Sent> {
+        let before: Before = told.pdus.values().map(|pdu| pdu.event_id.clone()).collect();
+        let received = self.receive_at(&site.room_id, event, &before).await?;
+        match received.verdict {
+            Verdict::Accepted | Verdict::Known => {
+                Ok(Sent { event_id: received.event_id, position: received.position })
+            }
+            Verdict::SoftFailed(why) | Verdict::Rejected(why) => {
+                Err(Refusal::forbidden(why).into())
+            }
+            Verdict::Missing(_) => {
+                Err(Refusal::bad_json("the join refers to events that nobody has told").into())
+            }
         }
     }
 
