@@ -109,7 +109,7 @@ scenario! {
             "device_keys": {&bob: {"B": keys}, &alice.id: {"A": keys}},
             "master_keys": {&bob: master},
         })));
-        let claimed = json!({"signed_curve25519:1": {"key": "k"}});
+        let claimed = json!({"signed_curve25519:1": {"key": "k", "signatures": {}}});
         other.always("POST", CLAIM, Reply::json(&json!({
             "one_time_keys": {&bob: {"B": claimed}, &alice.id: {"A": claimed}},
         })));
