@@ -269,6 +269,32 @@ async fn a_fleet_counts_what_goes_between_its_instances() {
 }
 
 #[tokio::test]
+async fn rows_that_nobody_wants_are_not_read_and_not_missed() {
+    let server = Server::fleet(BINARY, Settings::new(), Spread::Random).await;
+    let (sync1, sync2) = (Instance::of(&server, "sync1"), Instance::of(&server, "sync2"));
+    let bob = server.user("bob").await;
+    let alice = server.user("alice").await.at(&sync1.public);
+    let room = alice.create_room().member(&bob).await;
+    let since = bob.at(&sync1.public).sync().await.next_batch();
+    let mut sent = Vec::new();
+    for number in 0..10 {
+        sent.push(alice.send(&room, &format!("m{number}")).await);
+    }
+    until("frames pass where nobody is", async || {
+        let passed = page(&sync2.metrics).await;
+        let passed = passed.sum("chatd_stream_passes_total", &[("stream", "events")]);
+        (passed > Some(0.0)).then_some(())
+    })
+    .await;
+    let synced = bob.at(&sync2.public).sync().since(&since).await;
+    assert_eq!(synced.timeline_ids(&room), sent);
+    // From now on somebody wants them.
+    let live = alice.send(&room, "live").await;
+    let synced = bob.at(&sync2.public).sync().since(&synced.next_batch()).await;
+    assert_eq!(synced.timeline_ids(&room), [live]);
+}
+
+#[tokio::test]
 async fn redis_that_is_lost_is_seen_and_so_is_its_return() {
     let mut server = Server::fleet(BINARY, Settings::new(), Spread::Random).await;
     let sync1 = Instance::of(&server, "sync1");
