@@ -163,7 +163,8 @@ async fn check(server: &Server, row: &Row) {
         has_cors(&answer);
         if row.is_built {
             assert_ne!(answer.errcode(), "M_UNRECOGNIZED", "{answer}");
-            assert!(answer.status < 500, "{answer}");
+            // 502: what it asks for is at a server that there is not.
+            assert!(answer.status < 500 || answer.status == 502, "{answer}");
             ask(server, "PATCH", &name).await.refused(405, "M_UNRECOGNIZED");
         } else {
             // Another method of the same path may be built.

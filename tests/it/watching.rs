@@ -28,6 +28,12 @@ const RARE: &[&str] = &[
     "chatd_http_rate_limited_total",
     "chatd_task_panics_total",
 ];
+/// Metrics that need other servers.
+const NOT_ALONE: &[&str] = &[
+    "chatd_inbound_pdus_total",
+    "synapse_federation_client_sent_",
+    "synapse_http_matrixfederationclient_",
+];
 /// Metrics that need other instances.
 const NOT_IN_A_MONOLITH: &[&str] = &[
     "chatd_bus_",
@@ -134,7 +140,9 @@ fn not_there(pages: &[Page]) -> Vec<String> {
     let is_there = |name: &str| {
         pages.iter().any(|page| page.families.get(name).is_some_and(|one| !one.samples.is_empty()))
     };
-    let all = documented().into_keys().filter(|name| !RARE.contains(&name.as_str()));
+    let of_others = |name: &str| NOT_ALONE.iter().any(|start| name.starts_with(start));
+    let all = documented().into_keys();
+    let all = all.filter(|name| !RARE.contains(&name.as_str()) && !of_others(name));
     all.filter(|name| !is_there(name)).collect()
 }
 
