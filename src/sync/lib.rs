@@ -21,7 +21,7 @@ mod plan;
 mod state;
 mod summary;
 #[cfg(test)]
-mod testing;
+mod tests;
 mod timeline;
 pub mod token;
 mod unread;

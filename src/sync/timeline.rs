@@ -202,7 +202,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::testing::{live_message, room_plan};
+    use crate::tests::{live_message, room_plan};
 
     proptest! {
         /// R3: over any sequence of intervals, what is shown and what was cut off by the limit
