@@ -32,6 +32,7 @@ pub mod keys;
 pub mod lane;
 pub mod leases;
 pub mod memberships;
+pub mod moments;
 pub mod notices;
 pub mod outliers;
 pub mod positions;

@@ -30,7 +30,8 @@ migrations![
     "0016_retired_writers",
     "0017_server_keys",
     "0018_sending",
-    "0020_inbound"
+    "0020_inbound",
+    "0021_times",
 ];
 
 /// Key of the advisory lock that makes instances migrate one after the other.

@@ -47,6 +47,7 @@ pub static ALL_STATEMENTS: &[&[&Statement]] = &[
     crate::lane::STATEMENTS,
     crate::leases::STATEMENTS,
     crate::memberships::STATEMENTS,
+    crate::moments::STATEMENTS,
     crate::notices::STATEMENTS,
     crate::outliers::STATEMENTS,
     crate::positions::STATEMENTS,
