@@ -4,14 +4,15 @@ use std::sync::Arc;
 
 use chatd_base::{Refusal, Result};
 use chatd_config::RouterName;
-use chatd_http::{Auth, Reply, Request, Routes, v3};
+use chatd_http::{Auth, Reply, Request, Routes, v1, v3};
 use chatd_rooms::{
     client_event,
     filter::EventFilter,
-    read::{End, MessagesQuery, RoomToken},
+    read::{End, MessagesQuery, RoomToken, Toward},
 };
 use ruma_common::{OwnedEventId, OwnedRoomId};
 use serde::Deserialize;
+use serde_json::json;
 
 use crate::{
     App,
@@ -24,6 +25,7 @@ pub fn routes() -> Routes<App> {
         .get(v3("/rooms/{roomId}/event/{eventId}"), Auth::Guest, event)
         .get(v3("/rooms/{roomId}/context/{eventId}"), Auth::Guest, context)
         .get(v3("/events/{eventId}"), Auth::Guest, event_without_room)
+        .get(v1("/rooms/{roomId}/timestamp_to_event"), Auth::Guest, nearest_event)
 }
 
 /// Most events that one page may have.
@@ -121,6 +123,21 @@ async fn event_without_room(app: Arc<App>, req: Request) -> Result<Reply> {
         shown.write(&mut out, event, &viewer(&app, who));
     }
     Ok(Reply::raw_json(out))
+}
+
+#[derive(Deserialize)]
+struct NearestParams {
+    ts: i64,
+    dir: Toward,
+}
+
+/// The event that is nearest to a time.
+async fn nearest_event(app: Arc<App>, req: Request) -> Result<Reply> {
+    let room: OwnedRoomId = req.arg_as("roomId")?;
+    let NearestParams { ts, dir } = req.query()?;
+    let found = app.federation.queries.nearest_event(req.who()?, &room, ts, dir).await?;
+    let found = found.ok_or_else(|| Refusal::not_found("there is no event in that direction"))?;
+    Reply::json(&json!({ "event_id": found.event_id, "origin_server_ts": found.origin_ts }))
 }
 
 #[derive(Deserialize)]

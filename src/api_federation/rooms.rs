@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use chatd_base::{Refusal, Result};
 use chatd_config::RouterName;
-use chatd_federation::answers::MissingQuery;
+use chatd_federation::{Toward, answers::MissingQuery};
 use chatd_http::{Auth, Reply, Request, Routes, federation_v1};
 use ruma_common::{OwnedEventId, OwnedRoomId};
 use serde::Deserialize;
+use serde_json::json;
 
 use crate::App;
 
@@ -18,6 +19,7 @@ pub fn routes() -> Routes<App> {
         .get(federation_v1("/state_ids/{roomId}"), Auth::Server, state_ids)
         .get(federation_v1("/event_auth/{roomId}/{eventId}"), Auth::Server, event_auth)
         .get(federation_v1("/backfill/{roomId}"), Auth::Server, backfill)
+        .get(federation_v1("/timestamp_to_event/{roomId}"), Auth::Server, nearest_event)
         .post(federation_v1("/get_missing_events/{roomId}"), Auth::Server, missing_events)
 }
 
@@ -65,6 +67,19 @@ async fn backfill(app: Arc<App>, req: Request) -> Result<Reply> {
     }
     let answers = &app.federation.answers;
     Ok(Reply::raw_json(answers.backfill(req.origin()?, &room, &v, limit).await?))
+}
+
+async fn nearest_event(app: Arc<App>, req: Request) -> Result<Reply> {
+    #[derive(Deserialize)]
+    struct Parameters {
+        ts: i64,
+        dir: Toward,
+    }
+    let room: OwnedRoomId = req.arg_as("roomId")?;
+    let Parameters { ts, dir } = req.query()?;
+    let found = app.federation.answers.nearest(req.origin()?, &room, ts, dir).await?;
+    let found = found.ok_or_else(|| Refusal::not_found("there is no event in that direction"))?;
+    Reply::json(&json!({ "event_id": found.event_id, "origin_server_ts": found.origin_ts }))
 }
 
 async fn missing_events(app: Arc<App>, req: Request) -> Result<Reply> {

@@ -22,7 +22,7 @@ use crate::{
     answers::Answers, inbound::Inbound, joining::Joining, queries::Queries, resident::Resident,
     sending::Sending,
 };
-pub use chatd_rooms::read::ListingQuery;
+pub use chatd_rooms::read::{ListingQuery, Toward};
 pub use chatd_streams::events::Membership;
 pub(crate) use uri::uri;
 

@@ -95,6 +95,14 @@ impl Lens {
         })
     }
 
+    /// Whether the user may see what happened before all that is known here, as far as the earliest
+    /// setting that is known tells.
+    pub fn shows_what_was_before(&self) -> bool {
+        let setting = self.visibility.first().map(|(_, setting)| *setting).unwrap_or_default();
+        let joins = self.memberships.iter().any(|(_, membership)| *membership == Membership::Join);
+        allows(setting, None, joins)
+    }
+
     /// The parts of (low, high] that the user may see, in order.
     pub fn spans(&self, low: Position, high: Position) -> Vec<Span> {
         // What is shown changes at these positions only, and each of them may differ from both

@@ -21,7 +21,6 @@ const NOT_BUILT: &[&str] = &[
     "/_matrix/client/v1/mutual_rooms",
     "/_matrix/client/v1/room_summary/",
     "/_matrix/client/v1/rooms/{roomId}/hierarchy",
-    "/_matrix/client/v1/rooms/{roomId}/timestamp_to_event",
     "/_matrix/client/v3/account/3pid",
     "/_matrix/client/v3/account/password/email/",
     "/_matrix/client/v3/account/password/msisdn/",
@@ -49,7 +48,6 @@ const NOT_BUILT: &[&str] = &[
     "/_matrix/federation/v1/openid/",
     "/_matrix/federation/v1/query/{queryType}",
     "/_matrix/federation/v1/query_auth/",
-    "/_matrix/federation/v1/timestamp_to_event/",
     "/_matrix/media/",
     "/_matrix/policy/",
 ];

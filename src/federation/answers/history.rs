@@ -1,6 +1,7 @@
 //! Events that came before others.
 
 use chatd_base::{Refusal, Result};
+use chatd_rooms::read::{Moment, Toward, nearest_of_all};
 use chatd_storage::resident;
 use ruma_common::{OwnedEventId, RoomId, ServerName};
 use serde::Deserialize;
@@ -39,6 +40,18 @@ impl Answers {
         let nids = resident::walk_back(self.pool(), room.nid, from, limit).await?;
         let pdus = self.visible_pdus(&room, &nids, origin).await?;
         Ok(self.as_transaction(&pdus))
+    }
+
+    /// The event of the room that is nearest to a time.
+    pub async fn nearest(
+        &self,
+        origin: &ServerName,
+        room_id: &RoomId,
+        time: i64,
+        toward: Toward,
+    ) -> Result<Option<Moment>> {
+        let room = self.visit(room_id, origin).await?;
+        nearest_of_all(self.pool(), room.nid, time, toward).await
     }
 
     /// Events of the room between two sets of events, oldest first.

@@ -3,6 +3,7 @@
 
 mod directory;
 mod keys;
+mod moments;
 mod profiles;
 
 use std::sync::Arc;

@@ -2,6 +2,7 @@
 //! directory. Nothing here writes events.
 
 mod directory;
+mod moments;
 mod relations;
 mod state;
 mod timeline;
@@ -28,6 +29,7 @@ use crate::{
 pub use chatd_storage::events::{End, StoredEvent};
 pub use chatd_streams::RoomToken;
 pub use directory::{Listing, ListingPage, ListingQuery};
+pub use moments::{Moment, NearestEvent, Toward, nearest_of_all};
 pub use relations::{RECURSION_DEPTH, RelationsPage, RelationsQuery, ThreadsPage};
 pub use state::{MembersQuery, Profile, State};
 pub use timeline::{Context, Messages, MessagesQuery};

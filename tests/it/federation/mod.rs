@@ -29,6 +29,7 @@ mod hostile;
 mod inbound;
 mod joins;
 mod keys;
+mod moments;
 mod net;
 mod oracle;
 mod others;
