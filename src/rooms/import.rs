@@ -244,11 +244,6 @@ impl RoomOwner {
             });
         let create = told.pdus.values().find(|pdu| pdu.kind == TimelineEventType::RoomCreate);
         let creator = create.map_or("", |pdu| pdu.sender.as_str());
-        let settings = told
-            .pdus
-            .values()
-            .filter(|pdu| pdu.kind == TimelineEventType::RoomHistoryVisibility)
-            .filter_map(|pdu| Some((pdu.key?, pdu.nid)));
         Ok(import::FirstState {
             room: site.room,
             version: version.to_string(),
@@ -256,7 +251,6 @@ impl RoomOwner {
             snapshot,
             state: told.state.iter().map(|(key, event)| (*key, *event)).collect(),
             members: members.collect(),
-            settings: settings.collect(),
         })
     }
 
@@ -448,7 +442,7 @@ fn wrong(what: &str) -> Refusal {
     Refusal::bad_json(format!("the room that was told {what}"))
 }
 
-fn membership_of(pdu: &Pdu) -> Option<Membership> {
+pub(crate) fn membership_of(pdu: &Pdu) -> Option<Membership> {
     let is_member = pdu.kind == TimelineEventType::RoomMember
         && UserId::parse(pdu.state_key.as_deref()?).is_ok();
     Membership::from_word(&pdu.content_str("membership").filter(|_| is_member)?)

@@ -306,7 +306,7 @@ fn after(place: &Place, heads: &[Head]) -> After {
 
 /// A redaction of another server takes effect if its sender has the power, or if the target came
 /// from the same server, which answers for its users.
-fn may_redact(live: &Live, by: &UserId, target: &UserId) -> bool {
+pub(crate) fn may_redact(live: &Live, by: &UserId, target: &UserId) -> bool {
     by.server_name() == target.server_name()
         || live.powers().reaches(by, RoomPowerLevelsIntField::Redact)
 }

@@ -34,6 +34,7 @@ mod out_of_band;
 mod outliers;
 mod owner;
 mod parallel;
+mod past;
 mod pdu;
 mod place;
 mod power;

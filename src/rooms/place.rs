@@ -37,8 +37,8 @@ pub struct Scene<'a> {
     pub rules: RoomVersionRules,
     /// Events that have been read.
     pub pdus: HashMap<EventNid, Arc<Pdu>>,
-    /// The event that finds its place, which is not in the tables, with its auth events.
-    newcomer: (EventNid, Vec<EventNid>),
+    /// The event that finds its place, if it is not in the tables, with its auth events.
+    newcomer: Option<(EventNid, Vec<EventNid>)>,
     /// Snapshots that have been made on the way and are to be written.
     pub made: Vec<NewSnapshot>,
     /// The state of the room now, which is in memory.
@@ -62,14 +62,25 @@ impl<'a> Scene<'a> {
             room_id,
             rules,
             pdus: HashMap::from([(newcomer.nid, newcomer.clone())]),
-            newcomer: (newcomer.nid, auth),
+            newcomer: Some((newcomer.nid, auth)),
             made: Vec::new(),
         }
     }
 
+    /// The room as the tables have it, for events that are in them.
+    pub fn of_known(
+        owner: &'a RoomOwner,
+        (room, room_id): (RoomNid, OwnedRoomId),
+        rules: RoomVersionRules,
+        current: StateAt,
+    ) -> Self {
+        let (pdus, made) = (HashMap::new(), Vec::new());
+        Self { owner, room, room_id, rules, pdus, newcomer: None, made, current }
+    }
+
     /// Auth events of the new event.
     pub fn newcomer_auth(&self) -> Vec<EventNid> {
-        self.newcomer.1.clone()
+        self.newcomer.as_ref().map(|(_, auth)| auth.clone()).unwrap_or_default()
     }
 
     /// Reads those of the events that have not been read.
@@ -234,15 +245,14 @@ impl<'a> Scene<'a> {
 
     /// Auth events of `seeds`, of those, and so on.
     async fn edges(&self, seeds: impl Iterator<Item = EventNid>) -> Result<resolve::AuthEdges> {
-        let (newcomer, auth) = &self.newcomer;
         let mut seeds: BTreeSet<EventNid> = seeds.collect();
-        let with_newcomer = seeds.remove(newcomer);
-        if with_newcomer {
+        let newcomer = self.newcomer.as_ref().filter(|(newcomer, _)| seeds.remove(newcomer));
+        if let Some((_, auth)) = newcomer {
             seeds.extend(auth);
         }
         let seeds: Vec<EventNid> = seeds.into_iter().collect();
         let mut edges = graph::list_auth_edges(&self.owner.pool, &seeds).await?;
-        if with_newcomer {
+        if let Some((newcomer, auth)) = newcomer {
             edges.insert(*newcomer, auth.clone());
         }
         Ok(edges)

@@ -111,7 +111,7 @@ impl Lens {
         let mut ends: Vec<i64> = changes
             .chain(self.visibility.iter().map(|(position, _)| position.0))
             .flat_map(|position| [position - 1, position])
-            .chain([high.0])
+            .chain([-1, high.0])
             .filter(|end| *end > low.0 && *end <= high.0)
             .collect();
         ends.sort_unstable();
@@ -176,12 +176,18 @@ impl Lens {
     }
 
     fn visibility_before(&self, position: Position) -> Visibility {
-        in_force(&self.visibility, |pos| pos < position).unwrap_or_default()
+        in_force(&self.visibility, |pos| pos < position).unwrap_or_else(|| unset(position))
     }
 
     fn visibility_from(&self, position: Position) -> Visibility {
-        in_force(&self.visibility, |pos| pos <= position).unwrap_or_default()
+        in_force(&self.visibility, |pos| pos <= position).unwrap_or_else(|| unset(position))
     }
+}
+
+/// The setting where none is noted: the default of rooms. Of what was fetched from before this
+/// server was in the room everything is noted, so there it means that the lens is older than that.
+fn unset(position: Position) -> Visibility {
+    if position.0 < 0 { Visibility::Joined } else { Visibility::default() }
 }
 
 /// The last value whose position passes `is_before`.
@@ -362,6 +368,21 @@ mod tests {
                 assert!(spans.windows(2).all(|pair| pair[0].high < pair[1].low));
             }
         }
+    }
+
+    #[test]
+    fn the_past_is_shown_as_far_as_it_is_known() {
+        let past = &[(-5, Shared), (-2, Joined), (10, Shared)];
+        let lens = lens(&[(20, Join)], past);
+        for (pos, expected) in [(-7, false), (-5, true), (-3, true), (-1, false), (15, true)] {
+            assert_eq!(lens.sees(&event(pos)), expected, "{pos}");
+        }
+        let spans = lens.spans(Position(i64::MIN), Position(30));
+        let spans: Vec<_> = spans.iter().map(|span| (span.low.0, span.high.0)).collect();
+        assert_eq!(spans, [(-6, -2), (9, 30)]);
+        let without = Lens { visibility: Vec::new(), ..lens };
+        assert!(!without.sees(&event(-1)) && without.sees(&event(1)));
+        assert_eq!(without.spans(Position(i64::MIN), Position(30))[0].low, Position(-1));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use chatd_base::{EventNid, RoomNid};
+use chatd_base::RoomNid;
 
 use crate::{Batch, Pool, Result, lane::NewEvent, params, statement::statements};
 
@@ -24,9 +24,13 @@ statements! {
                    WHERE g.room = t.room AND g.missing = t.id";
     LIST_NAMED = "SELECT DISTINCT missing FROM event_gaps
                   WHERE room = $1 AND missing = ANY($2::text[])";
-    LIST_GAPS = "SELECT g.missing, g.event, e.depth, e.pos FROM event_gaps g
-                 JOIN events e ON e.nid = g.event
-                 WHERE g.room = $1 ORDER BY e.depth DESC, g.event DESC LIMIT $2";
+    /// Those behind the first event that the stream has brought, and those further back.
+    LIST_BEGINNINGS = "SELECT g.missing, e.depth FROM event_gaps g
+                       JOIN events e ON e.nid = g.event
+                       WHERE g.room = $1 AND e.flags & 1 = 0
+                         AND e.pos <= (SELECT min(f.pos) FROM events f
+                                       WHERE f.room = $1 AND f.pos > 0)
+                       ORDER BY e.pos DESC, g.missing LIMIT $2";
 }
 
 /// Notes what the events of a commit lack, and what they fill.
@@ -36,15 +40,22 @@ pub(crate) fn note(batch: &mut Batch, events: &[&NewEvent]) {
     if foreign.is_empty() {
         return;
     }
-    let rooms: Vec<i32> = foreign.iter().map(|event| event.room.0).collect();
-    let ids: Vec<String> = foreign.iter().map(|event| event.event_id.clone()).collect();
-    let nids: Vec<i64> = foreign.iter().map(|event| event.nid.0).collect();
     let of = |event: &NewEvent| {
         let (room, nid) = (event.room.0, event.nid.0);
         let missing = event.gaps.clone().unwrap_or_default();
         missing.into_iter().map(move |missing| (room, missing, nid))
     };
     insert(batch, foreign.iter().flat_map(|event| of(event)).collect());
+    let filled =
+        foreign.iter().map(|event| (event.room.0, event.event_id.clone(), event.nid.0)).collect();
+    fill(batch, filled);
+}
+
+/// Closes the gaps that these events leave: (room, event id, event).
+pub fn fill(batch: &mut Batch, filled: Vec<(i32, String, i64)>) {
+    let rooms: Vec<i32> = filled.iter().map(|event| event.0).collect();
+    let nids: Vec<i64> = filled.iter().map(|event| event.2).collect();
+    let ids: Vec<String> = filled.into_iter().map(|event| event.1).collect();
     batch.add(&FILL_GAPS, params![rooms.clone(), ids.clone(), nids]);
     batch.add(&DELETE_GAPS, params![rooms, ids]);
 }
@@ -71,20 +82,13 @@ pub async fn list_named(pool: &Pool, room: RoomNid, ids: &[&str]) -> Result<Hash
 pub struct Gap {
     /// The predecessor that is missing.
     pub missing: String,
-    /// The event that names it.
-    pub event: EventNid,
+    /// Of the event that names it.
     pub depth: i64,
-    pub pos: i64,
 }
 
-/// The deepest holes of a room, where a walk into its past has to ask other servers.
-pub async fn list(pool: &Pool, room: RoomNid, limit: i64) -> Result<Vec<Gap>> {
-    let rows = pool.query(&LIST_GAPS, &[&room.0, &limit]).await?;
-    let gap = |row: &crate::Row| Gap {
-        missing: row.get(0),
-        event: EventNid(row.get(1)),
-        depth: row.get(2),
-        pos: row.get(3),
-    };
-    Ok(rows.iter().map(gap).collect())
+/// Where the past of a room begins here, the newest place first: from there on a walk has to ask
+/// other servers.
+pub async fn list_beginnings(pool: &Pool, room: RoomNid, limit: i64) -> Result<Vec<Gap>> {
+    let rows = pool.query(&LIST_BEGINNINGS, &[&room.0, &limit]).await?;
+    Ok(rows.iter().map(|row| Gap { missing: row.get(0), depth: row.get(1) }).collect())
 }

@@ -23,10 +23,10 @@ statements! {
     INSERT_MEMBER_HISTORY = "INSERT INTO membership_history (user_nid, room, pos, membership, event)
                              SELECT u, $1, 0, m, event
                              FROM unnest($2::int4[], $3::\"char\"[], $4::int8[]) AS t(u, m, event)";
-    /// From when on its setting counts.
+    /// What the state of the room is looked up from, as it was before a later change.
     INSERT_FIRST_DELTA = "INSERT INTO state_delta (room, pos, key, event)
-                          SELECT $1, 0, * FROM unnest($2::int8[], $3::int8[])
-                          ON CONFLICT (room, pos, key) DO UPDATE SET event = excluded.event";
+                          SELECT $1, 0, * FROM unnest($2::int8[], $3::int8[])";
+    DELETE_FIRST_DELTA = "DELETE FROM state_delta WHERE room = $1 AND pos = 0";
     LIST_LOCAL = "SELECT u.user_id, m.membership, m.event
                   FROM memberships m JOIN users_nid u ON u.nid = m.user_nid
                   WHERE m.room = $1 AND m.is_local";
@@ -65,8 +65,6 @@ pub struct FirstState {
     pub snapshot: NewSnapshot,
     pub state: Vec<(KeyNid, EventNid)>,
     pub members: Vec<RemoteMember>,
-    /// Entries whose past decides what users see.
-    pub settings: Vec<(KeyNid, EventNid)>,
 }
 
 /// Writes the state of a room without heads, in the place of what an earlier attempt has left.
@@ -81,7 +79,9 @@ pub async fn write(pool: &Pool, fence: (ShardId, i64), first: FirstState) -> Res
     lane::add_new_snapshots(&mut batch, &[&first.snapshot]);
     let (keys, events): (Vec<i64>, Vec<i64>) =
         first.state.iter().map(|(key, event)| (key.0, event.0)).unzip();
-    batch.add(&INSERT_STATE, params![room, keys, events]);
+    batch.add(&INSERT_STATE, params![room, keys.clone(), events.clone()]);
+    batch.add(&DELETE_FIRST_DELTA, params![room]);
+    batch.add(&INSERT_FIRST_DELTA, params![room, keys, events]);
     let members = &first.members;
     let users: Vec<i32> = members.iter().map(|member| member.user.0).collect();
     let letters: Vec<i8> = members.iter().map(|member| member.membership).collect();
@@ -92,9 +92,6 @@ pub async fn write(pool: &Pool, fence: (ShardId, i64), first: FirstState) -> Res
         params![room, users.clone(), letters.clone(), senders, events.clone()],
     );
     batch.add(&INSERT_MEMBER_HISTORY, params![room, users, letters, events]);
-    let (keys, events): (Vec<i64>, Vec<i64>) =
-        first.settings.iter().map(|(key, event)| (key.0, event.0)).unzip();
-    batch.add(&INSERT_FIRST_DELTA, params![room, keys, events]);
     pool.commit(batch).await?;
     Ok(())
 }

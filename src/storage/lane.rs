@@ -237,7 +237,10 @@ pub fn batch(commit: &LaneCommit<'_>, seat: Seat, after: Position) -> (Batch, us
     add_state(&mut batch, commit);
     add_memberships(&mut batch, commit);
     add_extras(&mut batch, commit);
-    add_redactions(&mut batch, commit);
+    let redactions = commit.events.iter().filter_map(|event| {
+        Some((event.room, event.nid, event.event_id.as_str(), event.redaction.as_ref()?))
+    });
+    add_redactions(&mut batch, redactions);
     gaps::note(&mut batch, &commit.events);
     positions::advance(&mut batch, positions::EVENTS, seat.writer, commit.events.len());
     (batch, begun)
@@ -472,19 +475,8 @@ fn add_extras(batch: &mut Batch, commit: &LaneCommit<'_>) {
             ],
         );
     }
-    let related: Vec<_> =
-        commit.events.iter().filter_map(|e| Some((*e, e.relation.as_ref()?))).collect();
-    if !related.is_empty() {
-        batch.add(
-            &INSERT_RELATIONS,
-            params![
-                related.iter().map(|(e, _)| e.room.0).collect::<Vec<_>>(),
-                related.iter().map(|(_, (parent, _))| parent.clone()).collect::<Vec<_>>(),
-                related.iter().map(|(_, (_, kind))| kind.clone()).collect::<Vec<_>>(),
-                related.iter().map(|(e, _)| e.nid.0).collect::<Vec<_>>(),
-            ],
-        );
-    }
+    let related = commit.events.iter().filter_map(|e| Some((e.room, e.nid, e.relation.clone()?)));
+    add_relations(batch, related.collect());
     let unread: Vec<_> = commit
         .events
         .iter()
@@ -505,21 +497,40 @@ fn add_extras(batch: &mut Batch, commit: &LaneCommit<'_>) {
     }
 }
 
-fn add_redactions(batch: &mut Batch, commit: &LaneCommit<'_>) {
+/// Notes what events relate to: (room, event, (parent event id, relation type)).
+pub(crate) fn add_relations(
+    batch: &mut Batch,
+    related: Vec<(RoomNid, EventNid, (String, String))>,
+) {
+    if !related.is_empty() {
+        batch.add(
+            &INSERT_RELATIONS,
+            params![
+                related.iter().map(|(room, ..)| room.0).collect::<Vec<_>>(),
+                related.iter().map(|(.., (parent, _))| parent.clone()).collect::<Vec<_>>(),
+                related.iter().map(|(.., (_, kind))| kind.clone()).collect::<Vec<_>>(),
+                related.iter().map(|(_, event, _)| event.0).collect::<Vec<_>>(),
+            ],
+        );
+    }
+}
+
+/// Does what events have to do with redactions: (room, event, its id, what it does).
+pub(crate) fn add_redactions<'a>(
+    batch: &mut Batch,
+    redactions: impl Iterator<Item = (RoomNid, EventNid, &'a str, &'a NewRedaction)>,
+) {
     let mut pruned: BTreeMap<i64, (String, i64)> = BTreeMap::new();
     let (mut pending, mut settled) = (Vec::new(), Vec::new());
-    for event in &commit.events {
-        match &event.redaction {
-            Some(NewRedaction::Prune { target, content, by }) => {
+    for (room, event, event_id, redaction) in redactions {
+        match redaction {
+            NewRedaction::Prune { target, content, by } => {
                 pruned.insert(target.0, (content.clone(), by.0));
-                if *target == event.nid {
-                    settled.push((event.room.0, event.event_id.clone()));
+                if *target == event {
+                    settled.push((room.0, event_id.to_owned()));
                 }
             }
-            Some(NewRedaction::Pending { target }) => {
-                pending.push((event.room.0, target.clone(), event.nid.0));
-            }
-            None => {}
+            NewRedaction::Pending { target } => pending.push((room.0, target.clone(), event.0)),
         }
     }
     if !pruned.is_empty() {

@@ -24,6 +24,7 @@ pub mod events;
 pub mod filters;
 pub mod gaps;
 pub mod graph;
+pub mod history;
 pub mod hosts;
 pub mod import;
 pub mod inbound;

@@ -49,6 +49,8 @@ pub enum Notice {
     Directory,
     /// The user has forgotten a room.
     Forgotten { user: UserNid, room_id: String },
+    /// Events from before this server was in the room have been fetched.
+    History { room_id: String },
     /// An instance has come or gone, or shards have another owner.
     Fleet,
     /// Another server that had not answered is there again.

@@ -56,6 +56,17 @@ pub struct StateFilter<'a> {
     pub members: Option<&'a [&'a str]>,
 }
 
+impl StateFilter<'_> {
+    /// Whether a state event is wanted.
+    pub fn admits(&self, event: &StoredEvent) -> bool {
+        let Some(key) = event.state_key.as_deref() else { return false };
+        let is_member = &*event.kind == "m.room.member";
+        self.keys.is_none_or(|keys| keys.contains(&(&*event.kind, key)))
+            && self.kind.is_none_or(|kind| *event.kind == *kind)
+            && self.members.is_none_or(|members| !is_member || members.contains(&key))
+    }
+}
+
 /// State events of `room`, in no order: those in force now, or those in force at `at`.
 pub async fn list(
     pool: &Pool,

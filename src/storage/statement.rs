@@ -38,6 +38,7 @@ pub static ALL_STATEMENTS: &[&[&Statement]] = &[
     crate::filters::STATEMENTS,
     crate::gaps::STATEMENTS,
     crate::graph::STATEMENTS,
+    crate::history::STATEMENTS,
     crate::hosts::STATEMENTS,
     crate::import::STATEMENTS,
     crate::instances::STATEMENTS,

@@ -1,5 +1,6 @@
 //! Points in the timelines of rooms, as clients see them: the first field of a sync token and
-//! the whole of a token of `/messages`.
+//! the whole of a token of `/messages`. Positions below zero are of events from before this server
+//! was in the room.
 
 use std::{fmt, str::FromStr};
 
@@ -72,7 +73,8 @@ impl FromStr for RoomToken {
 }
 
 fn number(digits: &str) -> Result<Position, InvalidToken> {
-    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+    let bare = digits.strip_prefix('-').unwrap_or(digits);
+    if bare.is_empty() || !bare.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(InvalidToken);
     }
     digits.parse().map(Position).map_err(|_| InvalidToken)
@@ -84,10 +86,10 @@ mod tests {
 
     #[test]
     fn tokens_survive_their_text() {
-        for text in ["s0", "s120003", "t7-120003", "m5~1.9~3.7"] {
+        for text in ["s0", "s120003", "s-4", "t7-120003", "t7--3", "m5~1.9~3.7"] {
             assert_eq!(text.parse::<RoomToken>().unwrap().to_string(), text);
         }
-        for text in ["", "s", "5", "t5", "t-5", "t5-", "s-1", "s1~1.2", "x5", "s5 "] {
+        for text in ["", "s", "5", "t5", "t-5", "t5-", "s-", "s--1", "s1~1.2", "x5", "s5 "] {
             assert!(text.parse::<RoomToken>().is_err(), "{text:?}");
         }
     }

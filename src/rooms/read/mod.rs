@@ -64,6 +64,11 @@ impl Reader {
                     looked.forget(room, Some(*user));
                 }
             }
+            Heard::Notice(Notice::History { room_id }) => {
+                if let Ok(room) = <&RoomId>::try_from(room_id.as_str()) {
+                    looked.forget(room, None);
+                }
+            }
             Heard::Notice(_) => {}
             Heard::Missed => {
                 seen.change();
@@ -118,6 +123,16 @@ impl Reader {
     /// forgotten it.
     pub(crate) fn look_again(&self, user: UserNid, room: &RoomId) {
         self.lenses.forget(room, Some(user));
+    }
+
+    /// Whether the user may ask for the room.
+    pub async fn admits(&self, user: UserNid, room: &RoomId) -> Result<bool> {
+        Ok(self.lens(user, room).await?.reach().is_ok())
+    }
+
+    /// Events of the room have been fetched that are from before this server was in it.
+    pub fn look_further_back(&self, room: &RoomId) {
+        self.lenses.forget(room, None);
     }
 
     /// The lens of a user who may ask for the room, and up to where; refuses others.

@@ -8,7 +8,7 @@ use chatd_storage::{
 use chatd_streams::RoomToken;
 use ruma_common::{EventId, RoomId};
 
-use super::{Reader, Shown};
+use super::{Reader, Shown, timeline::BEGINNING};
 
 /// Which related events are wanted.
 #[derive(Clone, Debug)]
@@ -55,7 +55,7 @@ impl Reader {
             self.locate_if(lens.room, query.from.as_ref()),
             self.locate_if(lens.room, query.to.as_ref()),
         )?;
-        let all = (Position(0), Position(i64::MAX));
+        let all = (BEGINNING, Position(i64::MAX));
         let (low, high) = if newest_first {
             (to.map_or(all.0, |to| to.low), from.map_or(all.1, |from| from.high))
         } else {

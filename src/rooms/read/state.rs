@@ -2,16 +2,17 @@
 
 use std::sync::Arc;
 
-use chatd_base::{Refusal, Result, RoomNid, UserNid};
+use chatd_base::{EventNid, Position, Refusal, Result, RoomNid, UserNid};
 use chatd_storage::{
-    events::StoredEvent,
+    events::{self, End, EventFilter, Span, StoredEvent},
     room_state::{self, StateFilter},
+    snapshots,
 };
 use chatd_streams::{RoomToken, events::Membership};
 use ruma_common::RoomId;
 use serde::Deserialize;
 
-use super::Reader;
+use super::{Reader, timeline::BEGINNING};
 use crate::visibility::Lens;
 
 /// Which members are wanted.
@@ -69,11 +70,51 @@ impl Reader {
         // A token of now or later asks for what `current_state` holds.
         let at = at.filter(|at| until.is_some() || *at < self.now());
         let wanted = StateFilter { kind: Some("m.room.member"), ..StateFilter::default() };
-        let mut events = room_state::list(&self.pool, lens.room, at, &wanted).await?;
+        let mut events = match at.filter(|at| at.0 < 0) {
+            Some(at) => self.state_long_ago(lens.room, at, &wanted).await?,
+            None => room_state::list(&self.pool, lens.room, at, &wanted).await?,
+        };
         if query.membership.is_some() || query.not_membership.is_some() {
             events.retain(|event| is_wanted(event, query));
         }
         Ok((lens, events))
+    }
+
+    /// The state of a room with one of its events.
+    pub(super) async fn state_with(
+        &self,
+        event: &StoredEvent,
+        wanted: &StateFilter<'_>,
+    ) -> Result<Vec<Arc<StoredEvent>>> {
+        if event.pos.0 >= 0 {
+            return Ok(room_state::list(&self.pool, event.room, Some(event.pos), wanted).await?);
+        }
+        // Of what was fetched from long ago only snapshots know the state.
+        let loaded = snapshots::load_many(&self.pool, event.room, &[event.snapshot]).await?;
+        let mut state = loaded.into_values().next().map(|(state, _)| state).unwrap_or_default();
+        if let Some(key) = event.key {
+            state.insert(key, event.nid);
+        }
+        let nids: Vec<EventNid> = state.into_values().collect();
+        let mut events = events::list_by_nids(&self.pool, &nids).await?;
+        events.retain(|event| wanted.admits(event));
+        Ok(events)
+    }
+
+    /// The state at a position from before this server came into the room.
+    async fn state_long_ago(
+        &self,
+        room: RoomNid,
+        at: Position,
+        wanted: &StateFilter<'_>,
+    ) -> Result<Vec<Arc<StoredEvent>>> {
+        let span = [Span { room, low: BEGINNING, high: at }];
+        let all = EventFilter::default();
+        let last = events::list_timelines(&self.pool, &span, End::Newest, 1, &all, None).await?;
+        match last.first() {
+            Some(last) => self.state_with(last, wanted).await,
+            None => Ok(Vec::new()),
+        }
     }
 
     /// Ids and profiles of the joined users of a room, for users who are in it.

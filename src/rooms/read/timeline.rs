@@ -2,10 +2,10 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use chatd_base::{Position, Refusal, Result, UserNid};
+use chatd_base::{Position, Refusal, Result, RoomNid, UserNid};
 use chatd_storage::{
-    events::{self, End, StoredEvent},
-    room_state::{self, StateFilter},
+    events::{self, End, Location, StoredEvent},
+    room_state::StateFilter,
 };
 use chatd_streams::RoomToken;
 use ruma_common::{EventId, RoomId};
@@ -33,8 +33,13 @@ pub struct Messages {
     pub start: RoomToken,
     /// Where the next page begins; `None` when there is nothing more.
     pub end: Option<RoomToken>,
+    /// Where it would begin.
+    pub last: RoomToken,
     /// Members that the page's senders were, if the filter asks for them.
     pub state: Vec<Arc<StoredEvent>>,
+    /// The room, if the page has everything that is older than its beginning: other servers may
+    /// have more.
+    pub exhausted: Option<RoomNid>,
 }
 
 /// An event and its surroundings.
@@ -50,10 +55,14 @@ pub struct Context {
     pub end: RoomToken,
     /// State behind the last of the events.
     pub state: Vec<Arc<StoredEvent>>,
+    /// The room, if nothing older than `before` is known.
+    pub exhausted: Option<RoomNid>,
 }
 
 /// Changes of membership and visibility that one page looks across.
 const MOST_SPANS: usize = 100;
+/// Below all events, also those from before this server came into a room.
+pub(super) const BEGINNING: Position = Position(i64::MIN);
 
 impl Reader {
     /// A page of what the user may see of a room.
@@ -73,24 +82,30 @@ impl Reader {
             self.locate_if(lens.room, Some(&start)),
             self.locate_if(lens.room, query.to.as_ref()),
         )?;
+        // No event is at the position 0: whoever begins there begins with the first.
+        let first = |from: Location| if from.low.0 == 0 { BEGINNING } else { from.low };
         let (low, high) = if backwards {
-            (to.map_or(Position(0), |to| to.low), from.map_or(newest, |from| from.high.min(newest)))
+            (to.map_or(BEGINNING, |to| to.low), from.map_or(newest, |from| from.high.min(newest)))
         } else {
-            (from.map_or(Position(0), |from| from.low), to.map_or(newest, |to| to.high.min(newest)))
+            (from.map_or(BEGINNING, first), to.map_or(newest, |to| to.high.min(newest)))
         };
         let mut events =
             self.list_seen(&lens, (low, high), query.end, query.limit, &query.filter).await?;
         let is_full = events.len() >= query.limit;
-        let end = events
-            .last()
-            .filter(|_| is_full || !backwards)
-            .map(|last| if backwards { token_before(last) } else { token_behind(last) });
+        let token_at = |last: &Arc<StoredEvent>| match query.end {
+            End::Newest => token_before(last),
+            End::Oldest => token_behind(last),
+        };
+        let last = events.last().map_or_else(|| start.clone(), token_at);
+        let end = (!events.is_empty() && (is_full || !backwards)).then(|| last.clone());
+        let exhausted = (!is_full && low == BEGINNING && backwards).then_some(lens.room);
         self.drop_ignored(user, &mut events).await?;
         let newest = events.iter().map(|event| event.pos).max();
         let senders_at = newest.filter(|_| query.filter.lazy_load_members);
         let (bundles, state) =
             bundle::load_with_senders(&self.pool, user, &events, senders_at).await?;
-        Ok(Messages { shown: Shown { lens, events, bundles }, start, end, state })
+        let shown = Shown { lens, events, bundles };
+        Ok(Messages { shown, start, end, last, state, exhausted })
     }
 
     /// One event, of that room if one is named; told to be absent if the user may not see it.
@@ -114,15 +129,16 @@ impl Reader {
         filter: &EventFilter,
     ) -> Result<Context> {
         let (lens, event) = self.seen_event(user, Some(room), event).await?;
-        let earlier = (Position(0), Position(event.pos.0 - 1));
+        let earlier = (BEGINNING, Position(event.pos.0 - 1));
         let later = (event.pos, self.now());
         let (mut before, mut after) = futures::try_join!(
             self.list_seen(&lens, earlier, End::Newest, limit / 2, filter),
             self.list_seen(&lens, later, End::Oldest, limit - limit / 2, filter),
         )?;
         let start = token_before(before.last().unwrap_or(&event));
+        let exhausted = (before.len() < limit / 2).then_some(lens.room);
         let last = after.last().unwrap_or(&event);
-        let (end, last_pos) = (token_behind(last), last.pos);
+        let (end, last) = (token_behind(last), last.clone());
         self.drop_ignored(user, &mut before).await?;
         self.drop_ignored(user, &mut after).await?;
         let all: Vec<_> = before.iter().chain([&event]).chain(&after).cloned().collect();
@@ -131,10 +147,10 @@ impl Reader {
             members: filter.lazy_load_members.then_some(&senders),
             ..StateFilter::default()
         };
-        let mut state = room_state::list(&self.pool, lens.room, Some(last_pos), &wanted).await?;
+        let mut state = self.state_with(&last, &wanted).await?;
         state.retain(|event| filter.allows(event));
         let shown = self.shown(lens, all).await?;
-        Ok(Context { shown, event, before, after, start, end, state })
+        Ok(Context { shown, event, before, after, start, end, state, exhausted })
     }
 
     /// The event with its room's lens, if it is of that room and the user may see it.
@@ -189,10 +205,7 @@ fn senders(events: &[Arc<StoredEvent>]) -> Vec<&str> {
 
 /// The point just before an event.
 fn token_before(event: &StoredEvent) -> RoomToken {
-    RoomToken::Topological {
-        depth: (event.depth - 1).max(0),
-        pos: Position((event.pos.0 - 1).max(0)),
-    }
+    RoomToken::Topological { depth: (event.depth - 1).max(0), pos: Position(event.pos.0 - 1) }
 }
 
 /// The point just behind an event.

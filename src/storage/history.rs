@@ -1,0 +1,154 @@
+//! Events from before this server came into a room. They were known without a place, and get one
+//! below all that the stream of events has brought: positions below zero, which no sync reaches.
+//!
+//! Each takes two positions: its own, and the one below, at which entries of the state are noted
+//! that the event before it does not explain. So who may see an event is read from the same rows
+//! as everywhere, `state_delta` and `membership_history`. What is not noted there is not known.
+
+use chatd_base::{EventNid, KeyNid, Position, RoomNid, ShardId, SnapshotId, UserNid};
+
+use crate::{
+    Batch, Pool, Result, gaps,
+    lane::{self, NewRedaction},
+    params, shards,
+    snapshots::NewSnapshot,
+    statement::statements,
+};
+
+statements! {
+    GET_BEGINNING = "SELECT coalesce(min(pos), 0) FROM events WHERE room = $1 AND pos < 0";
+    /// Flag 1: outliers; 16: what has its place from here.
+    PLACE_EVENTS = "UPDATE events e
+                    SET pos = t.pos, snapshot = t.snapshot, replaces = t.replaces,
+                        flags = (e.flags - 1) | 16 | t.flags, prev_ids = t.prev::int8[]
+                    FROM unnest($1::int8[], $2::int8[], $3::int8[], $4::int8[], $5::int2[], $6::text[])
+                         AS t(nid, pos, snapshot, replaces, flags, prev)
+                    WHERE e.nid = t.nid AND e.flags & 1 <> 0";
+    INSERT_SETTINGS = "INSERT INTO state_delta (room, pos, key, event)
+                       SELECT $1, * FROM unnest($2::int8[], $3::int8[], $4::int8[])";
+    INSERT_PAST_MEMBERSHIPS =
+        "INSERT INTO membership_history (user_nid, room, pos, membership, event)
+         SELECT u, $1, pos, m, event
+         FROM unnest($2::int4[], $3::int8[], $4::\"char\"[], $5::int8[]) AS t(u, pos, m, event)";
+    /// Local users who have something to do with the room.
+    LIST_LOCAL_USERS = "SELECT u.nid, u.user_id FROM memberships m
+                        JOIN users_nid u ON u.nid = m.user_nid
+                        WHERE m.room = $1 AND m.is_local";
+}
+
+/// An event that gets its place.
+#[derive(Clone, Debug)]
+pub struct Placed {
+    pub nid: EventNid,
+    pub event_id: String,
+    pub pos: Position,
+    /// State before it.
+    pub snapshot: SnapshotId,
+    pub replaces: Option<EventNid>,
+    /// Bits that are added to those that it has.
+    pub flags: i16,
+    /// Predecessors that are known, whether they have a place or not.
+    pub prev_ids: Vec<EventNid>,
+    /// Predecessors that are not known, or have no place.
+    pub gaps: Vec<String>,
+    /// (parent event id, relation type).
+    pub relation: Option<(String, String)>,
+    pub redaction: Option<NewRedaction>,
+}
+
+/// What a user of this server was from a position on.
+#[derive(Clone, Copy, Debug)]
+pub struct PastMembership {
+    pub user: UserNid,
+    pub pos: Position,
+    pub membership: i8,
+    pub event: EventNid,
+}
+
+/// A piece of the past of one room.
+#[derive(Debug)]
+pub struct Piece {
+    pub room: RoomNid,
+    pub events: Vec<Placed>,
+    pub snapshots: Vec<NewSnapshot>,
+    /// Entries of the state whose past decides who sees what, each from a position on.
+    pub settings: Vec<(Position, KeyNid, Option<EventNid>)>,
+    pub memberships: Vec<PastMembership>,
+}
+
+/// The lowest position of an event of the room, if that is below zero; else 0.
+pub async fn get_beginning(pool: &Pool, room: RoomNid) -> Result<Position> {
+    let row = pool.query_opt(&GET_BEGINNING, &[&room.0]).await?;
+    Ok(Position(row.map_or(0, |row| row.get(0))))
+}
+
+/// Users of this server who are or were in the room, or are invited.
+pub async fn list_local_users(pool: &Pool, room: RoomNid) -> Result<Vec<(UserNid, String)>> {
+    let rows = pool.query(&LIST_LOCAL_USERS, &[&room.0]).await?;
+    Ok(rows.iter().map(|row| (UserNid(row.get(0)), row.get(1))).collect())
+}
+
+/// The batch that gives the events of `piece` their place. Nothing else may write events of the
+/// room meanwhile. Fails if the shard has gone to another instance.
+pub fn batch(fence: (ShardId, i64), piece: Piece) -> Batch {
+    let mut batch = Batch::new();
+    shards::fence(&mut batch, &[fence]);
+    lane::add_new_snapshots(&mut batch, &piece.snapshots.iter().collect::<Vec<_>>());
+    add_events(&mut batch, &piece.events);
+    add_settings(&mut batch, &piece);
+    let room = piece.room;
+    let related = piece.events.iter().filter_map(|e| Some((room, e.nid, e.relation.clone()?)));
+    lane::add_relations(&mut batch, related.collect());
+    let redactions = piece.events.iter().filter_map(|event| {
+        Some((room, event.nid, event.event_id.as_str(), event.redaction.as_ref()?))
+    });
+    lane::add_redactions(&mut batch, redactions);
+    let missing = piece.events.iter().flat_map(|event| {
+        event.gaps.iter().map(move |missing| (room.0, missing.clone(), event.nid.0))
+    });
+    gaps::insert(&mut batch, missing.collect());
+    let filled = piece.events.iter().map(|event| (room.0, event.event_id.clone(), event.nid.0));
+    gaps::fill(&mut batch, filled.collect());
+    batch
+}
+
+fn add_events(batch: &mut Batch, events: &[Placed]) {
+    batch.add(
+        &PLACE_EVENTS,
+        params![
+            events.iter().map(|e| e.nid.0).collect::<Vec<_>>(),
+            events.iter().map(|e| e.pos.0).collect::<Vec<_>>(),
+            events.iter().map(|e| e.snapshot.0).collect::<Vec<_>>(),
+            events.iter().map(|e| e.replaces.map(|nid| nid.0)).collect::<Vec<_>>(),
+            events.iter().map(|e| e.flags).collect::<Vec<_>>(),
+            events.iter().map(|e| lane::literal(e.prev_ids.iter())).collect::<Vec<_>>(),
+        ],
+    );
+}
+
+fn add_settings(batch: &mut Batch, piece: &Piece) {
+    if !piece.settings.is_empty() {
+        batch.add(
+            &INSERT_SETTINGS,
+            params![
+                piece.room.0,
+                piece.settings.iter().map(|(pos, ..)| pos.0).collect::<Vec<_>>(),
+                piece.settings.iter().map(|(_, key, _)| key.0).collect::<Vec<_>>(),
+                piece.settings.iter().map(|(.., event)| event.map(|e| e.0)).collect::<Vec<_>>(),
+            ],
+        );
+    }
+    let members = &piece.memberships;
+    if !members.is_empty() {
+        batch.add(
+            &INSERT_PAST_MEMBERSHIPS,
+            params![
+                piece.room.0,
+                members.iter().map(|member| member.user.0).collect::<Vec<_>>(),
+                members.iter().map(|member| member.pos.0).collect::<Vec<_>>(),
+                members.iter().map(|member| member.membership).collect::<Vec<_>>(),
+                members.iter().map(|member| member.event.0).collect::<Vec<_>>(),
+            ],
+        );
+    }
+}
