@@ -87,7 +87,7 @@ async fn messages(app: Arc<App>, req: Request) -> Result<Reply> {
         limit: limit(params.limit.or(filter.limit), DEFAULT_LIMIT, MOST_EVENTS),
         filter,
     };
-    let page = app.reader.messages(who.user, &room, query).await?;
+    let page = app.federation.history.messages(who.user, &room, query).await?;
     let viewer = viewer(&app, who);
     let mut answer = Object::new();
     answer
@@ -105,7 +105,7 @@ async fn event(app: Arc<App>, req: Request) -> Result<Reply> {
     let who = req.who()?;
     let (room, event): (OwnedRoomId, OwnedEventId) =
         (req.arg_as("roomId")?, req.arg_as("eventId")?);
-    let shown = app.reader.event(who.user, Some(&room), &event).await?;
+    let shown = app.federation.history.event(who.user, &room, &event).await?;
     let mut out = Vec::new();
     for event in &shown.events {
         shown.write(&mut out, event, &viewer(&app, who));
@@ -154,7 +154,8 @@ async fn context(app: Arc<App>, req: Request) -> Result<Reply> {
     let params: ContextParams = req.query()?;
     let filter = EventFilter::from_query(params.filter.as_deref())?;
     let limit = limit(params.limit.or(filter.limit), DEFAULT_LIMIT, MOST_EVENTS);
-    let context = app.reader.context(who.user, &room, &event, limit, &filter).await?;
+    let history = &app.federation.history;
+    let context = history.context(who.user, &room, &event, limit, &filter).await?;
     let (shown, viewer) = (&context.shown, viewer(&app, who));
     let state = context.state.iter().map(|event| &**event);
     let reply = Object::new()

@@ -2,6 +2,7 @@
 //! what happens here. Nothing here knows HTTP listeners or SQL text.
 
 pub mod answers;
+pub mod history;
 pub mod inbound;
 pub mod joining;
 pub mod queries;
@@ -19,8 +20,8 @@ use chatd_servers::Servers;
 use chatd_users::Users;
 
 use crate::{
-    answers::Answers, inbound::Inbound, joining::Joining, queries::Queries, resident::Resident,
-    sending::Sending,
+    answers::Answers, history::History, inbound::Inbound, joining::Joining, queries::Queries,
+    resident::Resident, sending::Sending,
 };
 pub use chatd_rooms::read::{ListingQuery, Toward};
 pub use chatd_streams::events::Membership;
@@ -40,6 +41,8 @@ pub struct Deps {
 pub struct Federation {
     /// Takes in what other servers send.
     pub inbound: Inbound,
+    /// Reads further back in rooms than this server has been in them.
+    pub history: History,
     /// Answers other servers about rooms and users.
     pub answers: Answers,
     pub deps: Deps,
@@ -56,8 +59,9 @@ pub struct Federation {
 impl Federation {
     pub fn new(deps: Deps) -> Self {
         let (inbound, queries) = (Inbound::new(&deps), Queries::new(&deps));
+        let history = History::new(&deps, &inbound);
         let (joining, resident) = (Joining::new(&deps), Resident::new(&deps));
         let (answers, sending) = (Answers::new(&deps), Sending::new(&deps));
-        Self { inbound, queries, joining, resident, answers, sending, deps }
+        Self { inbound, history, queries, joining, resident, answers, sending, deps }
     }
 }

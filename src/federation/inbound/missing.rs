@@ -203,7 +203,7 @@ impl Inbound {
     }
 
     /// Those of the events whose signatures are right.
-    pub(super) async fn sound(
+    pub(crate) async fn sound(
         &self,
         origin: &ServerName,
         room: &RoomId,
@@ -237,7 +237,7 @@ fn unanswered(failure: &Failure) -> Option<String> {
 }
 
 /// Each event after those of its predecessors that are among them; circles are left out.
-fn in_order(pdus: Vec<Pdu>) -> Vec<Pdu> {
+pub(crate) fn in_order(pdus: Vec<Pdu>) -> Vec<Pdu> {
     let mut open: BTreeMap<(i64, OwnedEventId), Pdu> =
         pdus.into_iter().map(|pdu| ((pdu.outline.depth, pdu.id().clone()), pdu)).collect();
     let mut waits: HashSet<OwnedEventId> = open.keys().map(|(_, id)| id.clone()).collect();

@@ -27,6 +27,9 @@ use chatd_users::Users;
 use ruma_common::{OwnedRoomId, OwnedServerName};
 use tokio::sync::Notify;
 
+pub(crate) use missing::in_order;
+pub(crate) use room::Pdu;
+pub(crate) use state::segment;
 pub use transaction::{Outcome, Transaction};
 
 use self::{backlog::Backlog, meter::Meters};

@@ -16,18 +16,18 @@ const MOST_WAITING: i64 = 1_000;
 
 /// An event, and what it says of itself.
 #[derive(Clone, Debug)]
-pub(super) struct Pdu {
-    pub(super) outline: Outline,
-    pub(super) json: CanonicalJsonObject,
+pub(crate) struct Pdu {
+    pub(crate) outline: Outline,
+    pub(crate) json: CanonicalJsonObject,
 }
 
 impl Pdu {
-    pub(super) fn id(&self) -> &OwnedEventId {
+    pub(crate) fn id(&self) -> &OwnedEventId {
         &self.outline.event_id
     }
 
     /// Refuses what has not the form of an event of the room.
-    pub(super) fn parse(text: &str, door: &Door, room_id: &RoomId) -> Result<Self> {
+    pub(crate) fn parse(text: &str, door: &Door, room_id: &RoomId) -> Result<Self> {
         let json: CanonicalJsonObject = serde_json::from_str(text)
             .map_err(|error| Refusal::bad_json(format!("not canonical JSON: {error}")))?;
         let outline = Outline::of(json.clone(), &door.rules, room_id)?;

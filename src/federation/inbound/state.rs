@@ -44,7 +44,7 @@ struct Events {
 }
 
 /// A part of a path.
-pub(super) fn segment(text: &str) -> String {
+pub(crate) fn segment(text: &str) -> String {
     utf8_percent_encode(text, NON_ALPHANUMERIC).to_string()
 }
 
@@ -85,7 +85,7 @@ impl Inbound {
     }
 
     /// Fetches the events that show that the event is allowed, if some are missing.
-    async fn fetch_auth(
+    pub(crate) async fn fetch_auth(
         &self,
         room: &RoomId,
         door: &Door,
@@ -108,7 +108,7 @@ impl Inbound {
     }
 
     /// The state before an event. On return its events are known, as far as they are sound.
-    async fn fetch_state(
+    pub(crate) async fn fetch_state(
         &self,
         room: &RoomId,
         door: &Door,

@@ -25,6 +25,7 @@ mod answers;
 mod doors;
 mod encrypted;
 mod ephemeral;
+mod history;
 mod hostile;
 mod inbound;
 mod joins;

@@ -1,0 +1,192 @@
+//! At the owner of a room: one fetch at a time, which all who want more of the room's past share.
+//! It ends by itself, also when nobody waits any more.
+
+use std::{collections::HashMap, time::Duration};
+
+use chatd_base::{Cache, Clock, Error, Refusal, Result, tasks};
+use chatd_servers::Failure;
+use chatd_storage::gaps;
+use parking_lot::Mutex;
+use ruma_common::{OwnedEventId, OwnedRoomId, OwnedServerName, RoomId, ServerName};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Semaphore, watch};
+
+use super::History;
+
+/// Rooms whose past is fetched at a time, and those that may wait for it (R8).
+const AT_ONCE: usize = 8;
+const MOST_ROOMS: usize = 200;
+/// For one fetch, whoever waits for it.
+const WITHIN: Duration = Duration::from_secs(60);
+/// Servers that are asked for one fetch.
+const MOST_SERVERS: usize = 8;
+/// Places from which one fetch goes back, and those of a room that are looked at.
+const MOST_ASKED: usize = 5;
+const MOST_GAPS: i64 = 50;
+/// Events that nobody has and servers that have helped, of which it is remembered (R8).
+const MOST_REMEMBERED: usize = 10_000;
+/// How long servers that have nothing are not asked again for an event; doubles up to the longest.
+const FIRST_PAUSE_MS: u64 = 60_000;
+const LONGEST_PAUSE_MS: u64 = 24 * 60 * 60_000;
+
+/// What came of a fetch.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+pub(super) struct Filled {
+    /// There are more events now.
+    pub is_something: bool,
+    /// Another fetch may bring more.
+    pub may_come: bool,
+}
+
+impl Filled {
+    const SOMETHING: Self = Self { is_something: true, may_come: true };
+    const LATER: Self = Self { is_something: false, may_come: true };
+    const NOTHING: Self = Self { is_something: false, may_come: false };
+}
+
+/// The fetches of this instance.
+pub(super) struct Filling {
+    clock: Clock,
+    rooms: Mutex<HashMap<OwnedRoomId, watch::Receiver<Option<Filled>>>>,
+    places: Semaphore,
+    /// Until when, and how often, nobody has had an event.
+    unknown: Cache<OwnedEventId, (u64, u32)>,
+    /// Who has told something of a room's past.
+    helpful: Cache<OwnedRoomId, OwnedServerName>,
+}
+
+impl Filling {
+    pub fn new(clock: Clock) -> Self {
+        Self {
+            clock,
+            rooms: Mutex::default(),
+            places: Semaphore::new(AT_ONCE),
+            unknown: Cache::new("unknown_events", MOST_REMEMBERED),
+            helpful: Cache::new("helpful_servers", MOST_REMEMBERED),
+        }
+    }
+
+    fn is_unknown(&self, event: &OwnedEventId) -> bool {
+        self.unknown.get(event).is_some_and(|(until, _)| self.clock.now_ms() < until)
+    }
+
+    /// Remembers that servers have been asked for an event and have not got it.
+    fn note_unknown(&self, event: &OwnedEventId) {
+        let times = self.unknown.get(event).map_or(0, |(_, times)| times);
+        let pause = (FIRST_PAUSE_MS << times.min(20)).min(LONGEST_PAUSE_MS);
+        self.unknown.insert(event.clone(), (self.clock.now_ms() + pause, times + 1));
+    }
+}
+
+/// Whether the server has said something, if nothing of use.
+fn is_answer(failure: &Failure) -> bool {
+    let is_word = matches!(failure, Failure::Refused { .. } | Failure::Odd(_));
+    is_word && !failure.is_of_the_server()
+}
+
+impl History {
+    /// Fetches more of the past of a room that this instance owns, or waits for whoever does.
+    pub(super) async fn fill_here(&self, room: &RoomId) -> Filled {
+        let Some(mut told) = self.running(room) else { return Filled::LATER };
+        let filled = told.wait_for(Option::is_some).await;
+        filled.ok().and_then(|filled| *filled).unwrap_or(Filled::LATER)
+    }
+
+    /// The fetch of that room, which is begun if there is none. `None` if there are too many.
+    fn running(&self, room: &RoomId) -> Option<watch::Receiver<Option<Filled>>> {
+        let mut rooms = self.0.filling.rooms.lock();
+        // A fetch that has ended badly tells nothing any more.
+        rooms.retain(|_, told| told.has_changed().is_ok());
+        if let Some(told) = rooms.get(room) {
+            return Some(told.clone());
+        }
+        if rooms.len() >= MOST_ROOMS {
+            return None;
+        }
+        let (tell, told) = watch::channel(None);
+        rooms.insert(room.to_owned(), told.clone());
+        tasks::spawn("backfill", self.clone().work(room.to_owned(), tell));
+        Some(told)
+    }
+
+    async fn work(self, room: OwnedRoomId, tell: watch::Sender<Option<Filled>>) {
+        let fetching = async {
+            let _place = self.0.filling.places.acquire().await.map_err(Error::internal)?;
+            self.fetch(&room).await
+        };
+        let filled = match tokio::time::timeout(WITHIN, fetching).await {
+            Ok(Ok(filled)) => filled,
+            Ok(Err(error)) => {
+                tracing::warn!(room.id = %room, %error, "the past of a room cannot be stored");
+                Filled::LATER
+            }
+            Err(_) => Filled::LATER,
+        };
+        self.0.reader.look_further_back(&room);
+        self.0.filling.rooms.lock().remove(&room);
+        tell.send_replace(Some(filled));
+    }
+
+    /// Asks one server after the other, until one has told something.
+    async fn fetch(&self, room: &RoomId) -> Result<Filled> {
+        let beginnings = self.beginnings(room).await?;
+        if beginnings.is_empty() {
+            return Ok(Filled::NOTHING);
+        }
+        let mut have_all_answered = true;
+        for server in self.candidates(room).await? {
+            match self.ask_one(room, &server, &beginnings).await {
+                Ok(Ok(0)) => {}
+                Ok(Ok(_)) => {
+                    self.0.filling.helpful.insert(room.to_owned(), server);
+                    return Ok(Filled::SOMETHING);
+                }
+                Ok(Err(failure)) => {
+                    tracing::info!(
+                        server.name = %server, room.id = %room, %failure,
+                        "the past of a room cannot be had from a server"
+                    );
+                    have_all_answered &= is_answer(&failure);
+                }
+                Err(Error::Refused(why)) if why.errcode == Refusal::NOT_OWNER => {
+                    return Ok(Filled::LATER);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if have_all_answered {
+            beginnings.iter().for_each(|event| self.0.filling.note_unknown(event));
+            return Ok(Filled::NOTHING);
+        }
+        Ok(Filled::LATER)
+    }
+
+    /// Events behind which there may be more, the newest first.
+    async fn beginnings(&self, room: &RoomId) -> Result<Vec<OwnedEventId>> {
+        let Some(nid) = self.0.users.room_nids.find(room).await? else { return Ok(Vec::new()) };
+        let gaps = gaps::list_beginnings(&self.0.pool, nid, MOST_GAPS).await?;
+        let events = gaps.into_iter().filter_map(|gap| OwnedEventId::try_from(gap.missing).ok());
+        let mut events: Vec<OwnedEventId> =
+            events.filter(|event| !self.0.filling.is_unknown(event)).collect();
+        events.dedup();
+        events.truncate(MOST_ASKED);
+        Ok(events)
+    }
+
+    /// Other servers in the room: who has helped before, then those with most members.
+    pub(super) async fn candidates(&self, room: &RoomId) -> Result<Vec<OwnedServerName>> {
+        let helpful = self.0.filling.helpful.get(room);
+        let of_id = room.server_name().map(ServerName::to_owned);
+        let hosts = self.0.rooms.hosts.servers_in_room(room).await?;
+        let mut candidates: Vec<OwnedServerName> = Vec::new();
+        for server in helpful.into_iter().chain(hosts).chain(of_id) {
+            if server != self.0.own_name && !candidates.contains(&server) {
+                candidates.push(server);
+            }
+            if candidates.len() == MOST_SERVERS {
+                break;
+            }
+        }
+        Ok(candidates)
+    }
+}
