@@ -7,7 +7,8 @@ use std::{
 
 use chatd_base::{Position, WriterId};
 use chatd_streams::{
-    Key, Picky, Streams, presence::PresenceRow, receipts::ReceiptRow, typing::TypingRow,
+    Key, Picky, StreamToken, Streams, presence::PresenceRow, receipts::ReceiptRow,
+    typing::TypingRow,
 };
 use parking_lot::Mutex;
 use ruma_common::OwnedServerName;
@@ -16,13 +17,14 @@ use tokio::sync::Notify;
 /// Facts of one kind that wait (R8); further ones are dropped.
 const MOST: usize = 20_000;
 
-/// What has come since the sender looked last.
+/// What has come since the sender looked last. Folds are told before the token of their stream
+/// moves, so the sender has to wait until that covers what it was told of.
 #[derive(Default)]
 pub(super) struct News {
-    /// There are events to send.
-    pub events: bool,
-    /// Device lists have changed.
-    pub device_lists: bool,
+    /// There are events to send: up to there.
+    pub events: Option<StreamToken>,
+    /// Device lists have changed: up to there.
+    pub device_lists: Option<StreamToken>,
     /// Servers for whose devices there are messages.
     pub outbound: BTreeSet<OwnedServerName>,
     /// There may be messages for devices of any server.
@@ -32,6 +34,20 @@ pub(super) struct News {
     pub receipts: Vec<ReceiptRow>,
     pub typing: Vec<TypingRow>,
     pub presence: Vec<PresenceRow>,
+}
+
+impl News {
+    /// There may be anything in the tables.
+    pub(super) fn of_the_tables() -> Self {
+        let all = || Some(StreamToken::default());
+        Self { events: all(), device_lists: all(), ..Self::default() }
+    }
+}
+
+/// Takes note that `writer` has something up to `upto`.
+fn note(news: &mut Option<StreamToken>, writer: WriterId, upto: Position) {
+    let known = news.take().unwrap_or_default();
+    *news = Some(known.raised(writer, upto));
 }
 
 /// One sender's.
@@ -102,24 +118,29 @@ pub(super) fn attach(inboxes: &Arc<Inboxes>, streams: &Streams) {
             let $all = inboxes.clone();
             streams.$feed.on_wanted_rows(inboxes.clone(), move |$frame| $told);
             let all = inboxes.clone();
-            streams.$feed.on_skipped(move |_, _| all.tell($missed));
+            streams.$feed.on_skipped(move |writer, upto| {
+                all.tell(|news| {
+                    let missed: fn(&mut News, WriterId, Position) = $missed;
+                    missed(news, writer, upto);
+                });
+            });
         }};
     }
     on!(
         events,
         |all, frame| {
             if frame.rows.iter().any(|(_, row)| row.to_send) {
-                all.tell(|news| news.events = true);
+                all.tell(|news| note(&mut news.events, frame.writer, frame.position));
             }
         },
-        |news| news.events = true
+        |news, writer, upto| note(&mut news.events, writer, upto)
     );
     on!(
         device_lists,
         |all, frame| if !frame.rows.is_empty() {
-            all.tell(|news| news.device_lists = true);
+            all.tell(|news| note(&mut news.device_lists, frame.writer, frame.position));
         },
-        |news| news.device_lists = true
+        |news, writer, upto| note(&mut news.device_lists, writer, upto)
     );
     on!(
         to_device,
@@ -130,7 +151,7 @@ pub(super) fn attach(inboxes: &Arc<Inboxes>, streams: &Streams) {
                 all.tell(|news| news.outbound.extend(servers.iter().map(|s| (*s).clone())));
             }
         },
-        |news| news.outbound_missed = true
+        |news, _, _| news.outbound_missed = true
     );
     on!(
         receipts,
@@ -138,20 +159,38 @@ pub(super) fn attach(inboxes: &Arc<Inboxes>, streams: &Streams) {
             let public = frame.rows.iter().filter(|(_, row)| !row.is_private);
             public.for_each(|(_, row)| push(&mut news.receipts, row));
         }),
-        |_| {}
+        |_, _, _| {}
     );
     on!(
         typing,
         |all, frame| all.tell(|news| {
             frame.rows.iter().for_each(|(_, row)| push(&mut news.typing, row));
         }),
-        |_| {}
+        |_, _, _| {}
     );
     on!(
         presence,
         |all, frame| all.tell(|news| {
             frame.rows.iter().for_each(|(_, row)| push(&mut news.presence, row));
         }),
-        |_| {}
+        |_, _, _| {}
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_sender_is_told_of_is_covered_only_when_the_token_has_moved() {
+        let mut news = None;
+        note(&mut news, WriterId(1), Position(7));
+        note(&mut news, WriterId(2), Position(5));
+        note(&mut news, WriterId(1), Position(6));
+        let news = news.unwrap();
+        for (token, is_covered) in [("m5~1.6", false), ("m4~1.7", false), ("m5~1.7", true)] {
+            let token: StreamToken = token.parse().unwrap();
+            assert_eq!(token.is_at_least(&news), is_covered, "{token}");
+        }
+    }
 }

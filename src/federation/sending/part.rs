@@ -13,7 +13,7 @@ use chatd_storage::{
     destinations,
     sending::{self, OwedRoom, Progress, ToSend},
 };
-use chatd_streams::StreamToken;
+use chatd_streams::{Feed, Stream, StreamToken};
 use metrics::Gauge;
 use ruma_common::{OwnedServerName, ServerName};
 use tokio::sync::mpsc;
@@ -43,6 +43,8 @@ const MOST_DEVICES: usize = 20;
 const WRITE_EVERY_MS: u64 = 1_000;
 /// A clock that is set cannot stop everything for longer.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// How long the token of a stream may take to cover a row that folds have been told of.
+const TOKEN_WITHIN: Duration = Duration::from_secs(10);
 /// What waits for longer is noted as missed, so that the token can move on.
 const SLOW_MS: u64 = 3_000;
 
@@ -79,6 +81,15 @@ pub(super) struct Part {
 
 fn token(text: &str) -> Result<StreamToken> {
     text.parse().map_err(|_| chatd_base::Error::internal(format!("{text} is not a token")))
+}
+
+/// Waits until the token of a feed covers what its folds were told of: that is at once, unless
+/// something is wrong.
+async fn reach<S: Stream>(feed: &Feed<S>, upto: &StreamToken) -> Result<()> {
+    match feed.wait_for(upto, TOKEN_WITHIN).await {
+        true => Ok(()),
+        false => Err(chatd_base::Error::internal(format!("{} does not get to {upto}", S::NAME))),
+    }
 }
 
 impl Part {
@@ -175,12 +186,14 @@ impl Part {
 
     /// Until something fails.
     pub(super) async fn run(&mut self) -> Result<()> {
-        let mut news = News { events: true, device_lists: true, ..News::default() };
+        let mut news = News::of_the_tables();
         loop {
-            if news.events {
+            if let Some(upto) = news.events.take() {
+                reach(&self.with.streams().events, &upto).await?;
                 self.consider_events().await?;
             }
-            if news.device_lists {
+            if let Some(upto) = news.device_lists.take() {
+                reach(&self.with.streams().device_lists, &upto).await?;
                 self.consider_device_lists().await?;
             }
             self.take_news(&mut news).await?;

@@ -97,3 +97,18 @@ fn a_view_that_sees_every_row_sees_those_too() {
     assert!(feed.take(&frame(2, &[2]).head(), b"no rows").is_err());
     assert_eq!(feed.position_of(WRITER), Position(10));
 }
+
+#[tokio::test]
+async fn folds_are_told_before_the_token_moves_and_can_wait_for_it() {
+    let (feed, _) = feed();
+    let token = Arc::new(Mutex::new(None));
+    let (told, saw) = (token.clone(), Arc::downgrade(&feed));
+    feed.on_rows(move |frame| {
+        let now = saw.upgrade().unwrap().token();
+        assert!(!now.covers(frame.writer, frame.position));
+        *told.lock() = Some(now.raised(frame.writer, frame.position));
+    });
+    take(&feed, &frame(1, &[1]));
+    let token = token.lock().take().unwrap();
+    assert!(feed.wait_for(&token, std::time::Duration::from_secs(10)).await);
+}
