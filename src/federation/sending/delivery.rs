@@ -21,6 +21,9 @@ use super::{
 const REFUSED_MS: u64 = 600_000;
 /// How long one is left alone about which nothing can be read.
 const UNREAD_MS: u64 = 5_000;
+/// How long one that was not there is left alone, if it has shown signs of life since, or if the
+/// time for which it was to be left alone is over.
+const BRIEFLY_MS: u64 = 1_000;
 /// Changes of device lists in one transaction to a server that is behind.
 const MOST_DEVICES: usize = 40;
 
@@ -90,6 +93,8 @@ pub(super) enum Outcome {
         until_ms: u64,
         /// What is sent again then.
         again: Box<Content>,
+        /// There may be messages to devices in the table.
+        has_more: bool,
     },
 }
 
@@ -132,8 +137,7 @@ impl Delivery {
             Ok(()) => self.send(with).await,
             Err(error) => {
                 tracing::warn!(%error, "what a server is owed cannot be read");
-                let until_ms = with.now_ms() + UNREAD_MS;
-                Outcome::Failed { until_ms, again: Box::new(Content::default()) }
+                self.failed(with.now_ms() + UNREAD_MS, Content::default())
             }
         };
         Done { server: self.server, outcome }
@@ -169,8 +173,13 @@ impl Delivery {
         Ok(())
     }
 
+    fn failed(&self, until_ms: u64, again: Content) -> Outcome {
+        let has_more = self.has_more || !self.content.messages.is_empty();
+        Outcome::Failed { until_ms, again: Box::new(again), has_more }
+    }
+
     async fn send(&mut self, with: &Sending) -> Outcome {
-        let content = std::mem::take(&mut self.content);
+        let content = self.content.clone();
         let has_more = self.has_more;
         if self.transaction.is_empty() {
             return Outcome::Accepted { taken: content.messages, has_more, then: content.then };
@@ -190,16 +199,59 @@ impl Delivery {
                 let until_ms = self.left_alone_until(with, &failure).await;
                 tracing::debug!(server.name = %self.server, %failure, until_ms,
                     "a server has not taken a transaction");
-                Outcome::Failed { until_ms, again: Box::new(content) }
+                self.failed(until_ms, content)
             }
         }
     }
 
     async fn left_alone_until(&self, with: &Sending, failure: &Failure) -> u64 {
-        if let Failure::BackingOff { until_ms } = failure {
-            return *until_ms;
+        let known = with.deps.servers.back_off.until(&self.server).await.ok().flatten();
+        left_alone_until(failure, known, with.now_ms())
+    }
+}
+
+/// Until when a server is left alone after a failure. `known` is what all instances have to do.
+fn left_alone_until(failure: &Failure, known: Option<u64>, now_ms: u64) -> u64 {
+    match failure {
+        Failure::BackingOff { until_ms } => *until_ms,
+        failure if failure.is_of_the_server() => known.unwrap_or(now_ms + BRIEFLY_MS),
+        _ => now_ms + REFUSED_MS,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_that_has_shown_signs_of_life_is_not_taken_for_one_that_refuses() {
+        let refused = |status| Failure::Refused {
+            status,
+            errcode: String::new(),
+            error: String::new(),
+            body: serde_json::Value::Null,
+        };
+        for (failure, known, until_ms) in [
+            (Failure::Away("away".to_owned()), Some(7_000), 7_000),
+            (Failure::Away("away".to_owned()), None, 5_000 + BRIEFLY_MS),
+            (refused(503), None, 5_000 + BRIEFLY_MS),
+            (refused(403), None, 5_000 + REFUSED_MS),
+            (Failure::Odd("odd".to_owned()), None, 5_000 + REFUSED_MS),
+            (Failure::BackingOff { until_ms: 9_000 }, None, 9_000),
+        ] {
+            assert_eq!(left_alone_until(&failure, known, 5_000), until_ms, "{failure}");
         }
-        let known = with.deps.servers.back_off.until(&self.server).await;
-        known.ok().flatten().unwrap_or_else(|| with.now_ms() + REFUSED_MS)
+    }
+
+    #[test]
+    fn messages_that_came_after_a_failure_are_remembered_through_the_next_one() {
+        let place = (chatd_base::EventNid(1), RoomNid(1));
+        let again = Content { events: vec![place], ..Content::default() };
+        let server = OwnedServerName::try_from("b.example").unwrap();
+        let mut delivery = Delivery::new(server, again.clone(), None);
+        delivery.add_messages(vec![(Position(5), "{}".to_owned())], 50, true);
+        assert!(delivery.content.messages.is_empty(), "they were not in it");
+        let failed = delivery.failed(1, again);
+        assert!(matches!(failed, Outcome::Failed { has_more: true, .. }));
     }
 }

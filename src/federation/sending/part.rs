@@ -473,8 +473,8 @@ impl Part {
                 one.accepted(&server, then, &self.device_lists, &mut self.ledger);
                 self.ledger.taken.extend(taken.into_iter().map(|pos| (server.clone(), pos)));
             }
-            Outcome::Failed { until_ms, again } => {
-                one.has_outbound |= !again.messages.is_empty();
+            Outcome::Failed { until_ms, again, has_more } => {
+                one.has_outbound |= has_more;
                 one.failed(&server, until_ms, &mut self.ledger);
                 one.again = Some(again).filter(|again| !again.is_empty());
             }
