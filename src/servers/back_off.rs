@@ -29,7 +29,8 @@ pub struct BackOff {
     ears: Arc<RwLock<Vec<Ear>>>,
 }
 
-type Ear = Box<dyn Fn(&ServerName) + Send + Sync>;
+/// Told of the server that has shown a sign of life, or of none if it may have been any.
+type Ear = Box<dyn Fn(Option<&ServerName>) + Send + Sync>;
 
 #[derive(Clone, Copy, Debug)]
 struct Known {
@@ -49,17 +50,24 @@ impl BackOff {
         let ears: Arc<RwLock<Vec<Ear>>> = Arc::default();
         let listening = Arc::downgrade(&ears);
         let heard = Arc::downgrade(&known);
-        notices.on_heard(move |told| match (told, heard.upgrade()) {
-            (Heard::Notice(Notice::ServerAlive { server }), Some(known)) => {
-                known.retain(|one, _| one.as_str() != server);
-                if let (Some(ears), Ok(server)) =
-                    (listening.upgrade(), <&ServerName>::try_from(server.as_str()))
-                {
-                    ears.read().iter().for_each(|ear| ear(server));
+        notices.on_heard(move |told| {
+            let (Some(known), Some(ears)) = (heard.upgrade(), listening.upgrade()) else { return };
+            match told {
+                Heard::Notice(Notice::ServerAlive { server }) => {
+                    let Ok(server) = OwnedServerName::try_from(server.as_str()) else { return };
+                    known.remove(&server);
+                    ears.read().iter().for_each(|ear| ear(Some(&server)));
                 }
+                Heard::Notice(Notice::ServerAway { server }) => {
+                    let Ok(server) = OwnedServerName::try_from(server.as_str()) else { return };
+                    known.remove(&server);
+                }
+                Heard::Missed | Heard::Notice(Notice::Everything) => {
+                    known.clear();
+                    ears.read().iter().for_each(|ear| ear(None));
+                }
+                Heard::Notice(_) => {}
             }
-            (Heard::Missed | Heard::Notice(Notice::Everything), Some(known)) => known.clear(),
-            _ => {}
         });
         let ms = |duration: std::time::Duration| i64::try_from(duration.as_millis());
         let intervals = Intervals {
@@ -72,8 +80,9 @@ impl BackOff {
     }
 
     /// Adds somebody who wants to know when a server that was left alone has shown signs of life,
-    /// here or on another instance. It must be quick. Called while the instance is wired.
-    pub fn on_life(&self, ear: impl Fn(&ServerName) + Send + Sync + 'static) {
+    /// here or on another instance; it is told of none if that may have been missed. It must be
+    /// quick. Called while the instance is wired.
+    pub fn on_life(&self, ear: impl Fn(Option<&ServerName>) + Send + Sync + 'static) {
         self.ears.write().push(Box::new(ear));
     }
 
@@ -87,8 +96,14 @@ impl BackOff {
     /// same time one counts.
     pub async fn note_failure(&self, server: &ServerName) -> Result<()> {
         let now_ms = i64::try_from(self.clock.now_ms()).unwrap_or(i64::MAX);
-        let noted =
-            destinations::note_failure(&self.pool, server.as_str(), now_ms, self.intervals).await?;
+        let noted = destinations::note_failure(
+            &self.pool,
+            &self.notices,
+            server.as_str(),
+            now_ms,
+            self.intervals,
+        )
+        .await?;
         self.learn(server, noted);
         Ok(())
     }
@@ -99,7 +114,7 @@ impl BackOff {
         if self.retry_at(server).await?.is_some() {
             destinations::note_life(&self.pool, &self.notices, server.as_str()).await?;
             self.learn(server, None);
-            self.ears.read().iter().for_each(|ear| ear(server));
+            self.ears.read().iter().for_each(|ear| ear(Some(server)));
             tracing::info!(server.name = %server, "the server answers again");
         }
         Ok(())

@@ -19,7 +19,7 @@ statements! {
         SET interval_ms = least(destinations.interval_ms * $4::int8, $5::int8),
             retry_at = excluded.failing_since + least(destinations.interval_ms * $4::int8, $5::int8)
         WHERE destinations.retry_at <= excluded.failing_since
-        RETURNING server, failing_since, retry_at, interval_ms";
+        RETURNING server, failing_since, retry_at, interval_ms, xmax = 0";
     DELETE_DESTINATION = "DELETE FROM destinations WHERE server = $1 RETURNING server";
 }
 
@@ -62,9 +62,12 @@ pub async fn get(pool: &Pool, server: &str) -> Result<Option<Destination>> {
     Ok(pool.query_opt(&GET_DESTINATION, &[&server]).await?.as_ref().map(destination))
 }
 
-/// Takes note that an attempt has failed, and says until when the server is left alone.
+/// Takes note that an attempt has failed, and says until when the server is left alone. The other
+/// instances are told of the first failure: what they believe of the server decides whether a sign
+/// of life is one.
 pub async fn note_failure(
     pool: &Pool,
+    notices: &Notices,
     server: &str,
     now_ms: i64,
     intervals: Intervals,
@@ -72,10 +75,14 @@ pub async fn note_failure(
     let Intervals { first_ms, factor, longest_ms } = intervals;
     let row =
         pool.query_opt(&NOTE_FAILURE, &[&server, &now_ms, &first_ms, &factor, &longest_ms]).await?;
-    match row {
-        Some(row) => Ok(Some(destination(&row))),
-        None => get(pool, server).await,
+    let Some(row) = row else { return get(pool, server).await };
+    let is_first: bool = row.get(4);
+    if is_first {
+        let mut batch = crate::Batch::new();
+        notices.tell(&mut batch, Notice::ServerAway { server: server.to_owned() });
+        pool.commit(batch).await?;
     }
+    Ok(Some(destination(&row)))
 }
 
 /// Takes note that the server has shown signs of life, and tells the other instances.

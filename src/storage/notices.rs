@@ -55,6 +55,8 @@ pub enum Notice {
     Fleet,
     /// Another server that had not answered is there again.
     ServerAlive { server: String },
+    /// Another server that had answered does not any more.
+    ServerAway { server: String },
     /// More than fits into a notice.
     Everything,
 }

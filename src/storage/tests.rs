@@ -8,7 +8,9 @@ use chatd_kit::{
 };
 
 use crate::{
-    ALL_STATEMENTS, Batch, ConnectSettings, Pool, Statement, migrate,
+    ALL_STATEMENTS, Batch, ConnectSettings, Pool, Statement,
+    destinations::{Intervals, note_failure, note_life},
+    migrate,
     notices::{Heard, Notice, Notices},
     sync::{get_delivered, set_delivered},
 };
@@ -115,6 +117,23 @@ async fn everything_is_missed_while_the_connection_is_lost() {
     let told = Notice::Profile { user: UserNid(1) };
     heards.tell(&told).await;
     assert_eq!(heards.next().await, Some(told));
+}
+
+#[tokio::test]
+async fn others_hear_when_a_server_begins_to_fail_and_when_it_is_there_again() {
+    let mut heards = Heards::start().await;
+    let (pool, first) = (heards.pool.clone(), heards.first.clone());
+    let intervals = Intervals { first_ms: 100, factor: 2, longest_ms: 1_000 };
+    let mut retry_at = Vec::new();
+    for now_ms in [1_000, 1_050, 1_100] {
+        let noted = note_failure(&pool, &first, "b.example", now_ms, intervals).await.unwrap();
+        retry_at.push(noted.unwrap().retry_at);
+    }
+    assert_eq!(retry_at, [1_100, 1_100, 1_300]);
+    note_life(&pool, &first, "b.example").await.unwrap();
+    let server = || "b.example".to_owned();
+    assert_eq!(heards.next().await, Some(Notice::ServerAway { server: server() }));
+    assert_eq!(heards.next().await, Some(Notice::ServerAlive { server: server() }));
 }
 
 static FAILS: Statement =

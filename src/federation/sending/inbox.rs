@@ -31,6 +31,8 @@ pub(super) struct News {
     pub outbound_missed: bool,
     /// Servers that have shown signs of life.
     pub alive: BTreeSet<OwnedServerName>,
+    /// Any server may have shown signs of life.
+    pub alive_missed: bool,
     pub receipts: Vec<ReceiptRow>,
     pub typing: Vec<TypingRow>,
     pub presence: Vec<PresenceRow>,

@@ -27,7 +27,7 @@ use std::{sync::Arc, time::Duration};
 use chatd_base::{Error, Result};
 use chatd_storage::Pool;
 use chatd_streams::Streams;
-use ruma_common::{OwnedServerName, ServerName};
+use ruma_common::ServerName;
 
 use self::{
     bodies::Bodies,
@@ -55,9 +55,9 @@ impl Sending {
         attach(&inboxes, &deps.users.deps.streams);
         let told = inboxes.clone();
         deps.servers.back_off.on_life(move |server| {
-            let server: OwnedServerName = server.to_owned();
-            told.tell(|news| {
-                news.alive.insert(server.clone());
+            told.tell(|news| match server {
+                Some(server) => drop(news.alive.insert(server.to_owned())),
+                None => news.alive_missed = true,
             });
         });
         let bodies = Bodies::new(&deps.users.deps.pool);

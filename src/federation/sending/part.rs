@@ -153,16 +153,28 @@ impl Part {
             one.owed_devices = Some(since);
         }
         self.read_outbound().await?;
-        for failing in destinations::list(&pool).await? {
+        self.read_failing().await
+    }
+
+    /// Reads which servers are left alone; the others are sent to.
+    async fn read_failing(&mut self) -> Result<()> {
+        for one in self.destinations.values_mut() {
+            one.retry_at = 0;
+        }
+        for failing in destinations::list(self.with.pool()).await? {
             let Ok(server) = OwnedServerName::try_from(failing.server) else { continue };
             if let Some(one) = self.destinations.get_mut(&server) {
                 one.is_failing = true;
                 one.retry_at = u64::try_from(failing.retry_at).unwrap_or_default();
             }
         }
+        self.wake_all();
+        Ok(())
+    }
+
+    fn wake_all(&mut self) {
         let all: Vec<OwnedServerName> = self.destinations.keys().cloned().collect();
         all.iter().for_each(|server| self.wake(server));
-        Ok(())
     }
 
     async fn read_outbound(&mut self) -> Result<()> {
@@ -304,8 +316,7 @@ impl Part {
     async fn take_news(&mut self, news: &mut News) -> Result<()> {
         if std::mem::take(&mut news.outbound_missed) {
             self.read_outbound().await?;
-            let all: Vec<OwnedServerName> = self.destinations.keys().cloned().collect();
-            all.iter().for_each(|server| self.wake(server));
+            self.wake_all();
         }
         for server in std::mem::take(&mut news.outbound) {
             if self.mine(&server) {
@@ -318,6 +329,9 @@ impl Part {
                 one.retry_at = 0;
                 self.wake(&server);
             }
+        }
+        if std::mem::take(&mut news.alive_missed) {
+            self.read_failing().await?;
         }
         let now_ms = self.with.now_ms();
         self.spread.add(news, now_ms);

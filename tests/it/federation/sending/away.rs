@@ -89,6 +89,34 @@ scenario! {
         assert_eq!(taken(&here, |_| true), expected, "what was refused comes again as it was");
     }
 
+    /// A server that is back is heard by whichever instance it turns to, also by one that it had
+    /// turned to just before it went away.
+    async fn any_instance_hears_that_a_server_is_back(server: Server) in (random)
+    with (Settings::federating().with(
+        "federation",
+        json!({ "destination_min_retry_interval": "10m" }),
+    )) {
+        let here = Other::start().await;
+        let alice = server.user("alice").await;
+        let room = shared_room(&mut server, &alice, &[&here]).await;
+        alice.send(&room, "one").await;
+        until_text(&here, "one").await;
+        for _ in 0..30 {
+            here.send(&server.peer(), &[], &[]).await.ok();
+        }
+        here.go_away();
+        alice.send(&room, "two").await;
+        let client = server.database().connect().await.unwrap();
+        chatd_kit::eventually("the server is left alone", || async {
+            let row = client.query_opt("SELECT FROM destinations", &[]).await.unwrap();
+            row.ok_or_else(|| "it is not".to_owned())
+        })
+        .await;
+        here.come_back().await;
+        here.send(&server.peer(), &[], &[]).await.ok();
+        until_text(&here, "two").await;
+    }
+
     /// Thousands of dead servers cost rows once, and nothing afterwards.
     async fn dead_servers_cost_nothing(server: Server) in (monolith)
     with (Settings::federating().with("federation", json!({ "client_timeout": "2s" }))) {
