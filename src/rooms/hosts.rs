@@ -32,12 +32,26 @@ type Counts = BTreeMap<OwnedServerName, i64>;
 pub struct Hosts {
     pool: Pool,
     users: Arc<Users>,
-    rooms: Mutex<HashMap<RoomNid, Hosted>>,
+    known: Mutex<Known>,
 }
+
+/// What is known of rooms.
+#[derive(Default)]
+struct Known {
+    rooms: HashMap<RoomNid, Hosted>,
+    /// How often a room has begun to be known.
+    begun: u64,
+}
+
+/// A room that is being read, and which time that is: what was read for an earlier time lacks the
+/// changes that were noted then.
+type Reading = (RoomNid, u64);
 
 /// What is known of one room.
 #[derive(Default)]
 struct Hosted {
+    /// Which time it is that the room is known.
+    begun: u64,
     /// As they are now; absent while they are being read.
     now: Option<Arc<Counts>>,
     /// Everything up to there is in `now`, and nothing of it is in `changes`.
@@ -54,18 +68,21 @@ struct Step {
 }
 
 impl Hosted {
-    fn take(&mut self, step: Step) {
-        if self.now.is_some() && step.at <= self.base {
+    /// Takes in what one event has changed.
+    fn take(&mut self, at: Position, steps: impl IntoIterator<Item = Step>) {
+        if self.now.is_some() && at <= self.base {
             return;
         }
-        if let Some(now) = &mut self.now {
-            add(Arc::make_mut(now), &step.server, step.by);
+        for step in steps {
+            if let Some(now) = &mut self.now {
+                add(Arc::make_mut(now), &step.server, step.by);
+            }
+            self.changes.push_back(step);
         }
-        self.changes.push_back(step);
         // While the room is being read nothing may be passed over.
         while self.now.is_some() && self.changes.len() > MOST_CHANGES {
             if let Some(oldest) = self.changes.pop_front() {
-                self.base = oldest.at;
+                self.base = self.base.max(oldest.at);
             }
         }
     }
@@ -111,19 +128,19 @@ impl Hosts {
     pub(crate) fn new(users: &Arc<Users>) -> Arc<Self> {
         let events: &Feed<Events> = &users.deps.streams.events;
         let pool = users.deps.pool.clone();
-        let hosts = Arc::new(Self { pool, users: users.clone(), rooms: Mutex::default() });
+        let hosts = Arc::new(Self { pool, users: users.clone(), known: Mutex::default() });
         let view = hosts.clone();
         // Memberships concern everybody.
         events.on_common_rows(move |frame| view.fold(frame));
         let view = hosts.clone();
-        events.on_skipped(move |_, _| view.rooms.lock().clear());
+        events.on_skipped(move |_, _| view.known.lock().rooms.clear());
         hosts
     }
 
     fn fold(&self, frame: &Frame<Events>) {
-        let mut rooms = self.rooms.lock();
+        let mut known = self.known.lock();
         for (at, row) in frame.rows.iter() {
-            fold_row(&mut rooms, *at, row);
+            fold_row(&mut known.rooms, *at, row);
         }
     }
 
@@ -163,9 +180,9 @@ impl Hosts {
         let rooms: Vec<RoomNid> = at.iter().map(|(room, _)| *room).collect();
         self.now(&rooms).await?;
         let mut found: Vec<Option<Vec<OwnedServerName>>> = {
-            let rooms = self.rooms.lock();
+            let known = self.known.lock();
             let names = |counts: Arc<Counts>| counts.keys().cloned().collect();
-            at.iter().map(|(room, at)| rooms.get(room)?.before(*at).map(names)).collect()
+            at.iter().map(|(room, at)| known.rooms.get(room)?.before(*at).map(names)).collect()
         };
         let old: Vec<(RoomNid, Position)> =
             at.iter().zip(&found).filter(|(_, found)| found.is_none()).map(|(at, _)| *at).collect();
@@ -204,41 +221,43 @@ impl Hosts {
     /// The servers in each of `rooms` now, in their order.
     async fn now(&self, rooms: &[RoomNid]) -> Result<Vec<Arc<Counts>>> {
         for _ in 0..ATTEMPTS {
-            let missing = self.begin(rooms);
-            if !missing.is_empty() {
+            let reading = self.known.lock().begin(rooms);
+            if !reading.is_empty() {
+                let missing: Vec<RoomNid> = reading.iter().map(|(room, _)| *room).collect();
                 let read = hosts::count(&self.pool, &missing).await?;
-                self.fill(&missing, read);
+                self.known.lock().fill(&reading, read);
             }
-            let known = self.rooms.lock();
+            let known = self.known.lock();
             let all: Option<Vec<_>> =
-                rooms.iter().map(|room| known.get(room)?.now.clone()).collect();
+                rooms.iter().map(|room| known.rooms.get(room)?.now.clone()).collect();
             if let Some(all) = all {
                 return Ok(all);
             }
         }
         Err(chatd_base::Error::internal("the servers of a room change faster than they are read"))
     }
+}
 
+impl Known {
     /// Those of `rooms` that have to be read. From now on their changes are noted.
-    fn begin(&self, rooms: &[RoomNid]) -> Vec<RoomNid> {
-        let mut known = self.rooms.lock();
-        let mut missing: Vec<RoomNid> = rooms
-            .iter()
-            .filter(|room| known.get(room).is_none_or(|hosted| hosted.now.is_none()))
-            .copied()
-            .collect();
-        missing.sort_unstable();
-        missing.dedup();
-        if known.len() + missing.len() > MOST_ROOMS {
-            known.clear();
+    fn begin(&mut self, rooms: &[RoomNid]) -> Vec<Reading> {
+        let is_missing =
+            |room: &&RoomNid| self.rooms.get(*room).is_none_or(|hosted| hosted.now.is_none());
+        let missing: BTreeSet<RoomNid> = rooms.iter().filter(is_missing).copied().collect();
+        if self.rooms.len() + missing.len() > MOST_ROOMS {
+            self.rooms.clear();
         }
-        for room in &missing {
-            known.entry(*room).or_default();
-        }
-        missing
+        let begin = |room: RoomNid| {
+            let hosted = self.rooms.entry(room).or_insert_with(|| {
+                self.begun += 1;
+                Hosted { begun: self.begun, ..Hosted::default() }
+            });
+            (room, hosted.begun)
+        };
+        missing.into_iter().map(begin).collect()
     }
 
-    fn fill(&self, rooms: &[RoomNid], read: Vec<hosts::HostCount>) {
+    fn fill(&mut self, rooms: &[Reading], read: Vec<hosts::HostCount>) {
         let mut counts: HashMap<RoomNid, (Counts, Position)> = HashMap::new();
         for row in read {
             let (of_room, last) = counts.entry(row.room).or_default();
@@ -249,9 +268,8 @@ impl Hosts {
                 of_room.insert(server, row.joined);
             }
         }
-        let mut known = self.rooms.lock();
-        for room in rooms {
-            if let Some(hosted) = known.get_mut(room) {
+        for (room, begun) in rooms {
+            if let Some(hosted) = self.rooms.get_mut(room).filter(|hosted| hosted.begun == *begun) {
                 let (counts, last) = counts.remove(room).unwrap_or_default();
                 hosted.fill(counts, last);
             }
@@ -261,20 +279,19 @@ impl Hosts {
 
 fn fold_row(rooms: &mut HashMap<RoomNid, Hosted>, at: Position, row: &EventRow) {
     let resolved = row.resolved_members.iter().map(|(_, change)| change);
+    let mut steps = Vec::new();
     for change in row.membership.iter().chain(resolved) {
         let was = change.before == Some(Membership::Join);
         let is = change.now == Membership::Join;
-        if was == is {
-            continue;
-        }
-        if change.is_local {
+        match change.is_local {
             // With somebody's return the whole room may have come anew, members and all.
-            if is {
-                rooms.remove(&row.room);
-            }
-        } else if let Some(hosted) = rooms.get_mut(&row.room) {
-            hosted.take(step(at, change, is));
+            true if is && !was => drop(rooms.remove(&row.room)),
+            false if is != was => steps.push(step(at, change, is)),
+            _ => {}
         }
+    }
+    if let Some(hosted) = rooms.get_mut(&row.room) {
+        hosted.take(at, steps);
     }
 }
 
@@ -302,18 +319,18 @@ mod tests {
     #[test]
     fn what_comes_while_a_room_is_read_counts_once() {
         let mut hosted = Hosted::default();
-        hosted.take(step(5, "a", 1));
-        hosted.take(step(8, "b", 1));
+        hosted.take(Position(5), [step(5, "a", 1)]);
+        hosted.take(Position(8), [step(8, "b", 1)]);
         assert_eq!(at(&hosted, 9), None);
         // The tables had been read after the first and before the second.
         hosted.fill(BTreeMap::from([("a".try_into().unwrap(), 2)]), Position(5));
         assert_eq!(at(&hosted, 9).as_deref(), Some("a b"));
         assert_eq!(at(&hosted, 8).as_deref(), Some("a"));
         assert_eq!(at(&hosted, 5), None, "only the tables know");
-        hosted.take(step(5, "a", 1));
-        hosted.take(step(9, "a", -1));
+        hosted.take(Position(5), [step(5, "a", 1)]);
+        hosted.take(Position(9), [step(9, "a", -1)]);
         assert_eq!(at(&hosted, 10).as_deref(), Some("a b"));
-        hosted.take(step(10, "a", -1));
+        hosted.take(Position(10), [step(10, "a", -1)]);
         assert_eq!(at(&hosted, 10).as_deref(), Some("a b"));
         assert_eq!(at(&hosted, 11).as_deref(), Some("b"));
     }
@@ -323,10 +340,36 @@ mod tests {
         let mut hosted = Hosted::default();
         hosted.fill(Counts::new(), Position(0));
         for number in 1..=200 {
-            hosted.take(step(number, "a", 1));
+            hosted.take(Position(number), [step(number, "a", 1)]);
         }
         assert_eq!(hosted.changes.len(), MOST_CHANGES);
         assert_eq!(at(&hosted, 136), None);
         assert_eq!(at(&hosted, 137).as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn an_event_that_changes_more_members_than_are_remembered_changes_all_of_them() {
+        let mut hosted = Hosted::default();
+        hosted.fill(Counts::new(), Position(0));
+        let servers = ["a", "b", "c"];
+        let steps = (0..99).map(|number| step(7, servers[number % 3], 1));
+        hosted.take(Position(7), steps);
+        assert_eq!(at(&hosted, 8).as_deref(), Some("a b c"));
+        assert!(hosted.now.iter().all(|now| now.values().eq(&[33, 33, 33])));
+        assert_eq!(at(&hosted, 7), None, "only the tables know");
+    }
+
+    #[test]
+    fn what_was_read_before_a_room_was_forgotten_does_not_count() {
+        let (room, mut known) = (RoomNid(1), Known::default());
+        let early = known.begin(&[room]);
+        known.rooms.clear();
+        let late = known.begin(&[room]);
+        known.fill(&early, Vec::new());
+        assert!(known.rooms[&room].now.is_none());
+        let server = "a".to_owned();
+        let read = hosts::HostCount { room, server, joined: 1, last: Position(5) };
+        known.fill(&late, vec![read]);
+        assert_eq!(at(&known.rooms[&room], 6).as_deref(), Some("a"));
     }
 }
