@@ -10,7 +10,7 @@ statements! {
                      WHERE user_nid = ANY($1::int4[])";
     LIST_STALE_LISTS = "SELECT l.user_nid, u.user_id FROM remote_device_lists l
                         JOIN users_nid u ON u.nid = l.user_nid
-                        WHERE l.is_stale ORDER BY l.user_nid LIMIT $1";
+                        WHERE l.is_stale AND l.user_nid > $1 ORDER BY l.user_nid LIMIT $2";
     /// Users whose servers tell of their devices, because somebody here is in a room with them.
     LIST_CURRENT_LISTS = "SELECT u.nid, u.user_id FROM users_nid u
                           JOIN remote_device_lists l ON l.user_nid = u.nid AND NOT l.is_stale
@@ -59,9 +59,9 @@ pub async fn list(pool: &Pool, users: &[UserNid]) -> Result<Vec<(UserNid, Follow
     Ok(rows.iter().map(followed).collect())
 }
 
-/// Some of those whose lists have to be fetched as a whole.
-pub async fn list_stale(pool: &Pool, limit: i64) -> Result<Vec<(UserNid, String)>> {
-    let rows = pool.query(&LIST_STALE_LISTS, &[&limit]).await?;
+/// The first `limit` users above `after` whose lists have to be fetched as a whole.
+pub async fn list_stale(pool: &Pool, after: UserNid, limit: i64) -> Result<Vec<(UserNid, String)>> {
+    let rows = pool.query(&LIST_STALE_LISTS, &[&after.0, &limit]).await?;
     Ok(rows.iter().map(|row| (UserNid(row.get(0)), row.get(1))).collect())
 }
 

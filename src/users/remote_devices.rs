@@ -126,9 +126,10 @@ impl RemoteDevices {
         Ok(has_stale)
     }
 
-    /// Users whose lists have to be fetched as a whole.
-    pub async fn list_stale(&self) -> Result<Vec<(UserNid, String)>> {
-        Ok(remote_devices::list_stale(&self.deps.pool, MOST_STALE).await?)
+    /// Some users above `after` whose lists have to be fetched as a whole; none if there are no
+    /// more.
+    pub async fn list_stale(&self, after: UserNid) -> Result<Vec<(UserNid, String)>> {
+        Ok(remote_devices::list_stale(&self.deps.pool, after, MOST_STALE).await?)
     }
 
     /// Puts a whole list in the place of what was known of a user. On return it is durable.

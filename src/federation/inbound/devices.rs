@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use chatd_base::{Error, Refusal, Result, Stop};
+use chatd_base::{Error, Refusal, Result, Stop, UserNid};
 use chatd_config::StreamName;
 use chatd_servers::{Ask, Failure};
 use chatd_users::remote_devices::{DeviceList, Update};
@@ -76,14 +76,20 @@ impl Inbound {
         }
     }
 
+    /// Tries all of them once, so that those that cannot be had hold up nobody.
     async fn fetch_stale(&self) -> Result<()> {
-        let stale = self.0.users.remote_devices.list_stale().await?;
-        let fetching: Vec<_> = stale.iter().map(|(user, id)| self.fetch_list(*user, id)).collect();
-        stream::iter(fetching).buffer_unordered(AT_ONCE).collect::<Vec<()>>().await;
-        Ok(())
+        let mut after = UserNid(0);
+        loop {
+            let stale = self.0.users.remote_devices.list_stale(after).await?;
+            let Some((last, _)) = stale.last() else { return Ok(()) };
+            after = *last;
+            let fetching: Vec<_> =
+                stale.iter().map(|(user, id)| self.fetch_list(*user, id)).collect();
+            stream::iter(fetching).buffer_unordered(AT_ONCE).collect::<Vec<()>>().await;
+        }
     }
 
-    async fn fetch_list(&self, user: chatd_base::UserNid, id: &str) {
+    async fn fetch_list(&self, user: UserNid, id: &str) {
         let Ok(user_id) = UserId::parse(id) else { return };
         let path = format!("/_matrix/federation/v1/user/devices/{}", segment(id));
         let ask = Ask::get(path).within(WITHIN).most_bytes(MOST_BYTES);
