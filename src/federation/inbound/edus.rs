@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use chatd_base::{Error, Result};
+use chatd_rooms::acl;
 use chatd_storage::remote_edus;
 use chatd_streams::presence::PresenceState;
 use chatd_users::{
@@ -16,7 +17,6 @@ use chatd_users::{
 };
 use futures::{future, future::try_join_all};
 use ruma_common::{OwnedEventId, OwnedRoomId, OwnedUserId, ServerName};
-use ruma_events::room::server_acl::RoomServerAclEventContent;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
@@ -154,13 +154,8 @@ impl Inbound {
             return Ok(());
         }
         let acls = remote_edus::list_acls(&self.0.pool, &rooms).await.map_err(Error::from)?;
-        let admits: HashMap<String, bool> = acls
-            .into_iter()
-            .map(|(room, content)| {
-                let list: Option<RoomServerAclEventContent> = serde_json::from_str(&content).ok();
-                (room, list.is_some_and(|list| list.is_allowed(origin)))
-            })
-            .collect();
+        let admits: HashMap<String, bool> =
+            acls.into_iter().map(|(room, content)| (room, acl::admits(&content, origin))).collect();
         let is_open = |room: &OwnedRoomId| admits.get(room.as_str()).copied().unwrap_or(true);
         sorted.typing.retain(|typing| is_open(&typing.room_id));
         sorted.receipts.retain(|receipt| is_open(&receipt.room_id));
