@@ -75,6 +75,9 @@ pub(super) struct Destination {
     devices: BTreeMap<(UserNid, String), DeviceChange>,
     devices_under_way: Vec<DeviceChange>,
     pub owed_devices: Option<StreamToken>,
+    /// The least position of a change of a device list that has come while it is behind: writers
+    /// need not come in order.
+    touched_devices: Option<Position>,
     /// Messages to devices wait in the table.
     pub has_outbound: bool,
     pub ephemeral: Ephemeral,
@@ -130,6 +133,8 @@ impl Destination {
         ledger: &mut Ledger,
     ) {
         if self.is_behind {
+            let least = self.touched_devices.map_or(change.pos, |least| least.min(change.pos));
+            self.touched_devices = Some(least);
             self.owe_devices(server, change.pos, ledger);
             return;
         }
@@ -197,6 +202,7 @@ impl Destination {
     /// Begins a transaction to a server that is behind: what it is owed, the oldest first.
     pub(super) fn begin_to_catch_up(&mut self, limit: usize) -> Vec<(RoomNid, Owed)> {
         self.touched.clear();
+        self.touched_devices = None;
         let mut owed: Vec<(RoomNid, Owed)> =
             self.owed.iter().map(|(room, owed)| (*room, *owed)).collect();
         owed.sort_by_key(|(_, owed)| owed.since);
@@ -230,6 +236,8 @@ impl Destination {
             ledger.rooms.insert((server.clone(), room), owed);
         }
         if let Some(devices) = caught_up.devices.filter(|_| self.owed_devices.is_some()) {
+            let before = self.touched_devices.map(|pos| StreamToken::at(Position(pos.0 - 1)));
+            let devices = before.filter(|before| before.max() < devices.max()).unwrap_or(devices);
             let is_settled = devices.is_at_least(told_devices);
             self.owed_devices = (!is_settled).then_some(devices);
             ledger.devices.insert(server.clone(), self.owed_devices.clone());
@@ -371,6 +379,30 @@ mod tests {
         one.accepted(&server(), all, &told(), &mut ledger);
         assert!(!one.is_behind);
         assert_eq!(ledger.rooms[&(server(), RoomNid(1))], None);
+    }
+
+    #[test]
+    fn a_change_of_a_slower_writer_is_not_passed_over() {
+        let change = |pos: i64| DeviceChange {
+            user: UserNid(1),
+            user_id: "@a:a.example".to_owned(),
+            device_id: "PHONE".to_owned(),
+            pos: Position(pos),
+            previous: Position(0),
+        };
+        let at = |pos: i64| StreamToken::at(Position(pos));
+        let (mut one, mut ledger) = (Destination::default(), Ledger::default());
+        one.add_device(&server(), &change(3), &mut ledger);
+        one.failed(&server(), 0, &mut ledger);
+        one.begin_to_catch_up(9);
+        // Everything up to 9 was read before the other writer's 7 was there.
+        one.add_device(&server(), &change(7), &mut ledger);
+        let all = CaughtUp { rooms: Vec::new(), devices: Some(at(9)) };
+        one.accepted(&server(), all.clone(), &at(9), &mut ledger);
+        assert_eq!(one.owed_devices, Some(at(6)));
+        one.begin_to_catch_up(9);
+        one.accepted(&server(), all, &at(9), &mut ledger);
+        assert!(!one.is_behind && one.owed_devices.is_none());
     }
 
     #[test]

@@ -277,12 +277,12 @@ impl Part {
 
     /// Finds out who is told of device lists that are new.
     async fn consider_device_lists(&mut self) -> Result<()> {
-        loop {
-            let target = self.with.streams().device_lists.token();
-            if self.device_lists.is_at_least(&target) {
-                return Ok(());
-            }
-            let (low, high) = (self.device_lists.min, target.max());
+        let target = self.with.streams().device_lists.token();
+        if self.device_lists.is_at_least(&target) {
+            return Ok(());
+        }
+        let (mut low, high) = (self.device_lists.min, target.max());
+        while low < high {
             let (pool, own) = (self.with.pool(), self.with.own_name());
             let (mut changes, end) = devices::changes(pool, own, low, high).await?;
             changes.retain(|change| self.seen_changes.insert((change.pos, change.user.0)));
@@ -298,15 +298,13 @@ impl Part {
                     }
                 }
             }
-            let is_all = end >= high;
-            self.device_lists = if is_all { target } else { StreamToken::at(end) };
-            let min = self.device_lists.min;
-            self.seen_changes.retain(|(pos, _)| *pos > min);
-            self.is_dirty = true;
-            if is_all {
-                return Ok(());
-            }
+            low = end;
         }
+        // What a slower writer has below `high` may not be in the tables yet, and is read again.
+        self.seen_changes.retain(|(pos, _)| *pos > target.min);
+        self.device_lists = target;
+        self.is_dirty = true;
+        Ok(())
     }
 
     fn may_talk_to(&self, server: &ServerName) -> bool {
