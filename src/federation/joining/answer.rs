@@ -10,7 +10,7 @@ use ruma_common::{CanonicalJsonObject, RoomId, ServerName};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{Joining, template::Made};
+use super::{Joining, candidates::Trial, template::Made};
 
 /// Events that another server may tell of a room (R8).
 const MOST: usize = 1_000_000;
@@ -42,7 +42,7 @@ impl Joining {
         room_id: &RoomId,
         made: Made,
         body: Bytes,
-    ) -> Result<Import, Failure> {
+    ) -> Result<Import, Trial> {
         let odd =
             |why: String| Failure::Odd(format!("{server} has answered what is no room: {why}"));
         let read = tokio::task::spawn_blocking(move || read(&body)).await;
@@ -51,7 +51,7 @@ impl Joining {
             Some(event) if event_id(&made.version, &event).is_ok_and(|id| id == made.event_id) => {
                 event
             }
-            Some(_) => return Err(odd("the event is another one".to_owned())),
+            Some(_) => return Err(odd("the event is another one".to_owned()).into()),
             None => made.event,
         };
         let (count, of_state) = (told.state.len() + told.auth_chain.len(), told.state.len());
@@ -63,8 +63,8 @@ impl Joining {
         }
         let event = match checked.pop() {
             Some(Ok(event)) => event,
-            Some(Err(Unsound::Forged(why) | Unsound::NoKey(why))) => return Err(odd(why)),
-            None => return Err(odd("the event is missing".to_owned())),
+            Some(Err(Unsound::Forged(why) | Unsound::NoKey(why))) => return Err(odd(why).into()),
+            None => return Err(odd("the event is missing".to_owned()).into()),
         };
         let auth_chain = checked.split_off(of_state);
         Ok(Import {

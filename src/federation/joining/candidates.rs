@@ -1,13 +1,14 @@
-//! Which servers may know a room, and what is made of their refusals.
+//! Which servers may know a room, how they are tried, and what is made of their refusals.
 
-use chatd_base::{Refusal, Result};
+use chatd_base::{Error, Refusal, Requester, Result};
 use chatd_rooms::Standing;
 use chatd_servers::{Ask, Failure};
 use chatd_streams::events::Membership;
+use futures::future::BoxFuture;
 use ruma_common::{OwnedRoomId, OwnedServerName, RoomAliasId, RoomId, RoomOrAliasId, ServerName};
 use serde::Deserialize;
 
-use super::{Found, Joining};
+use super::{Found, Joining, template::Wish};
 use crate::uri;
 
 /// Servers that are asked for one request (R8).
@@ -15,7 +16,72 @@ const MOST: usize = 10;
 /// Servers of an alias that are taken on.
 const MOST_OF_ALIAS: usize = 50;
 
+/// Why a server has not helped.
+pub(super) enum Trial {
+    /// This server could not do its part.
+    Ours(Error),
+    Theirs(Failure),
+}
+
+impl From<Error> for Trial {
+    fn from(error: Error) -> Self {
+        Self::Ours(error)
+    }
+}
+
+impl From<Failure> for Trial {
+    fn from(failure: Failure) -> Self {
+        Self::Theirs(failure)
+    }
+}
+
 impl Joining {
+    /// What the user wants to be in the room, and the servers that may help.
+    pub(super) async fn wish<'a>(
+        &self,
+        who: &'a Requester,
+        room_id: &'a RoomId,
+        servers: &[OwnedServerName],
+        membership: Membership,
+        reason: Option<&str>,
+    ) -> Result<(Wish<'a>, Vec<OwnedServerName>)> {
+        let rooms = &self.deps.rooms;
+        let standing = rooms.owner.standing(&who.user_id, room_id).await?;
+        let candidates = self.candidates(room_id, servers, standing.as_ref()).await?;
+        let mut content = rooms.profile_content(&who.user_id).await?;
+        if let Some(reason) = reason {
+            content.insert("reason".to_owned(), reason.into());
+        }
+        Ok((Wish { user: &who.user_id, room_id, membership, content }, candidates))
+    }
+
+    /// What the first of the servers that helps has given. Refuses if none does, or if one says
+    /// what all of them would say.
+    pub(super) async fn by_first<'a, T>(
+        &self,
+        room_id: &RoomId,
+        candidates: &'a [OwnedServerName],
+        attempt: impl Fn(&'a ServerName) -> BoxFuture<'a, Result<T, Trial>>,
+    ) -> Result<T> {
+        let mut failures = Vec::new();
+        for server in candidates {
+            match attempt(server).await {
+                Ok(given) => return Ok(given),
+                Err(Trial::Ours(error)) => return Err(error),
+                Err(Trial::Theirs(failure)) => {
+                    tracing::info!(room.id = %room_id, server = %server, %failure,
+                        "a server has not helped into a room");
+                    let ends = is_final(&failure);
+                    failures.push((server.clone(), failure));
+                    if ends {
+                        break;
+                    }
+                }
+            }
+        }
+        Err(unreached(&failures).into())
+    }
+
     /// The room that an id or an alias names, with servers that may know it: `via`, and those that
     /// the alias's server tells.
     pub async fn find(&self, room: &RoomOrAliasId, via: Vec<OwnedServerName>) -> Result<Found> {
@@ -83,7 +149,7 @@ impl Joining {
 
 /// Whether it is of use to ask another server after this answer: not if the room itself does not
 /// want the user, which all servers in it know.
-pub(super) fn is_final(failure: &Failure) -> bool {
+fn is_final(failure: &Failure) -> bool {
     matches!(failure, Failure::Refused { status, errcode, .. }
         if *status == 403 && errcode == "M_FORBIDDEN"
             || errcode == "M_INCOMPATIBLE_ROOM_VERSION"

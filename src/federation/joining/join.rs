@@ -6,13 +6,10 @@ use chatd_base::{Error, Refusal, Requester, Result};
 use chatd_rooms::membership::Extra;
 use chatd_servers::{Ask, Failure};
 use chatd_streams::events::Membership;
+use futures::future::BoxFuture;
 use ruma_common::{OwnedServerName, RoomId, ServerName};
 
-use super::{
-    Joining,
-    candidates::{is_final, unreached},
-    template::Wish,
-};
+use super::{Joining, candidates::Trial, template::Wish};
 
 /// How long another server may take to tell all of a room.
 const TELLING: Duration = Duration::from_secs(180);
@@ -34,30 +31,11 @@ impl Joining {
         if rooms.owner.is_in(room_id).await? && !self.needs_others(who, room_id).await? {
             return rooms.join(who, room_id, extra).await;
         }
-        let standing = rooms.owner.standing(&who.user_id, room_id).await?;
-        let candidates = self.candidates(room_id, servers, standing.as_ref()).await?;
-        let mut content = rooms.profile_content(&who.user_id).await?;
-        if let Some(reason) = &extra.reason {
-            content.insert("reason".to_owned(), reason.as_str().into());
-        }
-        let wish = Wish { user: &who.user_id, room_id, membership: Membership::Join, content };
-        let mut failures = Vec::new();
-        for server in candidates {
-            match self.join_by(&server, &wish).await {
-                Ok(()) => return Ok(()),
-                Err(Trial::Ours(error)) => return Err(error),
-                Err(Trial::Theirs(failure)) => {
-                    tracing::info!(room.id = %room_id, server = %server, %failure,
-                        "a room could not be joined by a server");
-                    let ends = is_final(&failure);
-                    failures.push((server, failure));
-                    if ends {
-                        break;
-                    }
-                }
-            }
-        }
-        Err(unreached(&failures).into())
+        let reason = extra.reason.as_deref();
+        let wished = self.wish(who, room_id, servers, Membership::Join, reason).await?;
+        let (wish, candidates) = &wished;
+        let attempt = |server| -> BoxFuture<'_, _> { Box::pin(self.join_by(server, wish)) };
+        self.by_first(room_id, candidates, attempt).await
     }
 
     /// Whether nobody here can let the user into a room which others may.
@@ -88,17 +66,4 @@ impl Joining {
 
 fn is_ours(refusal: &Refusal) -> bool {
     refusal.errcode == Refusal::NOT_OWNER
-}
-
-/// Why a server has not helped.
-enum Trial {
-    /// This server could not do its part.
-    Ours(Error),
-    Theirs(Failure),
-}
-
-impl From<Failure> for Trial {
-    fn from(failure: Failure) -> Self {
-        Self::Theirs(failure)
-    }
 }

@@ -4,15 +4,12 @@ use chatd_base::{Requester, Result};
 use chatd_rooms::{OutOfBand, membership::Extra};
 use chatd_servers::Failure;
 use chatd_streams::events::Membership;
+use futures::future::BoxFuture;
 use ruma_common::{OwnedServerName, RoomId, ServerName};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{
-    Joining,
-    candidates::{is_final, unreached},
-    template::Wish,
-};
+use super::{Joining, candidates::Trial, template::Wish};
 
 #[derive(Deserialize)]
 struct Answer {
@@ -34,30 +31,15 @@ impl Joining {
         if rooms.owner.is_in(room_id).await? {
             return rooms.knock(who, room_id, extra).await;
         }
-        let standing = rooms.owner.standing(&who.user_id, room_id).await?;
-        let candidates = self.candidates(room_id, servers, standing.as_ref()).await?;
-        let mut content = rooms.profile_content(&who.user_id).await?;
-        if let Some(reason) = &extra.reason {
-            content.insert("reason".to_owned(), reason.as_str().into());
-        }
-        let wish = Wish { user: &who.user_id, room_id, membership: Membership::Knock, content };
-        let mut failures = Vec::new();
-        for server in candidates {
-            match self.knock_by(&server, &wish).await {
-                Ok(note) => return rooms.owner.note(room_id, note).await.map(drop),
-                Err(failure) => {
-                    let ends = is_final(&failure);
-                    failures.push((server, failure));
-                    if ends {
-                        break;
-                    }
-                }
-            }
-        }
-        Err(unreached(&failures).into())
+        let reason = extra.reason.as_deref();
+        let wished = self.wish(who, room_id, servers, Membership::Knock, reason).await?;
+        let (wish, candidates) = &wished;
+        let attempt = |server| -> BoxFuture<'_, _> { Box::pin(self.knock_by(server, wish)) };
+        let note = self.by_first(room_id, candidates, attempt).await?;
+        rooms.owner.note(room_id, note).await.map(drop)
     }
 
-    async fn knock_by(&self, server: &ServerName, wish: &Wish<'_>) -> Result<OutOfBand, Failure> {
+    async fn knock_by(&self, server: &ServerName, wish: &Wish<'_>) -> Result<OutOfBand, Trial> {
         let made = self.make(server, wish).await?;
         let body = self.send(server, wish, &made, &["v1"], |ask| ask).await?;
         let answer: Answer = serde_json::from_slice(&body)
