@@ -55,26 +55,20 @@ impl Keyring {
     /// Checks that all servers have signed the events that have to (spec: checks performed on
     /// receipt of a PDU, steps 1 to 3). An event whose content hash is wrong comes back redacted.
     /// Keys are fetched for all events at once, and signatures are checked off the async threads.
+    /// Fails if the keys that are known cannot be read: that says nothing of the events.
     pub async fn check_events(
         &self,
         events: Vec<CanonicalJsonObject>,
         rules: &RoomVersionRules,
-    ) -> Vec<Outcome> {
+    ) -> Result<Vec<Outcome>, chatd_base::Error> {
         let candidates: Vec<_> =
             events.into_iter().map(|event| Candidate::new(event, rules)).collect();
         let mut needs = Needs::new();
         for candidate in candidates.iter().flatten() {
             candidate.add_needs(&mut needs);
         }
-        let keys = match self.inner.gather(&needs).await {
-            Ok(keys) => Arc::new(keys),
-            Err(error) => {
-                tracing::warn!(%error, "the keys of other servers could not be read");
-                let away = || Unsound::NoKey("the keys of servers cannot be read".to_owned());
-                return candidates.into_iter().map(|one| one.and(Err(away()))).collect();
-            }
-        };
-        check_all(candidates, keys, rules.clone()).await
+        let keys = Arc::new(self.inner.gather(&needs).await?);
+        Ok(check_all(candidates, keys, rules.clone()).await)
     }
 }
 

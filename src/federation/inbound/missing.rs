@@ -10,7 +10,7 @@ use std::{
 use chatd_base::Result;
 use chatd_rooms::{Door, Verdict};
 use chatd_servers::{Ask, Failure};
-use ruma_common::{CanonicalJsonObject, OwnedEventId, RoomId, ServerName};
+use ruma_common::{OwnedEventId, RoomId, ServerName};
 use serde::Deserialize;
 use serde_json::{json, value::RawValue};
 
@@ -153,7 +153,7 @@ impl Inbound {
                 (!found.contains_key(pdu.id())).then_some(pdu)
             });
             let events: Vec<Pdu> = events.collect();
-            let sound = self.sound(origin, room, door, events).await;
+            let sound = self.sound(origin, room, door, events).await?;
             if sound.is_empty() {
                 break;
             }
@@ -209,24 +209,18 @@ impl Inbound {
         room: &RoomId,
         door: &Door,
         pdus: Vec<Pdu>,
-    ) -> Vec<Pdu> {
-        let (outlines, events): (Vec<_>, Vec<CanonicalJsonObject>) =
-            pdus.into_iter().map(|pdu| (pdu.outline, pdu.json)).unzip();
-        let checked = self.0.servers.keyring.check_events(events, &door.rules).await;
-        let mut sound = Vec::with_capacity(checked.len());
-        for (outline, checked) in outlines.into_iter().zip(checked) {
+    ) -> Result<Vec<Pdu>> {
+        let mut sound = Vec::with_capacity(pdus.len());
+        for checked in self.checked(door, pdus).await? {
             match checked {
-                Ok(json) => sound.push(Pdu { outline, json }),
-                Err(why) => {
-                    let id = &outline.event_id;
-                    tracing::info!(
-                        server.name = %origin, room.id = %room, event.id = %id, ?why,
-                        "an event that was asked for is refused"
-                    );
-                }
+                Ok(pdu) => sound.push(pdu),
+                Err((id, why)) => tracing::info!(
+                    server.name = %origin, room.id = %room, event.id = %id, %why,
+                    "an event that was asked for is refused"
+                ),
             }
         }
-        sound
+        Ok(sound)
     }
 }
 

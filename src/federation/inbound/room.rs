@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use chatd_base::{Error, Refusal, Result};
 use chatd_rooms::{Door, Outline, Received, Verdict};
+use chatd_servers::Unsound;
 use chatd_storage::inbound::{self, Staged};
 use ruma_common::{CanonicalJsonObject, CanonicalJsonValue, OwnedEventId, RoomId, ServerName};
 use serde_json::{Value, value::RawValue};
@@ -20,6 +21,9 @@ pub(crate) struct Pdu {
     pub(crate) outline: Outline,
     pub(crate) json: CanonicalJsonObject,
 }
+
+/// An event whose signatures are right, or the id of one and why they are not.
+pub(super) type Checked = Result<Pdu, (OwnedEventId, Unsound)>;
 
 impl Pdu {
     pub(crate) fn id(&self) -> &OwnedEventId {
@@ -71,7 +75,7 @@ impl Inbound {
             return Ok(results);
         }
         let pdus = self.without_known(room_id, pdus, &mut results).await?;
-        let pdus = self.signed(origin, room_id, &door, pdus, &mut results).await;
+        let pdus = self.signed(origin, room_id, &door, pdus, &mut results).await?;
         let waiting = self.place(origin, room_id, pdus, &mut results).await?;
         self.stage(origin, room_id, waiting, &mut results).await?;
         Ok(results)
@@ -106,22 +110,33 @@ impl Inbound {
         door: &Door,
         pdus: Vec<Pdu>,
         results: &mut BTreeMap<String, Value>,
-    ) -> Vec<Pdu> {
-        let (outlines, events): (Vec<Outline>, Vec<CanonicalJsonObject>) =
-            pdus.into_iter().map(|pdu| (pdu.outline, pdu.json)).unzip();
-        let checked = self.0.servers.keyring.check_events(events, &door.rules).await;
-        let mut sound = Vec::with_capacity(checked.len());
-        for (outline, checked) in outlines.into_iter().zip(checked) {
+    ) -> Result<Vec<Pdu>> {
+        let mut sound = Vec::with_capacity(pdus.len());
+        for checked in self.checked(door, pdus).await? {
             match checked {
-                Ok(json) => sound.push(Pdu { outline, json }),
-                Err(why) => {
-                    let why = format!("{why:?}");
-                    let id = &outline.event_id;
-                    self.refuse(origin, room_id, id, ("unsigned", &why), results);
+                Ok(pdu) => sound.push(pdu),
+                Err((id, why)) => {
+                    let why = why.to_string();
+                    self.refuse(origin, room_id, &id, ("unsigned", &why), results);
                 }
             }
         }
-        sound
+        Ok(sound)
+    }
+
+    /// What the signatures of each event come to. Fails if this server cannot tell, whatever is in
+    /// them.
+    pub(super) async fn checked(&self, door: &Door, pdus: Vec<Pdu>) -> Result<Vec<Checked>> {
+        let (outlines, events): (Vec<Outline>, Vec<CanonicalJsonObject>) =
+            pdus.into_iter().map(|pdu| (pdu.outline, pdu.json)).unzip();
+        let checked = self.0.servers.keyring.check_events(events, &door.rules).await?;
+        let both = outlines.into_iter().zip(checked);
+        Ok(both
+            .map(|(outline, checked)| match checked {
+                Ok(json) => Ok(Pdu { outline, json }),
+                Err(why) => Err((outline.event_id, why)),
+            })
+            .collect())
     }
 
     /// Gives events their place; returns those that have to wait for others.

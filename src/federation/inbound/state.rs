@@ -204,7 +204,7 @@ impl Inbound {
         let stored = self.0.rooms.owner.list_stored(room, &ids).await?;
         let stored: HashSet<OwnedEventId> = stored.into_iter().collect();
         let new = pdus.into_iter().filter(|pdu| !stored.contains(pdu.id())).collect();
-        let sound = self.sound(origin, room, door, new).await;
+        let sound = self.sound(origin, room, door, new).await?;
         if sound.is_empty() {
             return Ok(());
         }

@@ -57,9 +57,9 @@ impl Joining {
         let (count, of_state) = (told.state.len() + told.auth_chain.len(), told.state.len());
         let rules = made.version.rules().ok_or_else(|| odd("of no version".to_owned()))?;
         let all = told.state.into_iter().chain(told.auth_chain).chain([event]).collect();
-        let mut checked = self.deps.servers.keyring.check_events(all, &rules).await;
+        let mut checked = self.deps.servers.keyring.check_events(all, &rules).await?;
         if checked.len() != count + 1 {
-            return Err(odd("not all events were checked".to_owned()));
+            return Err(odd("not all events were checked".to_owned()).into());
         }
         let event = match checked.pop() {
             Some(Ok(event)) => event,

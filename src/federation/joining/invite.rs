@@ -97,7 +97,7 @@ impl Joining {
             signatures.insert(server.to_string(), theirs);
         }
         let rules = invite.version.rules().ok_or_else(|| odd("it is of no version"))?;
-        let checked = self.deps.servers.keyring.check_events(vec![event.clone()], &rules).await;
+        let checked = self.deps.servers.keyring.check_events(vec![event.clone()], &rules).await?;
         match checked.into_iter().next() {
             Some(Ok(_)) => Ok(event),
             _ => Err(odd("its signature is wrong").into()),

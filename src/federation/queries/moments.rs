@@ -136,7 +136,8 @@ impl Queries {
         {
             return Err("the event is not the one that was told".to_owned());
         }
-        match self.servers.keyring.check_events(vec![event], &rules).await.pop() {
+        let checked = self.servers.keyring.check_events(vec![event], &rules).await;
+        match checked.map_err(|error| error.to_string())?.pop() {
             Some(Ok(_)) => Ok(()),
             Some(Err(why)) => Err(why.to_string()),
             None => Err("the event was not checked".to_owned()),

@@ -159,7 +159,7 @@ impl Resident {
     ) -> Result<CanonicalJsonObject> {
         let rules = version.rules().ok_or_else(|| incompatible(version))?;
         let keyring = &self.deps.servers.keyring;
-        let checked = keyring.check_events(vec![event.clone()], &rules).await.pop();
+        let checked = keyring.check_events(vec![event.clone()], &rules).await?.pop();
         match checked {
             Some(Ok(same)) if same.get("content") == event.get("content") => Ok(event),
             Some(Ok(_)) => Err(Refusal::bad_json("the content hash of the event is wrong").into()),
