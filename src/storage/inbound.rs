@@ -6,9 +6,14 @@ statements! {
     STAGE = "INSERT INTO inbound_events (room_id, event_id, origin, added_ts, event)
              SELECT $1, * FROM unnest($2::text[], $3::text[], $4::int8[], $5::text[])
              ON CONFLICT (room_id, event_id) DO NOTHING";
-    COUNT_STAGED = "SELECT count(*) FROM (SELECT 1 FROM inbound_events WHERE room_id = $1 LIMIT $2) AS s";
-    LIST_STAGED = "SELECT id, event_id, origin, added_ts, event FROM inbound_events
-                   WHERE room_id = $1 ORDER BY id LIMIT $2";
+    COUNT_STAGED = "SELECT count(*), count(*) FILTER (WHERE origin = $2)
+                    FROM inbound_events WHERE room_id = $1";
+    /// As many of each sender: one whose events wait for long does not hold up the others.
+    LIST_STAGED = "SELECT e.id, e.event_id, e.origin, e.added_ts, e.event
+                   FROM (SELECT id, row_number() OVER (PARTITION BY origin ORDER BY id) AS turn
+                         FROM inbound_events WHERE room_id = $1) AS t
+                   JOIN inbound_events e ON e.id = t.id
+                   ORDER BY t.turn, e.id LIMIT $2";
     LIST_STAGED_ROOMS = "SELECT DISTINCT room_id FROM inbound_events LIMIT $1";
     DELETE_STAGED = "DELETE FROM inbound_events WHERE id = ANY($1::int8[])";
     COUNT_ALL_STAGED = "SELECT count(*), coalesce(min(added_ts), 0) FROM inbound_events";
@@ -44,10 +49,10 @@ pub async fn stage(pool: &Pool, room_id: &str, events: Vec<Staged>) -> Result<()
     Ok(())
 }
 
-/// How many events of a room wait; `limit` if there are more.
-pub async fn count(pool: &Pool, room_id: &str, limit: i64) -> Result<i64> {
-    let row = pool.query_opt(&COUNT_STAGED, &[&room_id, &limit]).await?;
-    Ok(row.map_or(0, |row| row.get(0)))
+/// How many events of a room wait, and how many of these `origin` has sent.
+pub async fn count(pool: &Pool, room_id: &str, origin: &str) -> Result<(i64, i64)> {
+    let row = pool.query_opt(&COUNT_STAGED, &[&room_id, &origin]).await?;
+    Ok(row.map_or((0, 0), |row| (row.get(0), row.get(1))))
 }
 
 /// How many events wait in all rooms, and since when the oldest does (milliseconds).
@@ -56,7 +61,8 @@ pub async fn count_all(pool: &Pool) -> Result<(i64, i64)> {
     Ok(row.map_or((0, 0), |row| (row.get(0), row.get(1))))
 }
 
-/// Events of a room that wait, oldest first.
+/// Events of a room that wait, oldest first: if there are more than `limit`, the oldest of each
+/// server that has sent some.
 pub async fn list(pool: &Pool, room_id: &str, limit: i64) -> Result<Vec<Staged>> {
     let rows = pool.query(&LIST_STAGED, &[&room_id, &limit]).await?;
     let staged = |row: &Row| Staged {
@@ -66,7 +72,9 @@ pub async fn list(pool: &Pool, room_id: &str, limit: i64) -> Result<Vec<Staged>>
         added_ts: row.get(3),
         event: row.get(4),
     };
-    Ok(rows.iter().map(staged).collect())
+    let mut all: Vec<Staged> = rows.iter().map(staged).collect();
+    all.sort_unstable_by_key(|staged| staged.id);
+    Ok(all)
 }
 
 /// Rooms in which events wait.

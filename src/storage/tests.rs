@@ -10,6 +10,7 @@ use chatd_kit::{
 use crate::{
     ALL_STATEMENTS, Batch, ConnectSettings, Pool, Statement,
     destinations::{Intervals, note_failure, note_life},
+    inbound::{Staged, count, list, stage},
     migrate,
     notices::{Heard, Notice, Notices},
     sync::{get_delivered, set_delivered},
@@ -134,6 +135,26 @@ async fn others_hear_when_a_server_begins_to_fail_and_when_it_is_there_again() {
     let server = || "b.example".to_owned();
     assert_eq!(heards.next().await, Some(Notice::ServerAway { server: server() }));
     assert_eq!(heards.next().await, Some(Notice::ServerAlive { server: server() }));
+}
+
+#[tokio::test]
+async fn of_events_that_wait_each_sender_has_its_turn() {
+    let database = Database::empty(Cluster::shared().unwrap()).await.unwrap();
+    let pool = open(&database);
+    migrate(&pool).await.unwrap();
+    let staged = |number: usize| Staged {
+        id: 0,
+        event_id: format!("$e{number}"),
+        origin: if number < 8 { "loud" } else { "quiet" }.to_owned(),
+        added_ts: 1,
+        event: "{}".to_owned(),
+    };
+    stage(&pool, "!r", (0..10).map(staged).collect()).await.unwrap();
+    stage(&pool, "!r", vec![staged(3)]).await.unwrap();
+    assert_eq!(count(&pool, "!r", "loud").await.unwrap(), (10, 8));
+    let listed = list(&pool, "!r", 4).await.unwrap();
+    let ids: Vec<&str> = listed.iter().map(|staged| staged.event_id.as_str()).collect();
+    assert_eq!(ids, ["$e0", "$e1", "$e8", "$e9"]);
 }
 
 static FAILS: Statement =

@@ -2,7 +2,7 @@
 //! lives where the room's owner is; whoever takes the room over finds the events in the table.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -12,7 +12,7 @@ use chatd_rooms::{Door, Verdict};
 use chatd_storage::inbound::{self, Staged};
 use chatd_streams::Owner;
 use parking_lot::Mutex;
-use ruma_common::{OwnedRoomId, OwnedServerName, RoomId};
+use ruma_common::{OwnedRoomId, OwnedServerName, RoomId, ServerName};
 use tokio::sync::{Notify, Semaphore};
 
 use super::{
@@ -32,14 +32,25 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// Between attempts to fetch what nobody gives; doubles up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(600);
-/// How often it is tried before an event is given up, and how often if servers do answer.
-const ATTEMPTS: u32 = 9;
-const HOPELESS_ATTEMPTS: u32 = 2;
+/// How often servers that answer are asked before an event is given up.
+const ATTEMPTS: u32 = 2;
+/// How long an event waits for servers that do not answer.
+const PATIENCE_MS: i64 = 60 * 60 * 1_000;
+/// Others in the room that are asked for what the sender of an event does not give.
+const MOST_OTHERS: usize = 3;
 
 /// The rooms in which something waits.
 pub(super) struct Backlog {
-    rooms: Mutex<HashMap<OwnedRoomId, Arc<Notify>>>,
+    rooms: Mutex<HashMap<OwnedRoomId, Arc<Pause>>>,
     places: Semaphore,
+}
+
+/// What ends the pause of a room's task.
+#[derive(Default)]
+struct Pause {
+    wake: Notify,
+    /// Servers that have not answered.
+    silent: Mutex<BTreeSet<OwnedServerName>>,
 }
 
 impl Default for Backlog {
@@ -48,15 +59,68 @@ impl Default for Backlog {
     }
 }
 
+impl Backlog {
+    /// A server has shown a sign of life, or any may have: who waits for it asks again.
+    pub(super) fn note_life(&self, server: Option<&ServerName>) {
+        for pause in self.rooms.lock().values() {
+            if server.is_none_or(|server| pause.silent.lock().contains(server)) {
+                pause.wake.notify_one();
+            }
+        }
+    }
+}
+
+impl Pause {
+    fn note(&self, server: &ServerName, is_answered: bool) {
+        let mut silent = self.silent.lock();
+        match is_answered {
+            true => drop(silent.remove(server)),
+            false => drop(silent.insert(server.to_owned())),
+        }
+    }
+}
+
+/// An event that waits for others.
+type Waiting = (Staged, Pdu);
+
 /// What came of one step in a room.
 enum Step {
     /// Nothing waits any more, or it is somebody else's to care.
     Done,
     /// Some of what waits has gone.
     Went,
-    /// What is missing cannot be had; the oldest event that waits for it, and whether servers have
-    /// answered.
-    Stuck { oldest: i64, is_answered: bool },
+    /// What is missing cannot be had now.
+    Stuck,
+}
+
+/// The oldest event of one server for which nothing has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stuck {
+    id: i64,
+    added_ts: i64,
+    /// Whether its sender has answered.
+    is_answered: bool,
+}
+
+/// How often what is stuck has been tried.
+#[derive(Default)]
+struct Tries(HashMap<i64, u32>);
+
+impl Tries {
+    /// Counts a try; returns what there is no hope for.
+    fn note(&mut self, stuck: &[Stuck], now_ms: i64) -> Vec<i64> {
+        let before = std::mem::take(&mut self.0);
+        let mut hopeless = Vec::new();
+        for Stuck { id, added_ts, is_answered } in stuck {
+            let tries = before.get(id).copied().unwrap_or_default() + u32::from(*is_answered);
+            if tries >= ATTEMPTS || now_ms.saturating_sub(*added_ts) >= PATIENCE_MS {
+                hopeless.push(*id);
+            } else {
+                self.0.insert(*id, tries);
+            }
+        }
+        hopeless
+    }
 }
 
 impl Inbound {
@@ -85,7 +149,7 @@ impl Inbound {
         for room in inbound::list_rooms(&self.0.pool, most).await? {
             let Ok(room) = OwnedRoomId::try_from(room) else { continue };
             if matches!(self.0.rooms.owner.whose(&room), Owner::Here { .. }) {
-                self.kick(room);
+                self.start(room);
             }
         }
         Ok(())
@@ -102,47 +166,46 @@ impl Inbound {
 
     /// Has the events that wait in a room looked at.
     pub(super) fn kick(&self, room: OwnedRoomId) {
-        let wake = Arc::new(Notify::new());
-        {
-            let mut rooms = self.0.backlog.rooms.lock();
-            if let Some(wake) = rooms.get(&room) {
-                wake.notify_one();
-                return;
-            }
-            if rooms.len() >= MOST_ROOMS {
-                return;
-            }
-            rooms.insert(room.clone(), wake.clone());
+        if let Some(pause) = self.start(room) {
+            pause.wake.notify_one();
         }
-        tasks::spawn("inbound_room", self.clone().work(room, wake));
     }
 
-    async fn work(self, room: OwnedRoomId, wake: Arc<Notify>) {
-        let (mut pause, mut attempts) = (FIRST_PAUSE, (0, 0));
+    /// Starts the task of a room. One that has a task already keeps it, with its pause.
+    fn start(&self, room: OwnedRoomId) -> Option<Arc<Pause>> {
+        let pause = Arc::<Pause>::default();
+        {
+            let mut rooms = self.0.backlog.rooms.lock();
+            if let Some(pause) = rooms.get(&room) {
+                return Some(pause.clone());
+            }
+            if rooms.len() >= MOST_ROOMS {
+                return None;
+            }
+            rooms.insert(room.clone(), pause.clone());
+        }
+        tasks::spawn("inbound_room", self.clone().work(room, pause));
+        None
+    }
+
+    async fn work(self, room: OwnedRoomId, pause: Arc<Pause>) {
+        let (mut length, mut tries) = (FIRST_PAUSE, Tries::default());
         while !self.0.stop.is_triggered() {
             let step = match self.0.backlog.places.acquire().await {
-                Ok(_place) => self.step(&room).await,
+                Ok(_place) => self.step(&room, &pause, &mut tries).await,
                 Err(_) => break,
             };
             match step {
-                Ok(Step::Went) => pause = FIRST_PAUSE,
+                Ok(Step::Went) => length = FIRST_PAUSE,
                 Ok(Step::Done) => {
-                    if self.is_over(&room, &wake).await {
+                    if self.is_over(&room, &pause).await {
                         return;
                     }
                 }
-                Ok(Step::Stuck { oldest, is_answered }) => {
-                    attempts = (oldest, if attempts.0 == oldest { attempts.1 + 1 } else { 1 });
-                    let most = if is_answered { HOPELESS_ATTEMPTS } else { ATTEMPTS };
-                    if attempts.1 >= most {
-                        self.give_up(&room, oldest).await;
-                    } else {
-                        self.wait(&mut pause, &wake).await;
-                    }
-                }
+                Ok(Step::Stuck) => self.wait(&mut length, &pause).await,
                 Err(error) => {
                     tracing::warn!(room.id = %room, %error, "events that wait are tried later");
-                    self.wait(&mut pause, &wake).await;
+                    self.wait(&mut length, &pause).await;
                 }
             }
         }
@@ -150,38 +213,31 @@ impl Inbound {
     }
 
     /// Ends the task, unless something has come meanwhile.
-    async fn is_over(&self, room: &RoomId, wake: &Notify) -> bool {
+    async fn is_over(&self, room: &RoomId, pause: &Pause) -> bool {
         let mut rooms = self.0.backlog.rooms.lock();
-        let came = futures::FutureExt::now_or_never(wake.notified()).is_some();
+        let came = futures::FutureExt::now_or_never(pause.wake.notified()).is_some();
         if !came {
             rooms.remove(room);
         }
         !came
     }
 
-    /// Waits for the next attempt; a new event may bring it forward.
-    async fn wait(&self, pause: &mut Duration, wake: &Notify) {
+    /// Waits for the next attempt; a new event, or a sign of life of those who have not answered,
+    /// may bring it forward.
+    async fn wait(&self, length: &mut Duration, pause: &Pause) {
         if !self.0.stop.sleep(FIRST_PAUSE).await {
             return;
         }
-        let rest = pause.saturating_sub(FIRST_PAUSE);
+        let rest = length.saturating_sub(FIRST_PAUSE);
         tokio::select! {
             _ = self.0.stop.sleep(rest) => {}
-            () = wake.notified() => {}
+            () = pause.wake.notified() => {}
         }
-        *pause = (*pause * 2).min(LONGEST_PAUSE);
-    }
-
-    async fn give_up(&self, room: &RoomId, id: i64) {
-        self.0.meters.became("given_up");
-        tracing::warn!(room.id = %room, "an event is given up: what it refers to cannot be had");
-        if let Err(error) = inbound::delete(&self.0.pool, &[id]).await {
-            tracing::warn!(room.id = %room, %error, "an event that was given up is still there");
-        }
+        *length = (*length * 2).min(LONGEST_PAUSE);
     }
 
     /// Places what can be placed, or fetches what is missing.
-    async fn step(&self, room: &RoomId) -> Result<Step> {
+    async fn step(&self, room: &RoomId, pause: &Pause, tries: &mut Tries) -> Result<Step> {
         let staged = inbound::list(&self.0.pool, room.as_str(), STEP).await?;
         let Some(oldest) = staged.first() else { return Ok(Step::Done) };
         let origin = origin_of(oldest)?;
@@ -196,10 +252,25 @@ impl Inbound {
         if !door.is_joined {
             return self.drop_all(&staged).await;
         }
+        let count = staged.len();
+        let waiting = self.place_staged(room, &door, staged).await?;
+        match waiting.len() == count {
+            true => self.fetch(room, &door, waiting, (pause, tries)).await,
+            false => Ok(Step::Went),
+        }
+    }
+
+    /// Places what can be placed, which then waits no more; returns what does.
+    async fn place_staged(
+        &self,
+        room: &RoomId,
+        door: &Door,
+        staged: Vec<Staged>,
+    ) -> Result<Vec<Waiting>> {
         let mut pdus = Vec::with_capacity(staged.len());
         let mut gone = Vec::new();
         for staged in staged {
-            match Pdu::parse(&staged.event, &door, room) {
+            match Pdu::parse(&staged.event, door, room) {
                 Ok(pdu) => pdus.push((staged, pdu)),
                 Err(_) => gone.push(staged.id),
             }
@@ -223,31 +294,72 @@ impl Inbound {
             }
         }
         inbound::delete(&self.0.pool, &gone).await?;
-        match gone.is_empty() {
-            true => self.fetch(room, &door, waiting).await,
-            false => Ok(Step::Went),
-        }
+        Ok(waiting)
     }
 
-    /// Fetches what is missing from those who have sent what waits for it.
-    async fn fetch(&self, room: &RoomId, door: &Door, waiting: Vec<(Staged, Pdu)>) -> Result<Step> {
-        let oldest = waiting.first().map_or(0, |(staged, _)| staged.id);
-        let mut by_origin: BTreeMap<OwnedServerName, Vec<Pdu>> = BTreeMap::new();
+    /// Fetches what is missing from those who have sent what waits for it; those who have not
+    /// answered before are asked last.
+    async fn fetch(
+        &self,
+        room: &RoomId,
+        door: &Door,
+        waiting: Vec<Waiting>,
+        (pause, tries): (&Pause, &mut Tries),
+    ) -> Result<Step> {
+        let mut by_origin: BTreeMap<(bool, OwnedServerName), Vec<Waiting>> = BTreeMap::new();
         for (staged, pdu) in waiting {
-            by_origin.entry(origin_of(&staged)?).or_default().push(pdu);
+            let origin = origin_of(&staged)?;
+            let is_silent = pause.silent.lock().contains(&origin);
+            by_origin.entry((is_silent, origin)).or_default().push((staged, pdu));
         }
-        let mut is_answered = true;
-        for (origin, waiting) in by_origin {
-            match self.fetch_missing(room, door, &origin, &waiting).await? {
+        let mut stuck = Vec::with_capacity(by_origin.len());
+        for ((_, origin), waiting) in &by_origin {
+            let pdus: Vec<Pdu> = waiting.iter().map(|(_, pdu)| pdu.clone()).collect();
+            let fetched = self.fetch_missing(room, door, origin, &pdus).await?;
+            let is_answered = !matches!(fetched, Fetched::NoAnswer(_));
+            pause.note(origin, is_answered);
+            match fetched {
                 Fetched::Something => return Ok(Step::Went),
                 Fetched::Nothing => {}
                 Fetched::NoAnswer(why) => {
                     tracing::info!(server.name = %origin, room.id = %room, why, "missing events");
-                    is_answered = false;
                 }
             }
+            let oldest = waiting.first().map(|(staged, _)| (staged.id, staged.added_ts));
+            stuck.extend(oldest.map(|(id, added_ts)| Stuck { id, added_ts, is_answered }));
         }
-        Ok(Step::Stuck { oldest, is_answered })
+        let hopeless = tries.note(&stuck, self.now_ms());
+        if hopeless.is_empty() {
+            return Ok(Step::Stuck);
+        }
+        let of_hopeless = by_origin.into_values().flatten();
+        let left = of_hopeless.filter(|(staged, _)| hopeless.contains(&staged.id));
+        self.fetch_elsewhere(room, door, left.collect()).await
+    }
+
+    /// Asks others in the room for what the senders of these events do not give; gives up those for
+    /// which nothing comes.
+    async fn fetch_elsewhere(
+        &self,
+        room: &RoomId,
+        door: &Door,
+        left: Vec<Waiting>,
+    ) -> Result<Step> {
+        let (staged, pdus): (Vec<Staged>, Vec<Pdu>) = left.into_iter().unzip();
+        let servers = self.0.rooms.hosts.servers_in_room(room).await?;
+        let is_sender =
+            |server: &OwnedServerName| staged.iter().any(|one| one.origin == server.as_str());
+        for server in servers.iter().filter(|server| !is_sender(server)).take(MOST_OTHERS) {
+            if let Fetched::Something = self.fetch_missing(room, door, server, &pdus).await? {
+                return Ok(Step::Went);
+            }
+        }
+        for pdu in &pdus {
+            self.0.meters.became("given_up");
+            tracing::warn!(room.id = %room, event.id = %pdu.id(),
+                "an event is given up: what it refers to cannot be had");
+        }
+        self.drop_all(&staged).await
     }
 
     async fn drop_all(&self, staged: &[Staged]) -> Result<Step> {
@@ -259,4 +371,49 @@ impl Inbound {
 
 fn origin_of(staged: &Staged) -> Result<OwnedServerName> {
     OwnedServerName::try_from(staged.origin.as_str()).map_err(Error::internal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stuck(id: i64, is_answered: bool) -> Stuck {
+        Stuck { id, added_ts: 1_000, is_answered }
+    }
+
+    #[test]
+    fn what_servers_have_not_is_given_up_soon_and_those_who_are_away_are_waited_for() {
+        let mut tries = Tries::default();
+        let both = [stuck(1, true), stuck(2, false)];
+        assert!(tries.note(&both, 2_000).is_empty());
+        assert_eq!(tries.note(&both, 3_000), [1]);
+        for now_ms in 4_000..5_000 {
+            assert!(tries.note(&[stuck(2, false)], now_ms).is_empty());
+        }
+        // It is there again, and knows nothing.
+        assert!(tries.note(&[stuck(2, true)], 6_000).is_empty());
+        assert_eq!(tries.note(&[stuck(2, true)], 7_000), [2]);
+        assert_eq!(tries.note(&[stuck(3, false)], 1_000 + PATIENCE_MS), [3]);
+    }
+
+    #[test]
+    fn signs_of_life_wake_whoever_waits_for_them() {
+        let backlog = Backlog::default();
+        let pause = Arc::<Pause>::default();
+        let room = OwnedRoomId::try_from("!r:a.example").unwrap();
+        backlog.rooms.lock().insert(room, pause.clone());
+        let [waited, other] =
+            ["b.example", "c.example"].map(|name| ServerName::parse(name).unwrap());
+        pause.note(&waited, false);
+        let is_woken = || futures::FutureExt::now_or_never(pause.wake.notified()).is_some();
+        backlog.note_life(Some(&other));
+        assert!(!is_woken());
+        backlog.note_life(Some(&waited));
+        assert!(is_woken());
+        pause.note(&waited, true);
+        backlog.note_life(Some(&waited));
+        assert!(!is_woken());
+        backlog.note_life(None);
+        assert!(is_woken());
+    }
 }

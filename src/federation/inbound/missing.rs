@@ -224,10 +224,11 @@ impl Inbound {
     }
 }
 
-/// Why there is no answer, unless there is one that says nothing of use.
+/// Why there is no answer, unless there is one that says nothing of use. A server that is not well
+/// may say more another time.
 fn unanswered(failure: &Failure) -> Option<String> {
     let is_answer = matches!(failure, Failure::Refused { .. } | Failure::Odd(_));
-    (!is_answer).then(|| failure.to_string())
+    (!is_answer || failure.is_of_the_server()).then(|| failure.to_string())
 }
 
 /// Each event after those of its predecessors that are among them; circles are left out.

@@ -82,7 +82,18 @@ impl Inbound {
         }));
         inbound.answer_calls();
         inbound.answer_device_calls();
+        inbound.listen(deps);
         inbound
+    }
+
+    /// Has itself told of what ends waiting: signs of life.
+    fn listen(&self, deps: &Deps) {
+        let inner = Arc::downgrade(&self.0);
+        deps.servers.back_off.on_life(move |server| {
+            if let Some(inner) = inner.upgrade() {
+                inner.backlog.note_life(server);
+            }
+        });
     }
 
     /// Works on what waits, until `stop`: also what earlier processes have left.

@@ -12,8 +12,10 @@ use serde_json::{Value, value::RawValue};
 
 use super::{Inbound, Outcome};
 
-/// Events that may wait in a room (R8). What is refused comes again as a predecessor of later ones.
+/// Events that may wait in a room, and those of them that one server may have sent (R8). What is
+/// refused comes again as a predecessor of later ones.
 const MOST_WAITING: i64 = 1_000;
+const MOST_OF_ONE: i64 = 250;
 
 /// An event, and what it says of itself.
 #[derive(Clone, Debug)]
@@ -202,7 +204,8 @@ impl Inbound {
             return Ok(());
         }
         let (pool, room) = (&self.0.pool, room_id.as_str());
-        if inbound::count(pool, room, MOST_WAITING).await? >= MOST_WAITING {
+        let (all, of_one) = inbound::count(pool, room, origin.as_str()).await?;
+        if all >= MOST_WAITING || of_one >= MOST_OF_ONE {
             for pdu in waiting {
                 let why = ("too_many", "too many events of the room wait for others");
                 self.refuse(origin, room_id, pdu.id(), why, results);

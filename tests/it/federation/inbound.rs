@@ -44,6 +44,25 @@ scenario! {
         alice.feed().await.until_event(&room, &last.id).await;
     }
 
+    /// A server that answers that it is not well is asked until it is.
+    async fn what_waits_waits_for_a_server_that_is_not_well(server: Server) in (monolith)
+    with (Settings::federating()) {
+        let Shared { alice, other, bob, room, far } = shared(&server, "11").await;
+        other.always("POST", MISSING, Reply::refused(503, "M_UNKNOWN"));
+        other.always("GET", STATE, Reply::refused(503, "M_UNKNOWN"));
+        far.say(&bob, "never sent");
+        let last = far.say(&bob, "sent");
+        other.deliver(&server.peer(), std::slice::from_ref(&last)).await;
+        chatd_kit::eventually("it is asked again", || async {
+            let asked = other.seen("POST", MISSING).len();
+            if asked > 2 { Ok(()) } else { Err(format!("{asked} times")) }
+        })
+        .await;
+        other.behave();
+        other.send(&server.peer(), &[], &[]).await.ok();
+        alice.feed().await.until_event(&room, &last.id).await;
+    }
+
     async fn circles_and_endless_answers_are_contained(server: Server) in (monolith)
     with (Settings::federating()) {
         let Shared { alice, other, bob, room, far } = shared(&server, "1").await;
