@@ -17,14 +17,18 @@ mod room;
 mod state;
 mod transaction;
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
 use chatd_base::{Cache, Clock, Stop};
 use chatd_rooms::Rooms;
 use chatd_servers::Servers;
 use chatd_storage::Pool;
+use chatd_streams::events::{Membership, MembershipChange};
 use chatd_users::Users;
-use ruma_common::{OwnedRoomId, OwnedServerName};
+use ruma_common::{OwnedRoomId, OwnedServerName, RoomId};
 use tokio::sync::Notify;
 
 pub(crate) use missing::in_order;
@@ -57,10 +61,19 @@ struct Inner {
     answers: Cache<Asked, Arc<Outcome>>,
     /// Until when a room counts as unknown; 0 for one that is known.
     known: Cache<OwnedRoomId, u64>,
+    /// How often somebody here has come into a room.
+    joins: AtomicU64,
     backlog: Backlog,
     /// Wakes whoever fetches device lists.
     stale: Notify,
     meters: Meters,
+}
+
+impl Inner {
+    fn note_join(&self, room: &RoomId) {
+        self.joins.fetch_add(1, Ordering::AcqRel);
+        self.known.remove(room);
+    }
 }
 
 impl Inbound {
@@ -76,6 +89,7 @@ impl Inbound {
             servers: deps.servers.clone(),
             answers: Cache::new("inbound_transactions", MOST_ANSWERS),
             known: Cache::new("inbound_rooms", MOST_ROOMS),
+            joins: AtomicU64::new(0),
             backlog: Backlog::default(),
             stale: Notify::new(),
             meters: Meters::new(),
@@ -86,12 +100,30 @@ impl Inbound {
         inbound
     }
 
-    /// Has itself told of what ends waiting: signs of life.
+    /// Has itself told of what ends waiting: signs of life, and rooms that somebody here comes into.
     fn listen(&self, deps: &Deps) {
         let inner = Arc::downgrade(&self.0);
         deps.servers.back_off.on_life(move |server| {
             if let Some(inner) = inner.upgrade() {
                 inner.backlog.note_life(server);
+            }
+        });
+        let events = &deps.users.deps.streams.events;
+        let inner = Arc::downgrade(&self.0);
+        events.on_common_rows(move |frame| {
+            let joins =
+                |change: &MembershipChange| change.is_local && change.now == Membership::Join;
+            let rows = frame.rows.iter().map(|(_, row)| row);
+            let joined = rows.filter(|row| row.membership.as_ref().is_some_and(joins));
+            if let Some(inner) = inner.upgrade() {
+                joined.for_each(|row| inner.note_join(&row.room_id));
+            }
+        });
+        let inner = Arc::downgrade(&self.0);
+        events.on_skipped(move |_, _| {
+            if let Some(inner) = inner.upgrade() {
+                inner.joins.fetch_add(1, Ordering::AcqRel);
+                inner.known.clear();
             }
         });
     }

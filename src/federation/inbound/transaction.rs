@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
 };
 
 use chatd_base::{Error, Refusal, Result};
@@ -18,7 +18,7 @@ use super::Inbound;
 /// Events and EDUs of one transaction (spec: transactions).
 const MOST_PDUS: usize = 50;
 const MOST_EDUS: usize = 100;
-/// How long a room that was looked up counts as unknown. Short: it may be joined meanwhile.
+/// How long a room that was looked up counts as unknown, unless somebody here comes into it.
 const UNKNOWN_FOR_MS: u64 = 5_000;
 
 /// The body of a transaction.
@@ -132,12 +132,17 @@ impl Inbound {
         if open.is_empty() {
             return Ok(found);
         }
+        let joins = self.0.joins.load(Ordering::Acquire);
         let names: Vec<&str> = open.iter().map(|room| room.as_str()).collect();
         let known = rooms::list_known(&self.0.pool, &names).await.map_err(Error::from)?;
         for room in open {
             let is_known = known.iter().any(|known| known == room.as_str());
             let until_ms = if is_known { 0 } else { now_ms + UNKNOWN_FOR_MS };
             self.0.known.insert(room.clone(), until_ms);
+            // Somebody may have come in since it was read.
+            if self.0.joins.load(Ordering::Acquire) != joins {
+                self.0.known.remove(room);
+            }
             found.insert(room.clone(), is_known);
         }
         Ok(found)
