@@ -33,7 +33,7 @@ use crate::{
     incoming::{self, Incoming},
     live::{Head, Live},
     outliers::{Site, Stored, check_by_auth_events},
-    owner::{Hold, RoomOwner, Sent, Settled, Slot, away, lock, settle},
+    owner::{Hold, RoomOwner, Sent, Settled, Slot, UNSETTLED, away, lock, settle},
     parallel,
     pdu::Pdu,
     place::{Scene, StateAt},
@@ -353,7 +353,7 @@ impl RoomOwner {
         slot.kill();
         match settled? {
             Settled::Sent(sent) => Ok(sent),
-            Settled::Again => Err(away().into()),
+            Settled::Again => Err(away(UNSETTLED).into()),
             Settled::Moved => {
                 self.owners.refresh().await?;
                 Err(Refusal::not_owner(String::new()).into())

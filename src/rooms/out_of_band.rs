@@ -22,7 +22,7 @@ use crate::{
     effect,
     incoming::{self, Incoming},
     lane::{Job, Outcome, SealedEvent},
-    owner::{RoomOwner, Sent, Settled, Slot, away, lock, settle},
+    owner::{RoomOwner, Sent, Settled, Slot, UNSETTLED, away, lock, settle},
     pdu::Pdu,
     seal::{self, Draft, Reference, Unsealed},
 };
@@ -108,7 +108,7 @@ impl RoomOwner {
         });
         match settle(waits).await? {
             Settled::Sent(sent) => Ok(sent),
-            Settled::Again => Err(away().into()),
+            Settled::Again => Err(away(UNSETTLED).into()),
             Settled::Moved => {
                 self.owners.refresh().await?;
                 Err(Refusal::not_owner(String::new()).into())

@@ -241,7 +241,7 @@ impl RoomOwner {
             }
         }
         tracing::warn!(room.id = %room_id, "a room could not be extended; its client may try again");
-        Err(away().into())
+        Err(away(UNSETTLED).into())
     }
 
     /// Makes the events of a new room durable, all or none.
@@ -261,7 +261,7 @@ impl RoomOwner {
                 self.slots.lock().insert(room_id, slot);
                 Ok(())
             }
-            Settled::Again => Err(away().into()),
+            Settled::Again => Err(away(UNSETTLED).into()),
             Settled::Moved => {
                 self.owners.refresh().await?;
                 Err(Refusal::not_owner(String::new()).into())
@@ -273,9 +273,9 @@ impl RoomOwner {
         let permit = tokio::time::timeout(PATIENCE, self.lane.reserve(is_bulk));
         let full = |_| {
             tracing::warn!("the lane of room events has been full for {PATIENCE:?}");
-            away()
+            away("too many events wait for the database")
         };
-        Ok(permit.await.map_err(full)?.ok_or_else(away)?)
+        Ok(permit.await.map_err(full)?.ok_or_else(|| away(STOPPING))?)
     }
 
     /// The hot room, loaded if need be. Refuses rooms of other instances
@@ -486,9 +486,18 @@ pub(crate) fn unknown_room(room_id: &RoomId) -> Refusal {
     Refusal::forbidden(format!("you are not in the room {room_id}, or it does not exist"))
 }
 
-pub(crate) fn away() -> Refusal {
-    Refusal::new(503, "M_UNKNOWN", "the server cannot write at the moment; try again")
+/// Nothing can be written to a room at the moment; a repeat may well succeed.
+pub(crate) fn away(why: &str) -> Refusal {
+    Refusal::new(
+        503,
+        "M_UNKNOWN",
+        format!("the server cannot write at the moment: {why}; try again"),
+    )
 }
+
+/// What was sealed had to be sealed again too often.
+pub(crate) const UNSETTLED: &str = "what the event builds on did not become durable";
+const STOPPING: &str = "it is stopping";
 
 /// What became of a job.
 pub(crate) enum Settled {
@@ -506,21 +515,21 @@ pub(crate) async fn settle(mut waits: watch::Receiver<Outcome>) -> Result<Settle
         Ok(Ok(outcome)) => outcome.clone(),
         Ok(Err(_)) => {
             tracing::error!("an event has left the lane without an outcome");
-            return Err(away().into());
+            return Err(away(STOPPING).into());
         }
         Err(_) => {
             tracing::warn!("an event has waited for its commit for {PATIENCE:?}");
-            return Err(away().into());
+            return Err(away("the database has not confirmed the event in time").into());
         }
     };
     match outcome {
         Outcome::Done(ids, position) => {
-            let event_id = ids.last().cloned().ok_or_else(away)?;
+            let event_id = ids.last().cloned().ok_or_else(|| away(UNSETTLED))?;
             Ok(Settled::Sent(Sent { event_id, position }))
         }
         Outcome::Repeat(event_id) => Ok(Settled::Sent(Sent { event_id, position: Position(0) })),
         Outcome::Failed(error) if matches!(*error, chatd_storage::Error::Lost(_)) => {
-            Err(away().into())
+            Err(away("the database cannot be reached").into())
         }
         Outcome::Failed(error) => Err(chatd_base::Error::internal(error.to_string())),
         Outcome::Again | Outcome::Waiting => Ok(Settled::Again),

@@ -23,7 +23,7 @@ use crate::{
     judge::Around,
     line::Line,
     live::Live,
-    owner::{Hold, RoomOwner, Settled, Slot, away, lock, settle},
+    owner::{Hold, RoomOwner, Settled, Slot, UNSETTLED, away, lock, settle},
     place::{Scene, StateAt},
     seal::Route,
 };
@@ -86,7 +86,7 @@ impl RoomOwner {
         route: Route,
     ) -> Result<Received> {
         let mut received = self.receive_by(room_id, vec![event], route).await?;
-        let only = received.pop().ok_or_else(away)?;
+        let only = received.pop().ok_or_else(|| away(UNSETTLED))?;
         Ok(only?)
     }
 
@@ -122,7 +122,7 @@ impl RoomOwner {
             match self.receive_some(room_id, &rest).await? {
                 Some(received) => done.extend(received),
                 None if attempts < ATTEMPTS => attempts += 1,
-                None => return Err(away().into()),
+                None => return Err(away(UNSETTLED).into()),
             }
         }
         Ok(done)
@@ -136,7 +136,8 @@ impl RoomOwner {
         event: CanonicalJsonObject,
         before: &Before,
     ) -> Result<Received> {
-        let arrival = self.arrivals(room_id, vec![event]).await?.pop().ok_or_else(away)??;
+        let arrival =
+            self.arrivals(room_id, vec![event]).await?.pop().ok_or_else(|| away(UNSETTLED))??;
         for _ in 0..ATTEMPTS {
             let (slot, alone) = self.alone(room_id).await?;
             let given: Vec<&str> = before.iter().map(|id| id.as_str()).collect();
@@ -146,7 +147,7 @@ impl RoomOwner {
                 return Ok(received);
             }
         }
-        Err(away().into())
+        Err(away(UNSETTLED).into())
     }
 
     async fn arrivals(
