@@ -120,6 +120,8 @@ impl World {
     /// Repeats a request until the server answers something else than that it cannot now.
     pub async fn until_answered(&self, make: impl Fn() -> Request) -> Answer {
         let deadline = Instant::now() + LIMIT;
+        // What it was told, and how often.
+        let mut failures: BTreeMap<String, u32> = BTreeMap::new();
         loop {
             if let Some(patience) = self.impatience() {
                 // A client that goes away in the middle of its request, and then repeats it.
@@ -150,7 +152,8 @@ impl World {
                 // Nobody listens, or the connection broke.
                 Err(_) => {}
             }
-            assert!(Instant::now() < deadline, "a request has failed for {LIMIT:?}: {failure}");
+            *failures.entry(failure).or_default() += 1;
+            assert!(Instant::now() < deadline, "a request has failed for {LIMIT:?}: {failures:?}");
             tokio::time::sleep(PAUSE).await;
         }
     }
