@@ -9,7 +9,7 @@ use std::{
 };
 
 use chatd_kit::{
-    Command, Database, Server, Settings, Spread, User,
+    Command, Cost, Database, Server, Settings, Spread, User,
     command::{Ended, Running},
     fleet::{metrics_socket, public_socket, replication_socket},
     http::Http,
@@ -300,6 +300,34 @@ async fn rows_that_nobody_wants_are_not_read_and_not_missed() {
     let live = alice.send(&room, "live").await;
     let synced = bob.at(&sync2.public).sync().since(&synced.next_batch()).await;
     assert_eq!(synced.timeline_ids(&room), [live]);
+}
+
+/// What a cache that instances share could save at most: an instance asks once for what others know.
+#[tokio::test]
+async fn a_worker_that_has_not_seen_a_user_asks_little_and_once() {
+    let server = Server::fleet(BINARY, Settings::new(), Spread::Random).await;
+    let (sync1, sync2) = (Instance::of(&server, "sync1"), Instance::of(&server, "sync2"));
+    let quiet = json!({"presence": {"types": []}});
+    let mut first = Vec::new();
+    for (name, rooms) in [("alice", 1), ("bob", 30)] {
+        let user = server.user(name).await;
+        for number in 0..rooms {
+            let room = user.create_room().await;
+            user.send(&room, &format!("text {number}")).await;
+        }
+        let mut since = user.at(&sync1.public).sync().filter(&quiet).await.next_batch();
+        for number in 0..3 {
+            let synced = user.at(&sync2.public).sync().since(&since).filter(&quiet).await;
+            since = synced.next_batch();
+            match number {
+                0 => first.push(synced.cost()),
+                1 => {}
+                _ => assert_eq!(synced.cost(), Cost::ZERO, "{name}"),
+            }
+        }
+    }
+    assert_eq!(first[0], first[1], "the number of rooms makes no difference");
+    assert!(first[0].statements <= 12 && first[0].round_trips <= 12, "{first:?}");
 }
 
 #[tokio::test]
