@@ -100,7 +100,7 @@ impl History {
         let placed = self.0.rooms.owner.list_placed(room, &ids).await?;
         let mut seen: HashSet<OwnedEventId> = placed.into_iter().collect();
         let new = parsed.into_iter().filter(|pdu| seen.insert(pdu.id().clone())).collect();
-        let sound = self.0.inbound.sound(server, room, door, new).await;
+        let sound = self.0.inbound.sound(server, room, door, new).await?;
         Ok(in_order(connected(last, sound)))
     }
 
