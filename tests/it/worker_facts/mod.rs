@@ -3,7 +3,7 @@
 //! | failure | shown by |
 //! | --- | --- |
 //! | messages to devices are stored, never delivered, and deleted | `whispers::each_comes_once_while_the_bus_is_bad_and_readers_are_killed`; in one process `chatd_sync::inbox` (`each_message_is_taken_once`) |
-//! | messages to devices are lost while their writer is down | `whispers::none_is_lost_while_their_writer_is_away` |
+//! | messages to devices are lost while their writer is down | `whispers::none_is_lost_while_their_writer_is_away`, `whispers::those_of_other_servers_wait_there_while_their_writer_is_away` |
 //! | presence, or another stream, stands still after a request that was broken off | `broken_off` |
 //! | a new writer makes positions jump | `faults::fleet::persisters_come_and_go_without_a_failed_request`, whose devices compare their tokens |
 //! | positions go backwards after a restart | `tokens::no_position_goes_back_after_a_write_that_was_rolled_back`; each device of `faults` compares its tokens |

@@ -10,11 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chatd_kit::{Database, Fleet, Request, Settings, Spread, User, say, spawn};
+use chatd_kit::{Database, Fleet, Other, Request, Server, Settings, Spread, User, say, spawn};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 
-use super::{BINARY, at, insist, users};
+use super::{BINARY, LIMIT, at, insist, users};
 use crate::faults::{bus::BadBus, plan};
 
 /// Of each sender to each receiver.
@@ -165,4 +165,36 @@ async fn none_is_lost_while_their_writer_is_away() {
     .await;
     assert!(feed.now().await.to_device().is_empty());
     assert_eq!(seen, (0..20).map(Some).collect::<Vec<_>>());
+}
+
+/// A server whose messages cannot be kept at the moment is to come again with them.
+#[tokio::test]
+async fn those_of_other_servers_wait_there_while_their_writer_is_away() {
+    let mut server = Server::fleet(BINARY, Settings::federating(), Spread::Random).await;
+    let other = Other::start().await;
+    let (alice, peer) = (server.user("alice").await, server.peer());
+    let mut feed = alice.feed().await;
+    let message = json!({
+        "edu_type": "m.direct_to_device",
+        "content": {
+            "sender": other.user("bob"), "type": "m.test", "message_id": "m1",
+            "messages": { &alice.id: { "*": {"number": 1} } },
+        },
+    });
+    let edus = [message];
+    server.members().instance("stream1").kill9().unwrap();
+    let answer = other.send_as(&peer, "only", &[], &edus).await;
+    assert!(answer.status >= 500, "{answer}");
+    server.members().launch().await.unwrap();
+    let deadline = Instant::now() + LIMIT;
+    while other.send_as(&peer, "only", &[], &edus).await.status >= 500 {
+        assert!(Instant::now() < deadline, "the messages are never taken");
+    }
+    let mut seen = 0;
+    feed.until("the message", |synced| {
+        seen += synced.to_device().len();
+        (seen > 0).then_some(())
+    })
+    .await;
+    assert_eq!(seen + feed.now().await.to_device().len(), 1);
 }
