@@ -1,11 +1,13 @@
 //! The figures of README.md: the real binary against a real PostgreSQL that writes to disk.
 //!
 //! `make bench`, or some of them: `cargo bench --bench figures -- memory send sync bytes`, and of a
-//! fleet `fleet-memory bus hop recovery`.
+//! fleet `fleet-memory bus hop recovery`; `federation` measures Synapse beside it, which
+//! `tests/synapse/install.sh` installs.
 //! CPU time and memory are those that the kernel counts for the processes, so that a busy machine
 //! changes them little; the clients' own are not in them.
 
 mod bytes;
+mod federation;
 mod fleet;
 mod meter;
 mod requests;
@@ -51,9 +53,13 @@ struct Bench {
 
 impl Bench {
     async fn start() -> anyhow::Result<Self> {
+        Self::with(Settings::new()).await
+    }
+
+    async fn with(settings: Settings) -> anyhow::Result<Self> {
         let postgres = Postgres::start()?;
         let database = Database::empty(postgres.cluster.clone()).await?;
-        let server = Server::on(Path::new(BINARY), Settings::new(), database).await;
+        let server = Server::on(Path::new(BINARY), settings, database).await;
         Ok(Self { server, postgres })
     }
 }
@@ -87,6 +93,9 @@ async fn main() -> anyhow::Result<()> {
     }
     if wanted("recovery") {
         fleet::recovery::measure().await?;
+    }
+    if wanted("federation") {
+        federation::measure().await?;
     }
     Ok(())
 }

@@ -127,6 +127,14 @@ pub fn cpu_ms(pid: u32) -> Result<f64> {
     Ok(if whole - of_threads > 2.0 * tick { whole } else { of_threads })
 }
 
+/// The most memory that a process has had, in MB.
+pub fn most_mb(pid: u32) -> Result<f64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).context("no such line")?;
+    let kib: f64 = line.split_whitespace().nth(1).context("a number")?.parse()?;
+    Ok(kib * 1024.0 / 1e6)
+}
+
 /// Memory of one process, in MB.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Memory {
