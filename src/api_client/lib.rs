@@ -18,7 +18,7 @@
 //! | messages to devices | the writer of to-device messages | |
 //! | typing | the writer of typing | |
 //! | presence | the writer of presence | |
-//! | profiles, aliases, room lists, keys and older events of other servers | anywhere | other servers are asked (`chatd_federation::queries`) |
+//! | profiles, aliases, room lists, keys, spaces and older events of other servers | anywhere | other servers are asked (`chatd_federation::queries`) |
 //! | sync | anywhere | tells the writer of presence in batches; takes confirmed messages from the inbox table |
 //! | all that a person does | | tells the writer of presence in batches; when a device was last seen is written to its table by each instance, for all devices at once |
 
@@ -28,6 +28,7 @@ mod capabilities;
 mod devices;
 mod directory;
 mod filters;
+mod hierarchy;
 mod keys;
 mod login;
 mod membership;
@@ -85,6 +86,7 @@ pub fn routes() -> Vec<Routes<App>> {
         devices::routes(),
         directory::routes(),
         filters::routes(),
+        hierarchy::routes(),
         keys::routes(),
         login::routes(),
         membership::routes(),

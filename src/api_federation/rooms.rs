@@ -20,6 +20,7 @@ pub fn routes() -> Routes<App> {
         .get(federation_v1("/event_auth/{roomId}/{eventId}"), Auth::Server, event_auth)
         .get(federation_v1("/backfill/{roomId}"), Auth::Server, backfill)
         .get(federation_v1("/timestamp_to_event/{roomId}"), Auth::Server, nearest_event)
+        .get(federation_v1("/hierarchy/{roomId}"), Auth::Server, hierarchy)
         .post(federation_v1("/get_missing_events/{roomId}"), Auth::Server, missing_events)
 }
 
@@ -80,6 +81,17 @@ async fn nearest_event(app: Arc<App>, req: Request) -> Result<Reply> {
     let found = app.federation.answers.nearest(req.origin()?, &room, ts, dir).await?;
     let found = found.ok_or_else(|| Refusal::not_found("there is no event in that direction"))?;
     Reply::json(&json!({ "event_id": found.event_id, "origin_server_ts": found.origin_ts }))
+}
+
+async fn hierarchy(app: Arc<App>, req: Request) -> Result<Reply> {
+    #[derive(Deserialize)]
+    struct Parameters {
+        #[serde(default)]
+        suggested_only: bool,
+    }
+    let room: OwnedRoomId = req.arg_as("roomId")?;
+    let suggested_only = req.query::<Parameters>()?.suggested_only;
+    Reply::json(&app.federation.answers.hierarchy(req.origin()?, &room, suggested_only).await?)
 }
 
 async fn missing_events(app: Arc<App>, req: Request) -> Result<Reply> {

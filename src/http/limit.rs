@@ -8,6 +8,9 @@ use parking_lot::Mutex;
 
 use crate::origins::Origins;
 
+/// Not in the configuration.
+const HIERARCHY: Rate = Rate { per_second: 5.0, burst_count: 10.0 };
+
 macro_rules! classes {
     ($($(#[$doc:meta])* $name:ident = $($path:ident).+ ;)*) => {
         /// What is limited; each class has its own rate in the configuration.
@@ -16,6 +19,8 @@ macro_rules! classes {
             $($(#[$doc])* $name,)*
             /// Redactions by administrators; as [`LimitClass::Message`] unless configured.
             AdminRedaction,
+            /// Pages of the trees of spaces, by user.
+            Hierarchy,
         }
 
         impl LimitClass {
@@ -23,6 +28,7 @@ macro_rules! classes {
                 match self {
                     $(Self::$name => stringify!($($path).+),)*
                     Self::AdminRedaction => "admin_redaction",
+                    Self::Hierarchy => "hierarchy",
                 }
             }
 
@@ -30,6 +36,7 @@ macro_rules! classes {
                 match self {
                     $(Self::$name => rates.$($path).+,)*
                     Self::AdminRedaction => rates.admin_redaction.unwrap_or(rates.message),
+                    Self::Hierarchy => HIERARCHY,
                 }
             }
         }

@@ -3,6 +3,7 @@
 
 mod about;
 mod history;
+mod spaces;
 mod state;
 
 use chatd_base::{Error, EventNid, Refusal, Result, RoomNid};
@@ -16,6 +17,7 @@ use ruma_common::{
 use crate::Deps;
 
 pub use history::MissingQuery;
+pub use spaces::Hierarchy;
 
 /// Answers other servers about rooms and users of this one.
 pub struct Answers {

@@ -1,10 +1,13 @@
-//! What clients ask of other servers, through this one: profiles, aliases, room lists, keys. What
-//! comes back is checked for its form and its size; what it says is the other server's business.
+//! What clients ask of other servers, through this one: profiles, aliases, room lists, keys,
+//! spaces, events by time. What comes back is checked for its form and its size; what it says is the
+//! other server's business.
 
 mod directory;
+mod hierarchy;
 mod keys;
 mod moments;
 mod profiles;
+mod spaces;
 
 use std::sync::Arc;
 
@@ -17,6 +20,7 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use ruma_common::{OwnedUserId, ServerName};
 
 pub use directory::{PlaceOfAlias, RoomListQuery};
+pub use hierarchy::{HierarchyPage, HierarchyQuery};
 pub use keys::Claims;
 use profiles::Remembered;
 
@@ -59,6 +63,7 @@ pub struct Queries {
     servers: Servers,
     clock: Clock,
     profiles: Cache<OwnedUserId, Remembered>,
+    spaces: Cache<spaces::Key, spaces::Remembered>,
 }
 
 impl Queries {
@@ -71,6 +76,7 @@ impl Queries {
             servers: deps.servers.clone(),
             clock: deps.users.deps.clock.clone(),
             profiles: Cache::new("remote_profiles", profiles::MOST),
+            spaces: Cache::new("remote_spaces", spaces::MOST),
         }
     }
 }

@@ -6,17 +6,18 @@ use std::sync::{
 };
 
 use chatd_base::{Refusal, Result, UserNid};
-use chatd_storage::directory::{self, Published};
+use chatd_storage::directory::{self, Described};
 use chatd_streams::events::{EventRow, Membership};
 use ruma_common::{RoomAliasId, RoomId};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokio::sync::Mutex;
 
 use super::Reader;
 
 /// A published room, as clients get it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Listing {
     pub room_id: String,
     pub num_joined_members: i64,
@@ -177,41 +178,57 @@ fn is_wanted(room: &Listing, query: &ListingQuery) -> bool {
 }
 
 /// A published room's entry; none for rooms that nobody could enter or look at.
-fn listing(room: &Published) -> Option<Listing> {
-    let text = |kind: &str, member: &str| {
-        let (_, content) = room.state.iter().find(|(name, _)| name == kind)?;
-        let content: Map<String, Value> = serde_json::from_str(content).ok()?;
-        let text = content.get(member)?.as_str()?;
-        (!text.is_empty()).then(|| text.to_owned())
-    };
-    let join_rule = text("m.room.join_rules", "join_rule");
-    let visibility = text("m.room.history_visibility", "history_visibility");
-    let world_readable = visibility.as_deref() == Some("world_readable");
+fn listing(room: &Described) -> Option<Listing> {
+    let listing = Listing::of(room);
     let can_enter = matches!(
-        join_rule.as_deref(),
+        listing.join_rule.as_deref(),
         Some("public" | "knock" | "restricted" | "knock_restricted")
     );
-    (room.joined > 0 && (can_enter || world_readable)).then(|| Listing {
-        room_id: room.room_id.clone(),
-        num_joined_members: room.joined,
-        world_readable,
-        guest_can_join: text("m.room.guest_access", "guest_access").as_deref() == Some("can_join"),
-        name: text("m.room.name", "name"),
-        topic: text("m.room.topic", "topic"),
-        canonical_alias: text("m.room.canonical_alias", "alias"),
-        avatar_url: text("m.room.avatar", "url"),
-        join_rule,
-        room_type: text("m.room.create", "type"),
-    })
+    (room.joined > 0 && (can_enter || listing.world_readable)).then_some(listing)
+}
+
+impl Listing {
+    /// What the state of a room says.
+    pub(super) fn of(room: &Described) -> Self {
+        let text = |kind: &str, member: &str| text(room, kind, member);
+        let visibility = text("m.room.history_visibility", "history_visibility");
+        let guests = text("m.room.guest_access", "guest_access");
+        Self {
+            room_id: room.room_id.clone(),
+            num_joined_members: room.joined,
+            world_readable: visibility.as_deref() == Some("world_readable"),
+            guest_can_join: guests.as_deref() == Some("can_join"),
+            name: text("m.room.name", "name"),
+            topic: text("m.room.topic", "topic"),
+            canonical_alias: text("m.room.canonical_alias", "alias"),
+            avatar_url: text("m.room.avatar", "url"),
+            join_rule: text("m.room.join_rules", "join_rule"),
+            room_type: text("m.room.create", "type"),
+        }
+    }
+}
+
+/// The content of a piece of state that was asked for.
+pub(super) fn content(room: &Described, kind: &str) -> Option<Map<String, Value>> {
+    let (_, content) = room.state.iter().find(|(name, _)| name == kind)?;
+    serde_json::from_str(content).ok()
+}
+
+/// A text of such a content, if there is one.
+pub(super) fn text(room: &Described, kind: &str, member: &str) -> Option<String> {
+    let content = content(room, kind)?;
+    let text = content.get(member)?.as_str()?;
+    (!text.is_empty()).then(|| text.to_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn published(state: &[(&str, &str)]) -> Published {
-        Published {
+    fn published(state: &[(&str, &str)]) -> Described {
+        Described {
             room_id: "!r:x".to_owned(),
+            version: "12".to_owned(),
             joined: 1,
             state: state.iter().map(|(k, c)| ((*k).to_owned(), (*c).to_owned())).collect(),
         }

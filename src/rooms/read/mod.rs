@@ -5,6 +5,7 @@ mod directory;
 mod moments;
 mod relations;
 mod state;
+mod summary;
 mod timeline;
 
 use std::sync::Arc;
@@ -32,6 +33,7 @@ pub use directory::{Listing, ListingPage, ListingQuery};
 pub use moments::{Moment, NearestEvent, Toward, nearest_of_all};
 pub use relations::{RECURSION_DEPTH, RelationsPage, RelationsQuery, ThreadsPage};
 pub use state::{MembersQuery, Profile, State};
+pub use summary::{Child, Memberships, SpaceRoom, Summary, Visitor, in_order};
 pub use timeline::{Context, Messages, MessagesQuery};
 
 /// Reads rooms. Cheap to clone.

@@ -37,4 +37,5 @@ mod others;
 mod partition;
 mod queries;
 mod sending;
+mod spaces;
 mod versions;
