@@ -143,7 +143,8 @@ pub struct Nearest {
 }
 
 /// The events of the spans of a room that are nearest to a time. A span that goes on ends at the
-/// last position that there is.
+/// last position that there is. One that begins in the past from before this server came into the
+/// room is as good as one that begins at the beginning.
 pub async fn get_nearest(pool: &Pool, room: RoomNid, time: i64, spans: &[Span]) -> Result<Nearest> {
     let lows: Vec<i64> = spans.iter().map(|span| span.low.0).collect();
     let highs: Vec<i64> = spans.iter().map(|span| span.high.0).collect();

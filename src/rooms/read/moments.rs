@@ -9,7 +9,7 @@ use chatd_storage::{
 use ruma_common::{EventId, RoomId};
 use serde::Deserialize;
 
-use super::Reader;
+use super::{Reader, timeline::BEGINNING};
 
 pub use chatd_storage::moments::Moment;
 
@@ -71,7 +71,7 @@ impl Reader {
         toward: Toward,
     ) -> Result<NearestEvent> {
         let (lens, until) = self.admitted(user, room).await?;
-        let mut spans = lens.spans(Position(0), until.unwrap_or(Position(i64::MAX)));
+        let mut spans = lens.spans(BEGINNING, until.unwrap_or(Position(i64::MAX)));
         spans.drain(..spans.len().saturating_sub(MOST_SPANS));
         let nearest = moments::get_nearest(&self.pool, lens.room, time, &spans).await?;
         let is_before_a_gap = nearest.later.as_ref().is_some_and(|later| later.is_at_gap);
@@ -102,7 +102,7 @@ pub async fn nearest_of_all(
     time: i64,
     toward: Toward,
 ) -> Result<Option<Moment>> {
-    let all = Span { room, low: Position(0), high: Position(i64::MAX) };
+    let all = Span { room, low: BEGINNING, high: Position(i64::MAX) };
     Ok(toward.pick(moments::get_nearest(pool, room, time, &[all]).await?))
 }
 

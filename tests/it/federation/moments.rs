@@ -147,6 +147,11 @@ scenario! {
         other.always("GET", BY_TIME, Reply::refused(404, "M_NOT_FOUND"));
         let own = nearest(&alice, &far.id(), 4_000, "f").await;
         assert_eq!(own.string("event_id"), far.state("m.room.member", &alice.id).expect("hers").id);
+        // Whoever reads it has it fetched; from then on it is known here.
+        alice.event(&far.id(), &old.id).await.ok();
+        for (time, dir) in [(5_001, "b"), (4_000, "f")] {
+            assert_eq!(nearest(&alice, &far.id(), time, dir).await.string("event_id"), old.id);
+        }
         assert!(other.problems().is_empty(), "{:?}", other.problems());
     }
 
