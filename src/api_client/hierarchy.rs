@@ -1,12 +1,12 @@
-//! The tree of a space.
+//! The tree of a space, and what there is to know of a room before one enters it.
 
 use std::sync::Arc;
 
 use chatd_base::{Refusal, Result};
 use chatd_config::RouterName;
 use chatd_federation::queries::HierarchyQuery;
-use chatd_http::{Auth, LimitClass, Reply, Request, Routes, v1};
-use ruma_common::OwnedRoomId;
+use chatd_http::{Auth, LimitClass, Reply, Request, Routes, unstable, v1};
+use ruma_common::{OwnedRoomId, OwnedRoomOrAliasId, OwnedServerName};
 use serde::Deserialize;
 
 use crate::App;
@@ -14,6 +14,13 @@ use crate::App;
 pub fn routes() -> Routes<App> {
     Routes::of(RouterName::ClientRooms)
         .get(v1("/rooms/{roomId}/hierarchy"), Auth::Guest, hierarchy)
+        .limit(LimitClass::Hierarchy)
+        .get(
+            v1("/room_summary/{roomIdOrAlias}")
+                .or(unstable("/im.nheko.summary/rooms/{roomIdOrAlias}/summary")),
+            Auth::Optional,
+            summary,
+        )
         .limit(LimitClass::Hierarchy)
 }
 
@@ -35,4 +42,17 @@ async fn hierarchy(app: Arc<App>, req: Request) -> Result<Reply> {
     }
     let query = HierarchyQuery { suggested_only, limit, max_depth, from };
     Reply::json(&app.federation.queries.hierarchy(req.who()?, &room, &query).await?)
+}
+
+/// One room, which the caller need not be in.
+async fn summary(app: Arc<App>, req: Request) -> Result<Reply> {
+    #[derive(Deserialize)]
+    struct Params {
+        #[serde(default)]
+        via: Vec<OwnedServerName>,
+    }
+    let room: OwnedRoomOrAliasId = req.arg_as("roomIdOrAlias")?;
+    let via = req.query::<Params>()?.via;
+    let who = req.requester().map(|who| &**who);
+    Reply::json(&app.federation.queries.summary(who, &room, via).await?)
 }

@@ -8,6 +8,7 @@ mod keys;
 mod moments;
 mod profiles;
 mod spaces;
+mod summary;
 
 use std::sync::Arc;
 
@@ -23,6 +24,7 @@ pub use directory::{PlaceOfAlias, RoomListQuery};
 pub use hierarchy::{HierarchyPage, HierarchyQuery};
 pub use keys::Claims;
 use profiles::Remembered;
+pub use summary::RoomSummary;
 
 /// What a value in a query string may not have as it is.
 const RESERVED: &AsciiSet = &CONTROLS

@@ -289,3 +289,54 @@ scenario! {
         }
     }
 }
+
+scenario! {
+    async fn a_room_is_summarised_for_those_who_could_enter(server: Server)
+    with (Settings::federating())
+    {
+        let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+        let open = alice.create_room().preset("public_chat").with("room_alias_name", "open")
+            .with("name", "Open").await;
+        let closed = alice.create_room().invite(&bob).await;
+        let top = space(&alice, "public_chat").await;
+        let restricted = alice.create_room().await;
+        restrict(&alice, &restricted, &top).await;
+        let url = |room: &str| path("/_matrix/client/v1/room_summary/{}", &[room]);
+        let alias = format!("#open:{}", server.name());
+        for room in [open.as_str(), alias.as_str()] {
+            let told = bob.get(url(room)).await;
+            assert_eq!((told.string("room_id"), told.string("name")), (open.clone(), "Open".into()));
+            assert!(told.ok()["membership"].is_null() && told.ok()["children_state"].is_null());
+            let told = alice.get(url(room)).await;
+            assert_eq!(told.string("membership"), "join");
+            let told = server.request("GET", url(room)).await;
+            assert_eq!((told.string("room_id"), told.string("join_rule")), (open.clone(), "public".into()));
+        }
+        assert_eq!(bob.get(url(&closed)).await.string("membership"), "invite");
+        server.request("GET", url(&closed)).await.refused(404, "M_NOT_FOUND");
+        for stranger in [&restricted, &format!("#none:{}", server.name())] {
+            bob.get(url(stranger)).await.refused(404, "M_NOT_FOUND");
+        }
+        bob.join(&top).await.ok();
+        assert_eq!(bob.get(url(&restricted)).await.string("join_rule"), "restricted");
+    }
+
+    async fn a_room_elsewhere_is_summarised_by_its_servers(server: Server)
+    in (monolith) with (Settings::federating())
+    {
+        let (alice, other) = (server.user("alice").await, Other::start().await);
+        let (far, summary) = far_space(&other);
+        let mut room = summary.clone();
+        room["children_state"] = json!([]);
+        other.always("GET", FAR, Reply::json(&json!({
+            "room": room, "children": [], "inaccessible_children": [],
+        })));
+        let url = path("/_matrix/client/v1/room_summary/{}", &[&far.id()]);
+        alice.get(&url).await.refused(404, "M_NOT_FOUND");
+        let told = alice.get(&url).query("via", other.name()).await;
+        assert_eq!((told.string("name"), told.string("room_type")), ("far".into(), "m.space".into()));
+        let nobody = server.request("GET", url).query("via", other.name()).await;
+        nobody.refused(404, "M_NOT_FOUND");
+        assert_eq!(other.seen("GET", FAR).len(), 1);
+    }
+}
