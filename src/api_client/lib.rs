@@ -9,7 +9,7 @@
 //! | send, state, redact, membership, aliases, directory | owner of the room | typing ends where the writer of typing sees the event; a published room and a forgotten one are told by notices |
 //! | join, knock, leave, invite | owner of the room | servers that are in the room, or that of the invited user, are asked (`chatd_federation::joining`) |
 //! | createRoom | an instance that owns rooms | the new room is one of its own; users of other servers are invited by asking these |
-//! | forget, filters, key backups, login, refresh, register, keys/claim | anywhere | tables only; what others hold of it in memory is told by notices |
+//! | forget, filters, key backups, login, refresh, register, keys/claim, OpenID tokens | anywhere | tables only; what others hold of it in memory is told by notices |
 //! | profile | anywhere | events for all rooms of the user go to their owners (`Rooms::send_all`) |
 //! | devices, keys, logout, password, deactivation | a writer of device lists | deactivation leaves all rooms, by `Rooms::send_all` |
 //! | account data, tags | the writer of account data | |
@@ -33,6 +33,7 @@ mod keys;
 mod login;
 mod membership;
 mod messages;
+mod openid;
 mod presence;
 mod profile;
 mod public_rooms;
@@ -91,6 +92,7 @@ pub fn routes() -> Vec<Routes<App>> {
         login::routes(),
         membership::routes(),
         messages::routes(),
+        openid::routes(),
         presence::routes(),
         profile::routes(),
         public_rooms::routes(),

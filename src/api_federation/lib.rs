@@ -3,6 +3,7 @@
 
 mod keys;
 mod membership;
+mod openid;
 mod queries;
 mod rooms;
 mod send;
@@ -23,6 +24,7 @@ pub fn routes() -> Vec<Routes<App>> {
     vec![
         keys::routes(),
         membership::routes(),
+        openid::routes(),
         queries::routes(),
         rooms::routes(),
         send::routes(),

@@ -22,6 +22,11 @@ pub fn refresh_token(localpart: &str) -> String {
     with_checksum(format!("syr_{}_{}", STANDARD_NO_PAD.encode(localpart), random_letters(20)))
 }
 
+/// `syo_<random>_<checksum>`: a token that says whose it is, and does nothing else.
+pub fn openid_token() -> String {
+    with_checksum(format!("syo_{}", random_letters(32)))
+}
+
 fn with_checksum(base: String) -> String {
     let crc = crc32(base.as_bytes());
     format!("{base}_{}", base62(crc))

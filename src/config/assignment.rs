@@ -75,6 +75,7 @@ impl RouterName {
             Self::Metrics => ResourceName::Metrics,
             Self::FederationSend | Self::FederationQuery => ResourceName::Federation,
             Self::Key => ResourceName::Keys,
+            Self::Openid => ResourceName::Openid,
             Self::Media => ResourceName::Media,
             Self::Replication => ResourceName::Replication,
             _ => ResourceName::Client,

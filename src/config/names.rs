@@ -113,6 +113,8 @@ names! {
         FederationSend = "federation.send",
         /// Everything else under `/_matrix/federation`.
         FederationQuery = "federation.query",
+        /// `/_matrix/federation/v1/openid/userinfo`.
+        Openid = "openid",
         /// Endpoints under `/_matrix/key`.
         Key = "key",
         /// The content repository.

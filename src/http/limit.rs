@@ -8,8 +8,9 @@ use parking_lot::Mutex;
 
 use crate::origins::Origins;
 
-/// Not in the configuration.
+// Not in the configuration.
 const HIERARCHY: Rate = Rate { per_second: 5.0, burst_count: 10.0 };
+const OPENID: Rate = Rate { per_second: 1.0, burst_count: 30.0 };
 
 macro_rules! classes {
     ($($(#[$doc:meta])* $name:ident = $($path:ident).+ ;)*) => {
@@ -21,6 +22,8 @@ macro_rules! classes {
             AdminRedaction,
             /// Pages of the trees of spaces, by user.
             Hierarchy,
+            /// Tokens by which a user shows who they are.
+            OpenId,
         }
 
         impl LimitClass {
@@ -29,6 +32,7 @@ macro_rules! classes {
                     $(Self::$name => stringify!($($path).+),)*
                     Self::AdminRedaction => "admin_redaction",
                     Self::Hierarchy => "hierarchy",
+                    Self::OpenId => "openid",
                 }
             }
 
@@ -37,6 +41,7 @@ macro_rules! classes {
                     $(Self::$name => rates.$($path).+,)*
                     Self::AdminRedaction => rates.admin_redaction.unwrap_or(rates.message),
                     Self::Hierarchy => HIERARCHY,
+                    Self::OpenId => OPENID,
                 }
             }
         }

@@ -32,6 +32,7 @@ migrations![
     "0018_sending",
     "0020_inbound",
     "0021_times",
+    "0022_openid",
 ];
 
 /// Key of the advisory lock that makes instances migrate one after the other.

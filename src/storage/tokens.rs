@@ -1,4 +1,4 @@
-//! Access, refresh and login tokens, by their SHA-256.
+//! Access, refresh, login and OpenID tokens, by their SHA-256.
 
 use chatd_base::UserNid;
 
@@ -56,6 +56,13 @@ statements! {
     INSERT_LOGIN_TOKEN = "INSERT INTO login_tokens (digest, user_nid, expires_ts)
                           VALUES ($1, $2, $3)";
     TAKE_LOGIN_TOKEN = "DELETE FROM login_tokens WHERE digest = $1 RETURNING user_nid, expires_ts";
+    INSERT_OPENID_TOKEN = "INSERT INTO openid_tokens (digest, user_nid, expires_ts)
+                           VALUES ($1, $2, $3)";
+    GET_OPENID_HOLDER = "SELECT n.user_id FROM openid_tokens t
+                         JOIN users u ON u.user_nid = t.user_nid
+                         JOIN users_nid n ON n.nid = t.user_nid
+                         WHERE t.digest = $1 AND t.expires_ts > $2 AND NOT u.deactivated";
+    DELETE_EXPIRED_OPENID_TOKENS = "DELETE FROM openid_tokens WHERE expires_ts < $1";
     DELETE_EXPIRED_LOGIN_TOKENS = "DELETE FROM login_tokens WHERE expires_ts < $1";
 }
 
@@ -227,6 +234,33 @@ pub async fn insert_login_token(
 pub async fn take_login_token(pool: &Pool, digest: &Digest) -> Result<Option<(UserNid, i64)>> {
     let row = pool.query_opt(&TAKE_LOGIN_TOKEN, &[&digest.as_slice()]).await?;
     Ok(row.map(|row| (UserNid(row.get(0)), row.get(1))))
+}
+
+/// Stores a token by which a user shows who they are.
+pub async fn insert_openid_token(
+    pool: &Pool,
+    digest: &Digest,
+    user: UserNid,
+    expires_ts: i64,
+) -> Result<()> {
+    pool.execute(&INSERT_OPENID_TOKEN, &[&digest.as_slice(), &user.0, &expires_ts]).await?;
+    Ok(())
+}
+
+/// Whose such a token is, if it is good at `now_ms` and its account has not been deactivated.
+pub async fn get_openid_holder(
+    pool: &Pool,
+    digest: &Digest,
+    now_ms: i64,
+) -> Result<Option<String>> {
+    let row = pool.query_opt(&GET_OPENID_HOLDER, &[&digest.as_slice(), &now_ms]).await?;
+    Ok(row.map(|row| row.get(0)))
+}
+
+/// Removes such tokens when they have expired.
+pub async fn delete_expired_openid_tokens(pool: &Pool, now_ms: i64) -> Result<()> {
+    pool.execute(&DELETE_EXPIRED_OPENID_TOKENS, &[&now_ms]).await?;
+    Ok(())
 }
 
 /// Removes one-time tokens that nobody has used in time.

@@ -1,4 +1,4 @@
-//! Removes what has expired and nobody asks for any more: ui-auth sessions, login tokens,
+//! Removes what has expired and nobody asks for any more: ui-auth sessions, login and OpenID tokens,
 //! transaction ids of requests, what instances have done for each other, and instances that are
 //! gone.
 
@@ -28,6 +28,7 @@ pub async fn run(pool: Pool, clock: Clock, stop: Stop) {
 async fn remove_expired(pool: &Pool, now_ms: u64, stop: &Stop) -> chatd_storage::Result<()> {
     uia::delete_expired(pool, ts(session_horizon_ms(now_ms))).await?;
     tokens::delete_expired_login_tokens(pool, ts(now_ms)).await?;
+    tokens::delete_expired_openid_tokens(pool, ts(now_ms)).await?;
     let keep_ms = u64::try_from(KEEP_TXNS.as_millis()).unwrap_or(u64::MAX);
     let before_ms = ts(now_ms.saturating_sub(keep_ms));
     to_device::delete_request_txns(pool, before_ms).await?;

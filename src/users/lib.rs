@@ -16,6 +16,7 @@ pub mod key_query;
 pub mod keys;
 mod locks;
 pub mod logins;
+pub mod openid;
 pub mod passwords;
 pub mod presence;
 pub mod profiles;
@@ -67,6 +68,7 @@ pub struct Users {
     pub profiles: Arc<profiles::Profiles>,
     pub accounts: Arc<accounts::Accounts>,
     pub logins: logins::Logins,
+    pub openid: openid::OpenId,
     pub registration: registration::Registration,
     pub ui_auth: uia::UiAuth,
     pub room_nids: Arc<room_nids::RoomNids>,
@@ -131,6 +133,7 @@ impl Users {
         let account_data = Arc::new(account_data::AccountData::new(&deps, &room_nids));
         Self {
             logins: logins::Logins::new(&deps, &tokens),
+            openid: openid::OpenId::new(&deps),
             registration: registration::Registration::new(&deps, &passwords, &profiles),
             ui_auth: uia::UiAuth::new(&deps, &accounts),
             keys,

@@ -24,15 +24,17 @@ struct Ports {
     plain: u16,
     tls: u16,
     metrics: u16,
+    openid: u16,
 }
 
 impl Ports {
-    /// Three that nobody uses.
+    /// Some that nobody uses.
     fn free() -> Self {
         let listen = || std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let sockets = [listen(), listen(), listen()];
-        let [plain, tls, metrics] = sockets.map(|socket| socket.local_addr().unwrap().port());
-        Self { plain, tls, metrics }
+        let sockets = [listen(), listen(), listen(), listen()];
+        let [plain, tls, metrics, openid] =
+            sockets.map(|socket| socket.local_addr().unwrap().port());
+        Self { plain, tls, metrics, openid }
     }
 
     fn config(&self, database: &Database) -> String {
@@ -55,6 +57,8 @@ impl Ports {
                 {"type": "http", "port": self.tls, "bind_addresses": local, "tls": true,
                  "resources": [{"names": ["client"]}]},
                 {"type": "metrics", "port": self.metrics, "bind_addresses": local},
+                {"type": "http", "port": self.openid, "bind_addresses": local,
+                 "resources": [{"names": ["openid"]}]},
                 {"type": "http", "path": "chatd.sock", "mode": "0o660",
                  "resources": [{"names": ["client"]}]},
             ],
@@ -125,6 +129,18 @@ async fn metrics_page(ports: &Ports) {
     assert!(page.starts_with("HTTP/1.1 404"), "clients do not read metrics: {page}");
 }
 
+/// Whoever has been given a token learns whose it is, and nothing else.
+async fn openid(port: u16) {
+    let info = ask(tcp(port).await, "GET /_matrix/federation/v1/openid/userinfo").await;
+    assert!(info.starts_with("HTTP/1.1 401") && info.contains("M_MISSING_TOKEN"), "{info}");
+    for other in ["federation/v1/version", "client/versions", "key/v2/server"] {
+        let other = ask(tcp(port).await, &format!("GET /_matrix/{other}")).await;
+        assert!(other.starts_with("HTTP/1.1 404"), "{other}");
+    }
+    let health = ask(tcp(port).await, "GET /health").await;
+    assert!(health.starts_with("HTTP/1.1 200"), "{health}");
+}
+
 /// The proxy's word counts: each address has a limit of its own.
 async fn forwarded_addresses(port: u16) {
     let login = async |address: &str| {
@@ -173,6 +189,7 @@ async fn every_kind_of_listener_serves_what_it_is_for() {
     tls_listener(ports.tls, &key).await;
     unix_socket(&here.join("chatd.sock")).await;
     metrics_page(&ports).await;
+    openid(ports.openid).await;
     forwarded_addresses(ports.plain).await;
     compression(&ports).await;
 

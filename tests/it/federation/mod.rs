@@ -32,6 +32,7 @@ mod joins;
 mod keys;
 mod moments;
 mod net;
+mod openid;
 mod oracle;
 mod others;
 mod partition;
