@@ -5,7 +5,6 @@ use std::{
     collections::{BTreeMap, HashMap},
     io,
     path::PathBuf,
-    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -13,22 +12,20 @@ use std::{
 
 use bytes::Bytes;
 use chatd_config::{InstanceAddress, Secret};
+use chatd_wire::Link;
 use futures::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, Request, Response, Uri, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::{
-    client::legacy::{
-        Client,
-        connect::{Connected, Connection},
-    },
+    client::legacy::Client,
     rt::{TokioExecutor, TokioIo, TokioTimer},
 };
 use parking_lot::RwLock;
 use rustls::pki_types::ServerName;
 use subtle::ConstantTimeEq;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite},
     net::{TcpStream, UnixStream},
 };
 use tokio_rustls::TlsConnector;
@@ -197,9 +194,9 @@ struct Connector {
 }
 
 impl tower_service::Service<Uri> for Connector {
-    type Response = TokioIo<Link>;
+    type Response = TokioIo<Link<Box<dyn Stream>>>;
     type Error = io::Error;
-    type Future = BoxFuture<'static, io::Result<TokioIo<Link>>>;
+    type Future = BoxFuture<'static, io::Result<Self::Response>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
@@ -213,12 +210,13 @@ impl tower_service::Service<Uri> for Connector {
         Box::pin(async move {
             let place = place.ok_or_else(|| io::Error::other("no such instance"))?;
             let opened = tokio::time::timeout(CONNECT, open(&place));
-            let link = opened.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-            Ok(TokioIo::new(Link(link)))
+            let stream = opened.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+            Ok(TokioIo::new(Link::new(stream, false, ())))
         })
     }
 }
 
+/// A stream of whatever kind.
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
@@ -236,42 +234,5 @@ async fn open(place: &Place) -> io::Result<Box<dyn Stream>> {
             let name = ServerName::try_from(host.clone()).map_err(io::Error::other)?;
             Ok(Box::new(connector.connect(name, stream).await?))
         }
-    }
-}
-
-/// A connection of whatever kind.
-struct Link(Box<dyn Stream>);
-
-impl Connection for Link {
-    fn connected(&self) -> Connected {
-        Connected::new()
-    }
-}
-
-impl AsyncRead for Link {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        into: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0).poll_read(context, into)
-    }
-}
-
-impl AsyncWrite for Link {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *self.0).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0).poll_shutdown(context)
     }
 }

@@ -2,22 +2,16 @@
 
 use std::{path::Path, sync::Arc};
 
+use chatd_wire::{Trust, client, system_authorities};
 use rustls::{
-    ClientConfig, RootCertStore, ServerConfig,
+    DEFAULT_VERSIONS, ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 /// TLS towards other instances, whose certificates must be good by the system's authorities.
 pub(crate) fn connector() -> Result<TlsConnector, String> {
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+    let mut config = client(Trust::ThatHost(system_authorities()), DEFAULT_VERSIONS)?;
     config.alpn_protocols = vec![b"h2".to_vec()];
     Ok(TlsConnector::from(Arc::new(config)))
 }

@@ -13,14 +13,11 @@ use std::{
 };
 
 use chatd_config::AddressRules;
+use chatd_wire::Link;
 use http::Uri;
-use hyper_util::{
-    client::legacy::connect::{Connected, Connection},
-    rt::TokioIo,
-};
+use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
     sync::{OwnedSemaphorePermit, Semaphore},
 };
@@ -81,7 +78,7 @@ impl Connector {
 }
 
 impl tower_service::Service<Uri> for Connector {
-    type Response = TokioIo<Link>;
+    type Response = TokioIo<Open>;
     type Error = NoConnection;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, NoConnection>> + Send>>;
 
@@ -101,14 +98,17 @@ impl tower_service::Service<Uri> for Connector {
 
 impl Inner {
     /// Tries the places of `host` in their order. The certificate has to be that of `host`.
-    async fn open(&self, host: &str, port: Option<u16>) -> Result<Link, NoConnection> {
+    async fn open(&self, host: &str, port: Option<u16>) -> Result<Open, NoConnection> {
         let away = |why: &dyn fmt::Display| NoConnection::Away(format!("{host}: {why}"));
         let permit = self.connections.clone().acquire_owned().await;
         let permit = permit.map_err(|error| away(&error))?;
         let mut last = None;
         for place in self.places(host, port).await.into_iter().take(MOST_PLACES) {
             match self.try_place(host, &place).await {
-                Ok(stream) => return Ok(Link { stream: Box::new(stream), _permit: permit }),
+                Ok(stream) => {
+                    let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                    return Ok(Link::new(Box::new(stream), is_http2, permit));
+                }
                 Err(error) => last = Some(error),
             }
         }
@@ -176,46 +176,5 @@ pub(crate) fn literal(host: &str) -> Option<IpAddr> {
     bare.parse().ok()
 }
 
-/// An open connection.
-pub(crate) struct Link {
-    stream: Box<TlsStream<TcpStream>>,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl Connection for Link {
-    fn connected(&self) -> Connected {
-        let connected = Connected::new();
-        match self.stream.get_ref().1.alpn_protocol() {
-            Some(b"h2") => connected.negotiated_h2(),
-            _ => connected,
-        }
-    }
-}
-
-impl AsyncRead for Link {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        into: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.stream).poll_read(context, into)
-    }
-}
-
-impl AsyncWrite for Link {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.stream).poll_shutdown(context)
-    }
-}
+/// An open connection, which counts as one of so many.
+pub(crate) type Open = Link<Box<TlsStream<TcpStream>>, OwnedSemaphorePermit>;
