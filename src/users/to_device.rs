@@ -53,28 +53,11 @@ impl ToDevice {
         txn_id: &str,
         messages: Messages,
     ) -> Result<()> {
-        if kind.len() > MAX_TYPE_BYTES {
-            return Err(Refusal::invalid_param("the event type is too long").into());
-        }
-        let devices = self.devices_of(&messages).await?;
         let device = who.device_id.as_ref().map_or("", |device| device.as_str());
         let txn = digest::of(&["to_device", who.user_id.as_str(), device, txn_id]);
-        let mut rows = Rows { txn, ..Rows::default() };
-        for (user_id, contents) in &messages {
-            let Some((user, devices)) = devices.get(user_id.as_str()) else { continue };
-            for (device, content) in contents {
-                rows.add(&who.user_id, kind, *user, devices, device, content)?;
-            }
-        }
+        let mut rows = self.rows(&who.user_id, kind, txn, &messages).await?;
         self.add_outbound(&mut rows, who, kind, &messages)?;
-        if rows.rows.is_empty() {
-            return Ok(());
-        }
-        let now_ms = ts(self.deps.clock.now_ms());
-        match self.writer.append(Send { messages: rows.rows, txn: Some(txn), now_ms }).await {
-            Err(error) if error.errcode() == Some(Refusal::REPEAT) => Ok(()),
-            outcome => outcome,
-        }
+        self.put(rows).await
     }
 
     /// Puts messages that `sender`, who is of another server, has sent into the inboxes of this
@@ -87,23 +70,40 @@ impl ToDevice {
         message_id: &str,
         messages: Messages,
     ) -> Result<()> {
+        let txn = digest::of(&["from_server", sender.server_name().as_str(), message_id]);
+        let rows = self.rows(sender, kind, txn, &messages).await?;
+        self.put(rows).await
+    }
+
+    /// What goes into the inboxes of this server's devices.
+    async fn rows(
+        &self,
+        sender: &UserId,
+        kind: &str,
+        txn: Uuid,
+        messages: &Messages,
+    ) -> Result<Rows> {
         if kind.len() > MAX_TYPE_BYTES {
             return Err(Refusal::invalid_param("the event type is too long").into());
         }
-        let devices = self.devices_of(&messages).await?;
-        let txn = digest::of(&["from_server", sender.server_name().as_str(), message_id]);
+        let devices = self.devices_of(messages).await?;
         let mut rows = Rows { txn, ..Rows::default() };
-        for (user_id, contents) in &messages {
+        for (user_id, contents) in messages {
             let Some((user, devices)) = devices.get(user_id.as_str()) else { continue };
             for (device, content) in contents {
                 rows.add(sender, kind, *user, devices, device, content)?;
             }
         }
+        Ok(rows)
+    }
+
+    /// Makes them durable, unless the request that they are of has been here before.
+    async fn put(&self, rows: Rows) -> Result<()> {
         if rows.rows.is_empty() {
             return Ok(());
         }
         let now_ms = ts(self.deps.clock.now_ms());
-        match self.writer.append(Send { messages: rows.rows, txn: Some(txn), now_ms }).await {
+        match self.writer.append(Send { messages: rows.rows, txn: Some(rows.txn), now_ms }).await {
             Err(error) if error.errcode() == Some(Refusal::REPEAT) => Ok(()),
             outcome => outcome,
         }
