@@ -39,35 +39,13 @@ async fn get_public_rooms(app: Arc<App>, req: Request) -> Result<Reply> {
     answer(&app, query).await
 }
 
-#[derive(Deserialize)]
-struct Body {
-    limit: Option<usize>,
-    since: Option<String>,
-    #[serde(default)]
-    filter: Filter,
-}
-
-#[derive(Default, Deserialize)]
-struct Filter {
-    generic_search_term: Option<String>,
-    #[serde(alias = "org.matrix.msc3827.room_types")]
-    room_types: Option<Vec<Option<String>>>,
-}
-
 /// What the filter lets through.
 async fn post_public_rooms(app: Arc<App>, req: Request) -> Result<Reply> {
     let params: Params = req.query()?;
     if let Some(server) = elsewhere(&app, params.server) {
         return answer_of(&app, &server, &req.json_or_empty()?).await;
     }
-    let body: Body = req.json_or_empty()?;
-    let query = ListingQuery {
-        search_term: body.filter.generic_search_term,
-        room_types: body.filter.room_types,
-        limit: body.limit,
-        since: body.since,
-    };
-    answer(&app, query).await
+    answer(&app, req.json_or_empty()?).await
 }
 
 async fn answer(app: &App, mut query: ListingQuery) -> Result<Reply> {

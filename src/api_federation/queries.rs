@@ -77,24 +77,6 @@ async fn public_rooms(app: Arc<App>, req: Request) -> Result<Reply> {
 }
 
 async fn search_public_rooms(app: Arc<App>, req: Request) -> Result<Reply> {
-    #[derive(Deserialize)]
-    struct Body {
-        limit: Option<usize>,
-        since: Option<String>,
-        #[serde(default)]
-        filter: Filter,
-    }
-    #[derive(Default, Deserialize)]
-    struct Filter {
-        generic_search_term: Option<String>,
-        room_types: Option<Vec<Option<String>>>,
-    }
-    let body: Body = req.json_or_empty()?;
-    let query = ListingQuery {
-        search_term: body.filter.generic_search_term,
-        room_types: body.filter.room_types,
-        limit: body.limit,
-        since: body.since,
-    };
+    let query = req.json_or_empty()?;
     Reply::json(&app.federation.answers.public_rooms(query).await?)
 }

@@ -37,8 +37,9 @@ pub struct Listing {
     pub room_type: Option<String>,
 }
 
-/// Which part of the directory is wanted.
-#[derive(Clone, Debug, Default)]
+/// Which part of the directory is wanted: also as clients and servers write it.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(from = "Body")]
 pub struct ListingQuery {
     /// Text that the name, the topic or the alias must contain.
     pub search_term: Option<String>,
@@ -47,6 +48,29 @@ pub struct ListingQuery {
     /// All that is left by default.
     pub limit: Option<usize>,
     pub since: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Body {
+    limit: Option<usize>,
+    since: Option<String>,
+    #[serde(default)]
+    filter: Filter,
+}
+
+#[derive(Default, Deserialize)]
+struct Filter {
+    generic_search_term: Option<String>,
+    #[serde(alias = "org.matrix.msc3827.room_types")]
+    room_types: Option<Vec<Option<String>>>,
+}
+
+impl From<Body> for ListingQuery {
+    fn from(body: Body) -> Self {
+        let Body { limit, since, filter } = body;
+        let Filter { generic_search_term: search_term, room_types } = filter;
+        Self { search_term, room_types, limit, since }
+    }
 }
 
 /// A page of the directory.
