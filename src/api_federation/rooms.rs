@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use chatd_base::{Refusal, Result};
 use chatd_config::RouterName;
-use chatd_federation::{Toward, answers::MissingQuery};
+use chatd_federation::{
+    Toward,
+    answers::{AtEvent, MissingQuery},
+};
 use chatd_http::{Auth, Reply, Request, Routes, federation_v1};
 use ruma_common::{OwnedEventId, OwnedRoomId};
 use serde::Deserialize;
@@ -40,18 +43,21 @@ fn at_event(req: &Request) -> Result<(OwnedRoomId, OwnedEventId)> {
 
 async fn state(app: Arc<App>, req: Request) -> Result<Reply> {
     let (room, event) = at_event(&req)?;
-    Ok(Reply::raw_json(app.federation.answers.state(req.origin()?, &room, &event).await?))
+    let at = AtEvent { origin: req.origin()?, room: &room, event: &event };
+    Ok(Reply::raw_json(app.federation.answers.state(at).await?))
 }
 
 async fn state_ids(app: Arc<App>, req: Request) -> Result<Reply> {
     let (room, event) = at_event(&req)?;
-    Ok(Reply::raw_json(app.federation.answers.state_ids(req.origin()?, &room, &event).await?))
+    let at = AtEvent { origin: req.origin()?, room: &room, event: &event };
+    Ok(Reply::raw_json(app.federation.answers.state_ids(at).await?))
 }
 
 async fn event_auth(app: Arc<App>, req: Request) -> Result<Reply> {
-    let (room, event): (OwnedRoomId, OwnedEventId) =
-        (req.arg_as("roomId")?, req.arg_as("eventId")?);
-    Ok(Reply::raw_json(app.federation.answers.event_auth(req.origin()?, &room, &event).await?))
+    let room: OwnedRoomId = req.arg_as("roomId")?;
+    let event: OwnedEventId = req.arg_as("eventId")?;
+    let at = AtEvent { origin: req.origin()?, room: &room, event: &event };
+    Ok(Reply::raw_json(app.federation.answers.event_auth(at).await?))
 }
 
 async fn backfill(app: Arc<App>, req: Request) -> Result<Reply> {

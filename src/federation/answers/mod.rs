@@ -18,6 +18,7 @@ use crate::Deps;
 
 pub use history::MissingQuery;
 pub use spaces::Hierarchy;
+pub use state::AtEvent;
 
 /// Answers other servers about rooms and users of this one.
 pub struct Answers {

@@ -9,6 +9,14 @@ use serde_json::json;
 
 use super::{Answers, Visited, splice};
 
+/// An event, as another server asks about it.
+#[derive(Clone, Copy, Debug)]
+pub struct AtEvent<'a> {
+    pub origin: &'a ServerName,
+    pub room: &'a RoomId,
+    pub event: &'a EventId,
+}
+
 /// The state before an event, and all that shows that it is allowed.
 struct StateBefore {
     state: Vec<EventNid>,
@@ -17,14 +25,9 @@ struct StateBefore {
 
 impl Answers {
     /// The state before an event, as events.
-    pub async fn state(
-        &self,
-        origin: &ServerName,
-        room_id: &RoomId,
-        event_id: &EventId,
-    ) -> Result<Vec<u8>> {
-        let room = self.visit(room_id, origin).await?;
-        let before = self.state_before(&room, event_id).await?;
+    pub async fn state(&self, at: AtEvent<'_>) -> Result<Vec<u8>> {
+        let room = self.visit(at.room, at.origin).await?;
+        let before = self.state_before(&room, at.event).await?;
         let (state, auth_chain) = futures::try_join!(
             self.pdus(&room, &before.state),
             self.pdus(&room, &before.auth_chain)
@@ -40,14 +43,9 @@ impl Answers {
     }
 
     /// The state before an event, as ids.
-    pub async fn state_ids(
-        &self,
-        origin: &ServerName,
-        room_id: &RoomId,
-        event_id: &EventId,
-    ) -> Result<Vec<u8>> {
-        let room = self.visit(room_id, origin).await?;
-        let before = self.state_before(&room, event_id).await?;
+    pub async fn state_ids(&self, at: AtEvent<'_>) -> Result<Vec<u8>> {
+        let room = self.visit(at.room, at.origin).await?;
+        let before = self.state_before(&room, at.event).await?;
         let all: Vec<EventNid> = before.state.iter().chain(&before.auth_chain).copied().collect();
         let ids: std::collections::HashMap<EventNid, String> =
             resident::list_ids(self.pool(), &all).await?.into_iter().collect();
@@ -61,14 +59,9 @@ impl Answers {
     }
 
     /// All that shows that an event is allowed.
-    pub async fn event_auth(
-        &self,
-        origin: &ServerName,
-        room_id: &RoomId,
-        event_id: &EventId,
-    ) -> Result<Vec<u8>> {
-        let room = self.visit(room_id, origin).await?;
-        let anchor = resident::get_anchor(self.pool(), room.nid, event_id.as_str()).await?;
+    pub async fn event_auth(&self, at: AtEvent<'_>) -> Result<Vec<u8>> {
+        let room = self.visit(at.room, at.origin).await?;
+        let anchor = resident::get_anchor(self.pool(), room.nid, at.event.as_str()).await?;
         let anchor = anchor.ok_or_else(|| Refusal::not_found("the event is not known here"))?;
         let chain = self.auth_chain(&[anchor.nid]).await?;
         let pdus = self.pdus(&room, &chain).await?;
