@@ -75,6 +75,8 @@ pub(super) struct Delivery {
     pub transaction: Transaction,
     pub content: Content,
     behind: Option<Behind>,
+    /// The server may have it.
+    is_again: bool,
     has_more: bool,
 }
 
@@ -109,19 +111,19 @@ impl Delivery {
     /// With what the server is owed, if it is behind.
     pub(super) fn new(server: OwnedServerName, content: Content, behind: Option<Behind>) -> Self {
         let transaction = Transaction::default();
-        Self { server, transaction, content, behind, has_more: false }
+        Self { server, transaction, content, behind, is_again: false, has_more: false }
+    }
+
+    /// One that was not taken, as far as this server knows.
+    pub(super) fn again(server: OwnedServerName, content: Content) -> Self {
+        Self { is_again: true, ..Self::new(server, content, None) }
     }
 
     /// Adds messages to devices; there may be more if these are `limit`. What is sent again gets
     /// none that were not in it.
-    pub(super) fn add_messages(
-        &mut self,
-        mut messages: Vec<(Position, String)>,
-        limit: i64,
-        again: bool,
-    ) {
-        self.has_more = again || i64::try_from(messages.len()).unwrap_or(i64::MAX) >= limit;
-        if again {
+    pub(super) fn add_messages(&mut self, mut messages: Vec<(Position, String)>, limit: i64) {
+        self.has_more = self.is_again || i64::try_from(messages.len()).unwrap_or(i64::MAX) >= limit;
+        if self.is_again {
             messages.retain(|(pos, _)| self.content.messages.contains(pos));
         }
         self.content.messages = messages.iter().map(|(pos, _)| *pos).collect();
@@ -248,8 +250,8 @@ mod tests {
         let place = (chatd_base::EventNid(1), RoomNid(1));
         let again = Content { events: vec![place], ..Content::default() };
         let server = OwnedServerName::try_from("b.example").unwrap();
-        let mut delivery = Delivery::new(server, again.clone(), None);
-        delivery.add_messages(vec![(Position(5), "{}".to_owned())], 50, true);
+        let mut delivery = Delivery::again(server, again.clone());
+        delivery.add_messages(vec![(Position(5), "{}".to_owned())], 50);
         assert!(delivery.content.messages.is_empty(), "they were not in it");
         let failed = delivery.failed(1, again);
         assert!(matches!(failed, Outcome::Failed { has_more: true, .. }));

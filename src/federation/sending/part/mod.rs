@@ -1,52 +1,46 @@
 //! One sender: it holds the queues of its servers, and decides who gets what when. What takes time
-//! is done by tasks, at most so many at once; the tables are written once a second while anything
-//! happens, and not at all while nothing does.
+//! is done by tasks, at most so many at once (`filling`); the tables are written once a second while
+//! anything happens, and not at all while nothing does (`progress`).
+
+mod filling;
+mod progress;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     sync::Arc,
     time::Duration,
 };
 
-use chatd_base::{Position, Result, WriterId, tasks};
+use chatd_base::{Position, Result};
 use chatd_storage::{
     destinations,
-    sending::{self, OwedRoom, Progress, ToSend},
+    sending::{self, ToSend},
 };
 use chatd_streams::{Feed, Stream, StreamToken};
 use metrics::Gauge;
 use ruma_common::{OwnedServerName, ServerName};
 use tokio::sync::mpsc;
 
+use self::progress::WRITE_EVERY_MS;
 use super::{
     Sending,
-    catch_up::MOST_ROOMS,
-    delivery::{Behind, Content, Delivery, Done, Outcome},
+    delivery::{Done, Outcome},
     destination::{Destination, Ledger, Owed, Queued},
     devices,
     inbox::{Inbox, News},
     routing,
     shards::{least, limited, range, shard_of},
     spread::{Fact, Spread},
-    transaction::MOST_PDUS,
 };
 
 /// Transactions that are under way at the same time.
 const MOST_RUNNING: usize = 100;
 /// Events that are read at a time.
 const MOST_READ: i64 = 500;
-/// Messages to devices in one transaction.
-const MOST_OUTBOUND: i64 = 50;
-/// Changes of device lists in one transaction.
-const MOST_DEVICES: usize = 20;
-/// How often the tables are written.
-const WRITE_EVERY_MS: u64 = 1_000;
 /// A clock that is set cannot stop everything for longer.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// How long the token of a stream may take to cover a row that folds have been told of.
 const TOKEN_WITHIN: Duration = Duration::from_secs(10);
-/// What waits for longer is noted as missed, so that the token can move on.
-const SLOW_MS: u64 = 3_000;
 
 /// A sender at work.
 pub(super) struct Part {
@@ -376,94 +370,6 @@ impl Part {
         self.line.push_back(server.clone());
     }
 
-    /// Begins transactions, as many as may be under way. What goes into them is read for all
-    /// together.
-    async fn start(&mut self) -> Result<()> {
-        let mut servers = Vec::new();
-        while self.running + servers.len() < MOST_RUNNING
-            && let Some(server) = self.line.pop_front()
-        {
-            let Some(one) = self.destinations.get_mut(&server) else { continue };
-            one.is_in_line = false;
-            one.is_busy = true;
-            servers.push(server);
-        }
-        if servers.is_empty() {
-            return Ok(());
-        }
-        let mut deliveries = self.fill(servers).await?;
-        for delivery in &mut deliveries {
-            if let Some(one) = self.destinations.get_mut(&delivery.server) {
-                let room = delivery.transaction.room_for_edus();
-                delivery.transaction.add_edus(one.ephemeral.take(room, self.with.now_ms()));
-            }
-        }
-        for delivery in deliveries {
-            self.running += 1;
-            let (with, tell_done) = (self.with.clone(), self.tell_done.clone());
-            tasks::spawn("federation_transaction", async move {
-                let done = delivery.make(&with).await;
-                // Whoever began it may have ended.
-                let _ = tell_done.send(done).await;
-            });
-        }
-        Ok(())
-    }
-
-    /// What each server gets that must arrive.
-    async fn fill(&mut self, servers: Vec<OwnedServerName>) -> Result<Vec<Delivery>> {
-        let mut deliveries = Vec::with_capacity(servers.len());
-        let (mut places, mut changes, mut with_outbound) = (Vec::new(), Vec::new(), Vec::new());
-        let mut is_again = Vec::with_capacity(servers.len());
-        for server in servers {
-            let Some(one) = self.destinations.get_mut(&server) else { continue };
-            let again = one.again.take();
-            is_again.push(again.is_some());
-            let behind = (one.is_behind && again.is_none()).then(|| Behind {
-                owed: one.begin_to_catch_up(MOST_ROOMS),
-                devices: one.owed_devices.clone().map(|since| (since, self.device_lists.clone())),
-            });
-            let content = match again {
-                Some(again) => *again,
-                None if one.is_behind => Content::default(),
-                None => Content::of(&one.take_events(MOST_PDUS), one.take_devices(MOST_DEVICES)),
-            };
-            if std::mem::take(&mut one.has_outbound) {
-                with_outbound.push(server.to_string());
-            }
-            places.extend(content.events.iter().copied());
-            changes.extend(content.changes.iter().cloned());
-            deliveries.push(Delivery::new(server, content, behind));
-        }
-        let bodies = self.with.bodies.load(&places).await?;
-        let edus = devices::edus(&self.with.deps.users, &changes).await?;
-        for Delivery { content, transaction, .. } in &mut deliveries {
-            for (nid, _) in &content.events {
-                if let Some(body) = bodies.get(nid) {
-                    transaction.add_event(*nid, body.clone());
-                }
-            }
-            for change in &content.changes {
-                if let Some(edu) = edus.get(&change.pos) {
-                    transaction.add_durable_edu('d', change.pos, edu.clone());
-                }
-            }
-        }
-        if !with_outbound.is_empty() {
-            let pool = self.with.pool();
-            let messages = sending::list_outbound(pool, &with_outbound, MOST_OUTBOUND).await?;
-            let mut by_server: HashMap<String, Vec<(Position, String)>> = HashMap::new();
-            for (server, pos, content) in messages {
-                by_server.entry(server).or_default().push((pos, content));
-            }
-            for (delivery, again) in deliveries.iter_mut().zip(is_again) {
-                let messages = by_server.remove(delivery.server.as_str()).unwrap_or_default();
-                delivery.add_messages(messages, MOST_OUTBOUND, again);
-            }
-        }
-        Ok(deliveries)
-    }
-
     fn finish_all(&mut self, first: Done) {
         self.finish(first);
         while let Ok(done) = self.done.try_recv() {
@@ -496,91 +402,5 @@ impl Part {
         } else {
             self.wake(&server);
         }
-    }
-
-    /// Writes how far everybody has been told, and who has missed what. Messages to devices that
-    /// were taken are removed at once, before more are sent.
-    async fn write_if_due(&mut self) -> Result<()> {
-        let now_ms = self.with.now_ms();
-        let is_due = now_ms >= self.written_ms + WRITE_EVERY_MS || now_ms < self.written_ms;
-        if self.ledger.taken.is_empty() && !(self.is_dirty && is_due) {
-            return Ok(());
-        }
-        self.written_ms = now_ms;
-        for (server, one) in &mut self.destinations {
-            one.note_slow(server, now_ms.saturating_sub(SLOW_MS), &mut self.ledger);
-        }
-        self.measure();
-        let told = self.told();
-        let is_new = told.is_some() && self.written != told;
-        // What waits in memory is noted later at the latest.
-        self.is_dirty = self.destinations.values().any(|one| one.waiting() > 0);
-        if !is_new && self.ledger.is_empty() {
-            return Ok(());
-        }
-        let progress = self.progress(told.clone());
-        sending::write(self.with.pool(), progress).await?;
-        if told.is_some() {
-            self.written = told;
-        }
-        Ok(())
-    }
-
-    fn measure(&self) {
-        let with_work = self.destinations.values().filter(|one| one.has_work() || one.is_busy);
-        self.pending[0].set(with_work.count() as f64);
-        let events: usize = self.destinations.values().map(Destination::waiting).sum();
-        self.pending[1].set(events as f64);
-    }
-
-    /// Up to where all servers have been told, or are noted; `None` while that is behind what
-    /// the tables say of some of them.
-    fn told(&self) -> Option<(String, String)> {
-        let mut events: BTreeMap<WriterId, Position> = self
-            .with
-            .streams()
-            .events
-            .positions()
-            .into_keys()
-            .map(|writer| (writer, self.events.of(writer)))
-            .collect();
-        let mut device_lists = self.device_lists.clone();
-        for one in self.destinations.values() {
-            for event in one.unnoted() {
-                let told = events.entry(event.writer).or_insert(self.events.min);
-                *told = (*told).min(Position(event.pos.0 - 1));
-            }
-            if let Some(oldest) = one.oldest_device() {
-                device_lists = least(&device_lists, &StreamToken::at(Position(oldest.0 - 1)));
-            }
-        }
-        let events = StreamToken::from_writers(&events);
-        let is_further = |(began, devices): &(StreamToken, StreamToken)| {
-            events.is_at_least(began) && device_lists.is_at_least(devices)
-        };
-        let is_true = self.began.values().all(is_further);
-        is_true.then(|| (events.to_string(), device_lists.to_string()))
-    }
-
-    fn progress(&mut self, told: Option<(String, String)>) -> Progress {
-        let Ledger { rooms, devices, taken } = std::mem::take(&mut self.ledger);
-        let mut progress = Progress { shards: self.shards.clone(), told, ..Progress::default() };
-        for ((server, room), owed) in rooms {
-            let server = server.to_string();
-            match owed {
-                Some(Owed { since, ahead }) => {
-                    progress.owed_rooms.push(OwedRoom { server, room, since, ahead });
-                }
-                None => progress.settled_rooms.push((server, room)),
-            }
-        }
-        for (server, since) in devices {
-            match since {
-                Some(since) => progress.owed_devices.push((server.to_string(), since.to_string())),
-                None => progress.settled_devices.push(server.to_string()),
-            }
-        }
-        progress.taken = taken.into_iter().map(|(server, at)| (server.to_string(), at)).collect();
-        progress
     }
 }
