@@ -4,7 +4,7 @@ use chatd_base::Result;
 use chatd_storage::{graph, lane::flags};
 use chatd_streams::Owner;
 use ruma_common::{
-    CanonicalJsonObject, OwnedEventId, RoomId, ServerName, room_version_rules::RoomVersionRules,
+    CanonicalJsonObject, EventId, OwnedEventId, RoomId, ServerName, room_version_rules::RoomVersionRules,
 };
 
 use crate::{
@@ -80,6 +80,13 @@ impl RoomOwner {
         ids: &[OwnedEventId],
     ) -> Result<Vec<OwnedEventId>> {
         self.list_known(room_id, ids, 0).await
+    }
+
+    /// Whether the event has become part of the room: not one that was refused, and kept for what
+    /// refers to it.
+    pub async fn is_accepted(&self, room_id: &RoomId, id: &EventId) -> Result<bool> {
+        let refused = flags::OUTLIER | flags::REJECTED | flags::SOFT_FAILED;
+        Ok(!self.list_known(room_id, &[id.to_owned()], refused).await?.is_empty())
     }
 
     async fn list_known(

@@ -96,6 +96,9 @@ impl RoomOwner {
         let before: Before = told.pdus.values().map(|pdu| pdu.event_id.clone()).collect();
         let received = self.receive_at(&site.room_id, event, &before).await?;
         match received.verdict {
+            Verdict::Known if !self.is_accepted(&site.room_id, &received.event_id).await? => {
+                Err(Refusal::forbidden("the room has not allowed it before").into())
+            }
             Verdict::Accepted | Verdict::Known => {
                 Ok(Sent { event_id: received.event_id, position: received.position })
             }

@@ -120,7 +120,11 @@ impl Resident {
         let owner = &self.deps.rooms.owner;
         let received = owner.receive_as(room_id, event.clone(), Route::Forwarded).await?;
         match received.verdict {
-            Verdict::Accepted | Verdict::Known => Ok(event),
+            Verdict::Accepted => Ok(event),
+            Verdict::Known if owner.is_accepted(room_id, event_id).await? => Ok(event),
+            Verdict::Known => {
+                Err(Refusal::forbidden("the room has not allowed it before").into())
+            }
             Verdict::SoftFailed(why) | Verdict::Rejected(why) => {
                 Err(Refusal::forbidden(why).into())
             }

@@ -31,6 +31,24 @@ scenario! {
         assert!(other.problems().is_empty(), "{:?}", other.problems());
     }
 
+    async fn a_join_that_was_refused_is_refused_again(server: Server)
+    in (monolith, random) with (Settings::federating()) {
+        let other = Other::start().await;
+        let (alice, bob) = (server.user("alice").await, other.user("bob"));
+        let peer = server.peer();
+        let room = alice.create_room().preset("public_chat").version("11").await;
+        let made = other.make(&peer, "join", &room, &bob).await;
+        let join = other.seal(&made);
+        alice.post(path("/rooms/{}/ban", &[&room]), &json!({"user_id": bob})).await.ok();
+        for _ in 0..2 {
+            // Kept the first time, for what refers to it: it opens nothing.
+            let answer = other.send_made(&peer, "join", &room, &join).await;
+            answer.refused(403, "M_FORBIDDEN");
+        }
+        let member = alice.get_state(&room, "m.room.member", &bob).await;
+        assert_eq!(member.ok()["membership"], "ban");
+    }
+
     async fn a_user_of_another_server_is_invited(server: Server)
     in (monolith, random) with (Settings::federating()) {
         let other = Other::start().await;
