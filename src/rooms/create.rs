@@ -249,14 +249,19 @@ impl Rooms {
         }
     }
 
-    fn version_of(&self, request: &CreateRoom) -> Result<RoomVersionId> {
-        let Some(version) = &request.room_version else {
-            return Ok(self.config.rooms.default_version.clone());
-        };
+    fn version_of(&self, request: &CreateRoom) -> Result<RoomVersionId, Refusal> {
+        match &request.room_version {
+            Some(version) => self.known_version(version),
+            None => Ok(self.config.rooms.default_version.clone()),
+        }
+    }
+
+    /// Refuses versions of rooms that this server does not make.
+    pub(crate) fn known_version(&self, version: &str) -> Result<RoomVersionId, Refusal> {
         let is_stable = (1..=12_u8).any(|number| number.to_string() == *version);
-        match RoomVersionId::try_from(version.as_str()) {
+        match RoomVersionId::try_from(version) {
             Ok(known) if is_stable => Ok(known),
-            _ => Err(unsupported(version).into()),
+            _ => Err(unsupported(version)),
         }
     }
 
@@ -481,7 +486,7 @@ impl Plan<'_> {
     }
 }
 
-fn object(value: Value) -> Map<String, Value> {
+pub(crate) fn object(value: Value) -> Map<String, Value> {
     match value {
         Value::Object(object) => object,
         _ => Map::new(),

@@ -50,6 +50,7 @@ mod shape;
 mod template;
 #[cfg(test)]
 mod tests;
+mod upgrade;
 
 use std::sync::Arc;
 
@@ -68,6 +69,7 @@ pub use pdu::{federation_json, write_federation};
 pub use receive::{Before, Received, Verdict};
 pub use seal::{Draft, Route, Signer, event_id};
 pub use template::{SignedInvite, Template};
+pub use upgrade::Upgrade;
 
 use crate::{
     hosts::Hosts,

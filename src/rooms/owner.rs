@@ -563,7 +563,8 @@ fn evict(slots: &mut HashMap<OwnedRoomId, Arc<Slot>>) {
     }
 }
 
-fn digest(room: &RoomId, user: &UserId, device: &str, txn_id: &str) -> Uuid {
+/// The key of what a user has asked for once: by a transaction id, or by what the request is.
+pub(crate) fn digest(room: &RoomId, user: &UserId, device: &str, txn_id: &str) -> Uuid {
     let mut hash = Sha256::new();
     for part in [room.as_str(), user.as_str(), device, txn_id] {
         hash.update((part.len() as u64).to_le_bytes());

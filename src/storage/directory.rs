@@ -39,6 +39,8 @@ statements! {
     INSERT_ALIAS = "INSERT INTO room_aliases (alias, room, creator) VALUES ($1, $2, $3)
                     ON CONFLICT DO NOTHING";
     DELETE_ALIAS = "DELETE FROM room_aliases WHERE alias = $1";
+    MOVE_ALIASES = "UPDATE room_aliases a SET room = new.nid FROM rooms old, rooms new
+                    WHERE old.room_id = $1 AND new.room_id = $2 AND a.room = old.nid";
     LIST_ALIASES = "SELECT alias FROM room_aliases WHERE room = $1 ORDER BY alias";
     GET_PUBLISHED = "SELECT is_public FROM rooms WHERE room_id = $1";
     SET_PUBLISHED = "UPDATE rooms SET is_public = $2 WHERE room_id = $1";
@@ -108,6 +110,12 @@ pub async fn insert_alias(
 /// Removes an alias; false if there was none.
 pub async fn delete_alias(pool: &Pool, alias: &str) -> Result<bool> {
     Ok(pool.execute(&DELETE_ALIAS, &[&alias]).await? > 0)
+}
+
+/// Lets all aliases of a room point to another one; does nothing if that is not known.
+pub async fn move_aliases(pool: &Pool, old: &str, new: &str) -> Result<()> {
+    pool.execute(&MOVE_ALIASES, &[&old, &new]).await?;
+    Ok(())
 }
 
 /// Local aliases of a room, sorted.

@@ -25,6 +25,7 @@ mod sync_chain;
 mod sync_view;
 mod syncing;
 mod timeline;
+mod upgrades;
 mod visibility;
 mod voip;
 mod watching;

@@ -33,7 +33,6 @@ const NOT_BUILT: &[&str] = &[
     "/_matrix/client/v3/register/msisdn/",
     "/_matrix/client/v3/rooms/{roomId}/initialSync",
     "/_matrix/client/v3/rooms/{roomId}/report",
-    "/_matrix/client/v3/rooms/{roomId}/upgrade",
     "/_matrix/client/v3/search",
     "/_matrix/client/v3/thirdparty/",
     "/_matrix/client/v3/user_directory/",

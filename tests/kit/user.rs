@@ -167,6 +167,11 @@ impl User {
         self.change("invite", room, who)
     }
 
+    /// Replaces a room by one of another version.
+    pub fn upgrade(&self, room: &str, version: &str) -> Request {
+        self.post(path("/rooms/{}/upgrade", &[room]), &json!({"new_version": version}))
+    }
+
     /// Sends an event under a transaction id.
     pub fn send_event(&self, room: &str, kind: &str, txn: &str, content: &Value) -> Request {
         self.put(path("/rooms/{}/send/{}/{}", &[room, kind, txn]), content)

@@ -113,6 +113,19 @@ impl Cast {
         same_state(&[host, guest], &room).await;
     }
 
+    /// A room of the next version takes the place of one.
+    async fn upgrade(&self, version: &str) {
+        let (host, guest) = (&self.host, &self.guest);
+        let old = shared_room(host, guest, version).await;
+        let next = VERSIONS.iter().skip_while(|other| *other != &version).nth(1);
+        let new = host.upgrade(&old, next.unwrap_or(&"11")).await.string("replacement_room");
+        let is_named = |content: &serde_json::Value| content["replacement_room"] == *new;
+        until_state(guest, &old, ("m.room.tombstone", ""), is_named).await;
+        comes(host, guest, &new).await;
+        says(guest, &[host], &new, "we have moved").await;
+        same_state(&[host, guest], &new).await;
+    }
+
     async fn do_all(&self) {
         self.do_in(VERSIONS).await;
     }
@@ -123,6 +136,7 @@ impl Cast {
             chatd_kit::say(format!("room version {version}"));
             self.live_together(version).await;
             self.come_and_go(version).await;
+            self.upgrade(version).await;
             if number >= 7 {
                 self.knock(version).await;
             }

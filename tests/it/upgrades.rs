@@ -1,0 +1,94 @@
+//! Rooms that are replaced by one of another version.
+
+use chatd_kit::{Server, User, path, scenario};
+use serde_json::{Value, json};
+
+async fn state(user: &User, room: &str, kind: &str) -> Value {
+    user.get_state(room, kind, "").await.ok().clone()
+}
+
+scenario! {
+    async fn a_room_takes_the_place_of_another(server: Server) {
+        let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+        let carol = server.user("carol").await;
+        let old = alice
+            .create_room()
+            .version("10")
+            .with("name", "the name")
+            .with("topic", "the topic")
+            .with("room_alias_name", "kitchen")
+            .with("visibility", "public")
+            .with("creation_content", json!({"type": "org.example.kind", "m.federate": false}))
+            .state("m.room.encryption", json!({"algorithm": "m.megolm.v1.aes-sha2"}))
+            .member(&bob)
+            .await;
+        alice.change("ban", &old, &carol).await.ok();
+        let mut levels = state(&alice, &old, "m.room.power_levels").await;
+        levels["users"][&bob.id] = 50.into();
+        alice.set_state(&old, "m.room.power_levels", "", &levels).await.ok();
+        let alias = state(&alice, &old, "m.room.canonical_alias").await;
+
+        let new = alice.upgrade(&old, "11").await.string("replacement_room");
+        let create = state(&alice, &new, "m.room.create").await;
+        assert_eq!(create["room_version"], "11");
+        assert_eq!(create["type"], "org.example.kind");
+        assert_eq!(create["m.federate"], false);
+        assert_eq!(create["predecessor"]["room_id"], old);
+        assert!(create["predecessor"]["event_id"].is_string(), "{create}");
+        assert_eq!(state(&alice, &new, "m.room.name").await["name"], "the name");
+        assert_eq!(state(&alice, &new, "m.room.topic").await["topic"], "the topic");
+        let encryption = state(&alice, &new, "m.room.encryption").await;
+        assert_eq!(encryption["algorithm"], "m.megolm.v1.aes-sha2");
+        assert_eq!(state(&alice, &new, "m.room.power_levels").await, levels);
+        assert_eq!(state(&alice, &new, "m.room.canonical_alias").await, alias);
+        let carols = alice.get_state(&new, "m.room.member", &carol.id).await;
+        assert_eq!(carols.ok()["membership"], "ban");
+        let name = alias["alias"].as_str().unwrap();
+        let found = alice.get(path("/directory/room/{}", &[name])).await;
+        assert_eq!(found.ok()["room_id"], new);
+        let listed = alice.get(path("/directory/list/room/{}", &[&new])).await;
+        assert_eq!(listed.ok()["visibility"], "public");
+
+        let tombstone = state(&bob, &old, "m.room.tombstone").await;
+        assert_eq!(tombstone["replacement_room"], new);
+        assert_eq!(state(&bob, &old, "m.room.canonical_alias").await, json!({}));
+        let quiet = state(&bob, &old, "m.room.power_levels").await;
+        assert_eq!((&quiet["events_default"], &quiet["invite"]), (&json!(50), &json!(50)));
+
+        let again = alice.upgrade(&old, "11").await.string("replacement_room");
+        assert_eq!(again, new, "a repeat makes no second room");
+        assert_eq!(state(&bob, &old, "m.room.power_levels").await, quiet);
+        assert_eq!(state(&alice, &new, "m.room.power_levels").await, levels);
+    }
+
+    async fn creators_come_and_go_with_the_version(server: Server) {
+        let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+        let room = alice.create_room().version("11").member(&bob).await;
+        let body = json!({"new_version": "12", "additional_creators": [&bob.id]});
+        let url = path("/rooms/{}/upgrade", &[&room]);
+        let newer = alice.post(url, &body).await.string("replacement_room");
+        let create = state(&alice, &newer, "m.room.create").await;
+        assert_eq!(create["additional_creators"], json!([bob.id]));
+        let levels = state(&alice, &newer, "m.room.power_levels").await;
+        assert_eq!(levels["users"], json!({}), "creators are above all levels");
+        let older = alice.upgrade(&newer, "10").await.string("replacement_room");
+        let levels = state(&alice, &older, "m.room.power_levels").await;
+        assert!(levels["users"][&alice.id].as_i64() >= Some(100), "{levels}");
+        let create = state(&alice, &older, "m.room.create").await;
+        assert!(create["additional_creators"].is_null(), "{create}");
+        assert_eq!(create["predecessor"]["room_id"], newer);
+    }
+
+    async fn not_everybody_replaces_rooms(server: Server) in (monolith) {
+        let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+        let room = alice.create_room().version("10").member(&bob).await;
+        bob.upgrade(&room, "11").await.refused(403, "M_FORBIDDEN");
+        let carol = server.user("carol").await;
+        carol.upgrade(&room, "11").await.refused(403, "M_FORBIDDEN");
+        alice.upgrade(&room, "13").await.refused(400, "M_UNSUPPORTED_ROOM_VERSION");
+        alice.post(path("/rooms/{}/upgrade", &[&room]), &json!({})).await.refused(400, "M_BAD_JSON");
+        alice.get_state(&room, "m.room.tombstone", "").await.refused(404, "M_NOT_FOUND");
+        bob.leave(&room).await.ok();
+        bob.upgrade(&room, "11").await.refused(403, "M_FORBIDDEN");
+    }
+}
