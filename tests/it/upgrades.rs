@@ -1,6 +1,6 @@
 //! Rooms that are replaced by one of another version.
 
-use chatd_kit::{Server, User, path, scenario};
+use chatd_kit::{User, path, scenario};
 use serde_json::{Value, json};
 
 async fn state(user: &User, room: &str, kind: &str) -> Value {
@@ -86,7 +86,7 @@ scenario! {
         let carol = server.user("carol").await;
         carol.upgrade(&room, "11").await.refused(403, "M_FORBIDDEN");
         alice.upgrade(&room, "13").await.refused(400, "M_UNSUPPORTED_ROOM_VERSION");
-        alice.post(path("/rooms/{}/upgrade", &[&room]), &json!({})).await.refused(400, "M_BAD_JSON");
+        alice.post(path("/rooms/{}/upgrade", &[&room]), &json!({})).await.refused(400, "M_MISSING_PARAM");
         alice.get_state(&room, "m.room.tombstone", "").await.refused(404, "M_NOT_FOUND");
         bob.leave(&room).await.ok();
         bob.upgrade(&room, "11").await.refused(403, "M_FORBIDDEN");
