@@ -19,6 +19,9 @@ use super::{
 
 /// How long a server is left alone that refuses what it should take.
 const REFUSED_MS: u64 = 600_000;
+/// How long one is left alone that cannot tell who asks: it may not have the keys of this server
+/// at the moment.
+const UNKNOWN_MS: u64 = 60_000;
 /// How long one is left alone about which nothing can be read.
 const UNREAD_MS: u64 = 5_000;
 /// How long one that was not there is left alone, if it has shown signs of life since, or if the
@@ -217,6 +220,7 @@ fn left_alone_until(failure: &Failure, known: Option<u64>, now_ms: u64) -> u64 {
     match failure {
         Failure::BackingOff { until_ms } => *until_ms,
         failure if failure.is_of_the_server() => known.unwrap_or(now_ms + BRIEFLY_MS),
+        Failure::Refused { status: 401, .. } => now_ms + UNKNOWN_MS,
         _ => now_ms + REFUSED_MS,
     }
 }
@@ -237,6 +241,7 @@ mod tests {
             (Failure::Away("away".to_owned()), Some(7_000), 7_000),
             (Failure::Away("away".to_owned()), None, 5_000 + BRIEFLY_MS),
             (refused(503), None, 5_000 + BRIEFLY_MS),
+            (refused(401), None, 5_000 + UNKNOWN_MS),
             (refused(403), None, 5_000 + REFUSED_MS),
             (Failure::Odd("odd".to_owned()), None, 5_000 + REFUSED_MS),
             (Failure::BackingOff { until_ms: 9_000 }, None, 9_000),
