@@ -1,7 +1,7 @@
 //! Events by time: `timestamp_to_event`, for clients and for other servers.
 
 use chatd_kit::{
-    Answer, Other, Settings, User,
+    Answer, Other, Server, Settings, Synapse, User,
     other::{Pdu, Reply, now_ms},
     path, scenario,
 };
@@ -167,5 +167,26 @@ scenario! {
         nearest(&alice, &far.id(), 5_000, "b").await.refused(404, "M_NOT_FOUND");
         nearest(&alice, &far.id(), 5_000, "f").await.ok();
         assert_eq!(other.seen("GET", BY_TIME).len(), 0);
+    }
+}
+
+#[tokio::test]
+async fn synapse_and_chatd_ask_each_other_for_what_was_before() {
+    let synapse = Synapse::shared().await;
+    let server = Server::start(env!("CARGO_BIN_EXE_chatd"), Settings::federating()).await;
+    let (alice, bob) = (server.user("alice").await, synapse.user("bob").await);
+    for (first, second, name) in [(&bob, &alice, synapse.name()), (&alice, &bob, server.name())] {
+        let room = first.create_room().preset("public_chat").await;
+        let mut texts = Vec::new();
+        for text in ["one", "two", "three"] {
+            texts.push(first.send(&room, text).await);
+        }
+        let time = time_of(first.event(&room, &texts[1]).await.ok());
+        second.join_via(&room, name).await.ok();
+        for dir in ["f", "b"] {
+            let found = nearest(second, &room, time, dir).await;
+            assert_eq!(found.ok()["origin_server_ts"], time, "{dir} of {name}");
+            second.event(&room, &found.string("event_id")).await.ok();
+        }
     }
 }

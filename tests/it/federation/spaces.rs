@@ -1,7 +1,7 @@
 //! The trees of spaces: `/hierarchy`, for clients and for other servers.
 
 use chatd_kit::{
-    Answer, Other, Server, Settings, User,
+    Answer, Other, Server, Settings, Synapse, User,
     http::Request,
     other::{Reply, Room},
     path, scenario,
@@ -339,4 +339,25 @@ scenario! {
         nobody.refused(404, "M_NOT_FOUND");
         assert_eq!(other.seen("GET", FAR).len(), 1);
     }
+}
+
+#[tokio::test]
+async fn trees_go_through_synapse_and_back() {
+    let synapse = Synapse::shared().await;
+    let server = Server::start(env!("CARGO_BIN_EXE_chatd"), Settings::federating()).await;
+    let (alice, bob) = (server.user("alice").await, synapse.user("bob").await);
+    let (here, there) = (space(&alice, "public_chat").await, space(&bob, "public_chat").await);
+    let (ours, theirs) = (alice.public_room().await, bob.public_room().await);
+    let closed = bob.create_room().await;
+    put(&alice, &here, &ours, via(server.name())).await;
+    put(&bob, &there, &closed, via(synapse.name())).await;
+    put(&bob, &there, &theirs, via(synapse.name())).await;
+    put(&alice, &here, &there, via(synapse.name())).await;
+    assert_eq!(
+        ids(&rooms(&alice, &here, &[]).await),
+        [&here, &ours, &there, &theirs].map(Clone::clone)
+    );
+    put(&bob, &there, &here, via(server.name())).await;
+    let all = [&there, &closed, &theirs, &here, &ours].map(Clone::clone);
+    assert_eq!(ids(&rooms(&bob, &there, &[]).await), all);
 }
