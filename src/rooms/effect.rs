@@ -159,7 +159,7 @@ fn new_event(
         room: live.room,
         kind: with.kind,
         sender: with.sender,
-        flags: effect.flags | if has_url(&pdu.content) { flags::HAS_URL } else { 0 },
+        flags: flags_of(pdu, effect),
         event_id: pdu.event_id.to_string(),
         prev_ids: effect.prev_ids.clone(),
         auth_ids: effect.auth_ids.clone(),
@@ -270,6 +270,12 @@ fn is_now(change: &Change, pdu: &Pdu) -> bool {
 pub fn array(events: &[Raw]) -> String {
     let parts: Vec<&str> = events.iter().map(|event| event.get()).collect();
     format!("[{}]", parts.join(","))
+}
+
+fn flags_of(pdu: &Pdu, effect: &Effect) -> i16 {
+    let with_url = if has_url(&pdu.content) { flags::HAS_URL } else { 0 };
+    let is_behind_gap = effect.gaps.as_ref().is_some_and(|gaps| !gaps.is_empty());
+    effect.flags | with_url | if is_behind_gap { flags::BEHIND_GAP } else { 0 }
 }
 
 /// The event's relation, and the root of the thread that it is in.

@@ -89,20 +89,19 @@ statements! {
                                               WHERE ahead.writer = e.writer), $2) AS is_covered
                     FROM events e
                     WHERE e.room = $1 AND e.pos > $2 AND e.pos <= $3 AND e.flags & 7 = 0) AS e";
-    /// Events in (low, high] of each room; flags 7: outliers, rejected and soft-failed ones are
-    /// in no timeline.
+    /// Events in (low, high] of each room without the flags $17.
     LIST_NEWEST = concat!("SELECT ", columns!(), "
         FROM unnest($1::int4[], $2::int8[], $3::int8[]) AS w(room, low, high)
         CROSS JOIN LATERAL (
             SELECT e.* FROM events e
-            WHERE e.room = w.room AND e.pos > w.low AND e.pos <= w.high AND e.flags & 7 = 0",
+            WHERE e.room = w.room AND e.pos > w.low AND e.pos <= w.high AND e.flags & $17 = 0",
             filter!(), coverage!(), "ORDER BY e.pos DESC LIMIT $11) AS e", joins!(),
         "ORDER BY e.room, e.pos DESC");
     LIST_OLDEST = concat!("SELECT ", columns!(), "
         FROM unnest($1::int4[], $2::int8[], $3::int8[]) AS w(room, low, high)
         CROSS JOIN LATERAL (
             SELECT e.* FROM events e
-            WHERE e.room = w.room AND e.pos > w.low AND e.pos <= w.high AND e.flags & 7 = 0",
+            WHERE e.room = w.room AND e.pos > w.low AND e.pos <= w.high AND e.flags & $17 = 0",
             filter!(), coverage!(), "ORDER BY e.pos LIMIT $11) AS e", joins!(),
         "ORDER BY e.room, e.pos");
 }
@@ -161,6 +160,12 @@ impl StoredEvent {
     /// Whether the event was rejected or is not part of a timeline for another reason.
     pub fn is_hidden(&self) -> bool {
         self.flags & (flags::OUTLIER | flags::REJECTED | flags::SOFT_FAILED) != 0
+    }
+
+    /// Whether a predecessor was missing when the event came, among the stream's events. That may
+    /// have come since.
+    pub fn is_behind_gap(&self) -> bool {
+        self.flags & flags::BEHIND_GAP != 0 && self.pos.0 > 0
     }
 
     pub fn is_state(&self, kind: &str, state_key: &str) -> bool {
@@ -284,6 +289,25 @@ pub struct Span {
     pub high: Position,
 }
 
+/// Which events of a span are wanted. Outliers, rejected and soft-failed ones are in no timeline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    All,
+    /// Without what was fetched from other servers later, to fill gaps: no sync tells it.
+    Streamed,
+}
+
+impl Which {
+    /// Flags of events that are not wanted.
+    fn without(self) -> i16 {
+        let hidden = flags::OUTLIER | flags::REJECTED | flags::SOFT_FAILED;
+        match self {
+            Self::All => hidden,
+            Self::Streamed => hidden | flags::BACKFILLED,
+        }
+    }
+}
+
 /// Which end of a span is wanted when it holds more than the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
@@ -370,6 +394,7 @@ pub struct Between {
 pub async fn list_timelines(
     pool: &Pool,
     spans: &[Span],
+    which: Which,
     end: End,
     limit: usize,
     filter: &EventFilter,
@@ -406,6 +431,7 @@ pub async fn list_timelines(
                 &between.map(|between| &between.highs),
                 &between.map(|between| between.low),
                 &between.map(|between| between.high),
+                &which.without(),
             ],
         )
         .await?;

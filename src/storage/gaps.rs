@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use chatd_base::RoomNid;
+use chatd_base::{EventNid, Position, RoomNid};
 
 use crate::{Batch, Pool, Result, lane::NewEvent, params, statement::statements};
 
@@ -31,6 +31,14 @@ statements! {
                          AND e.pos <= (SELECT min(f.pos) FROM events f
                                        WHERE f.room = $1 AND f.pos > 0)
                        ORDER BY e.pos DESC, g.missing LIMIT $2";
+    /// Those behind later ones; $2 has the events that name them.
+    LIST_BETWEEN = "SELECT g.missing, e.nid, e.pos FROM event_gaps g
+                    JOIN events e ON e.nid = g.event
+                    WHERE g.room = $1 AND e.flags & 1 = 0
+                      AND ($2::int8[] IS NULL OR g.event = ANY($2))
+                      AND e.pos > (SELECT min(f.pos) FROM events f
+                                   WHERE f.room = $1 AND f.pos > 0)
+                    ORDER BY e.pos DESC, g.missing LIMIT $3";
 }
 
 /// Notes what the events of a commit lack, and what they fill.
@@ -77,18 +85,46 @@ pub async fn list_named(pool: &Pool, room: RoomNid, ids: &[&str]) -> Result<Hash
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-/// A hole in the graph of a room.
+/// Where the past of a room begins here.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Gap {
+pub struct Beginning {
     /// The predecessor that is missing.
     pub missing: String,
     /// Of the event that names it.
     pub depth: i64,
 }
 
-/// Where the past of a room begins here, the newest place first: from there on a walk has to ask
-/// other servers.
-pub async fn list_beginnings(pool: &Pool, room: RoomNid, limit: i64) -> Result<Vec<Gap>> {
+/// Where the past of a room begins, the newest place first: from there on a walk has to ask other
+/// servers.
+pub async fn list_beginnings(pool: &Pool, room: RoomNid, limit: i64) -> Result<Vec<Beginning>> {
     let rows = pool.query(&LIST_BEGINNINGS, &[&room.0, &limit]).await?;
-    Ok(rows.iter().map(|row| Gap { missing: row.get(0), depth: row.get(1) }).collect())
+    let beginning = |row: &crate::Row| Beginning { missing: row.get(0), depth: row.get(1) };
+    Ok(rows.iter().map(beginning).collect())
+}
+
+/// A hole between events of a room.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// The predecessor that is missing.
+    pub missing: String,
+    /// The event that names it.
+    pub event: EventNid,
+    pub pos: Position,
+}
+
+/// Holes between events, behind those of `events` or all of them, the newest first.
+pub async fn list_between(
+    pool: &Pool,
+    room: RoomNid,
+    events: Option<&[EventNid]>,
+    limit: i64,
+) -> Result<Vec<Gap>> {
+    let events: Option<Vec<i64>> = events.map(|all| all.iter().map(|event| event.0).collect());
+    let rows = pool.query(&LIST_BETWEEN, &[&room.0, &events, &limit]).await?;
+    let gap = |row: &crate::Row| Gap {
+        missing: row.get(0),
+        event: EventNid(row.get(1)),
+        pos: Position(row.get(2)),
+    };
+    Ok(rows.iter().map(gap).collect())
 }

@@ -1,9 +1,13 @@
-//! Events from before this server came into a room. They were known without a place, and get one
-//! below all that the stream of events has brought: positions below zero, which no sync reaches.
+//! Events of a room's past that other servers have told. They were known without a place, and get
+//! one: below all that the stream of events has brought if they are from before this server came,
+//! at positions below zero; and among those that the stream has left free if they fill a gap. No
+//! sync tells them.
 //!
 //! Each takes two positions: its own, and the one below, at which entries of the state are noted
 //! that the event before it does not explain. So who may see an event is read from the same rows
 //! as everywhere, `state_delta` and `membership_history`. What is not noted there is not known.
+
+use std::collections::HashMap;
 
 use chatd_base::{EventNid, KeyNid, Position, RoomNid, ShardId, SnapshotId, UserNid};
 
@@ -24,8 +28,37 @@ statements! {
                     FROM unnest($1::int8[], $2::int8[], $3::int8[], $4::int8[], $5::int2[], $6::text[])
                          AS t(nid, pos, snapshot, replaces, flags, prev)
                     WHERE e.nid = t.nid AND e.flags & 1 <> 0";
-    INSERT_SETTINGS = "INSERT INTO state_delta (room, pos, key, event)
-                       SELECT $1, * FROM unnest($2::int8[], $3::int8[], $4::int8[])";
+    INSERT_SETTINGS = "INSERT INTO state_delta (room, pos, key, event, previous)
+                       SELECT $1, * FROM unnest($2::int8[], $3::int8[], $4::int8[], $5::int8[])";
+    /// Between the event at $2 and the one that the stream has brought before it. Flags 17: has no
+    /// place, or has it from here.
+    GET_SPACE = "SELECT b.pos, f.depth,
+                        (SELECT min(e.pos) FROM events e
+                         WHERE e.room = $1 AND e.pos > b.pos AND e.pos <= $2 AND e.flags & 16 <> 0),
+                        (SELECT min(h.pos) FROM memberships m
+                         JOIN membership_history h ON h.user_nid = m.user_nid AND h.room = m.room
+                         WHERE m.room = $1 AND m.is_local AND h.pos > b.pos AND h.pos < $2)
+                 FROM (SELECT max(e.pos) AS pos FROM events e
+                       WHERE e.room = $1 AND e.pos > 0 AND e.pos < $2 AND e.flags & 17 = 0) AS b,
+                      (SELECT e.depth FROM events e
+                       WHERE e.room = $1 AND e.pos > 0 AND e.flags & 17 = 0
+                       ORDER BY e.pos LIMIT 1) AS f
+                 WHERE b.pos IS NOT NULL";
+    /// Entries with these keys, as they are noted for positions below $3: of the state, and of the
+    /// memberships of local users.
+    LIST_STANDING = "SELECT key, event
+                     FROM (SELECT DISTINCT ON (d.key) d.key, d.event FROM state_delta d
+                           WHERE d.room = $1 AND d.key = ANY($2::int8[]) AND d.pos < $3
+                           ORDER BY d.key, d.pos DESC) AS s
+                     WHERE event IS NOT NULL
+                     UNION ALL
+                     SELECT key, event
+                     FROM (SELECT DISTINCT ON (t.key) t.key, h.event
+                           FROM unnest($4::int8[], $5::int4[]) AS t(key, user_nid)
+                           JOIN membership_history h ON h.user_nid = t.user_nid AND h.room = $1
+                           WHERE h.pos < $3
+                           ORDER BY t.key, h.pos DESC) AS m
+                     WHERE event <> 0";
     INSERT_PAST_MEMBERSHIPS =
         "INSERT INTO membership_history (user_nid, room, pos, membership, event)
          SELECT u, $1, pos, m, event
@@ -56,6 +89,26 @@ pub struct Placed {
     pub redaction: Option<NewRedaction>,
 }
 
+/// An entry of the state whose past decides who sees what, from a position on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Setting {
+    pub pos: Position,
+    pub key: KeyNid,
+    pub event: Option<EventNid>,
+    pub previous: Option<EventNid>,
+}
+
+/// Free positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// All below it are free,
+    pub top: Position,
+    /// down to this one, which is not.
+    pub floor: Position,
+    /// Nothing that was told by others is above it.
+    pub is_first: bool,
+}
+
 /// What a user of this server was from a position on.
 #[derive(Clone, Copy, Debug)]
 pub struct PastMembership {
@@ -71,15 +124,51 @@ pub struct Piece {
     pub room: RoomNid,
     pub events: Vec<Placed>,
     pub snapshots: Vec<NewSnapshot>,
-    /// Entries of the state whose past decides who sees what, each from a position on.
-    pub settings: Vec<(Position, KeyNid, Option<EventNid>)>,
+    pub settings: Vec<Setting>,
     pub memberships: Vec<PastMembership>,
 }
 
-/// The lowest position of an event of the room, if that is below zero; else 0.
-pub async fn get_beginning(pool: &Pool, room: RoomNid) -> Result<Position> {
+/// The space below all events of the room.
+pub async fn get_beginning(pool: &Pool, room: RoomNid) -> Result<Space> {
     let row = pool.query_opt(&GET_BEGINNING, &[&room.0]).await?;
-    Ok(Position(row.map_or(0, |row| row.get(0))))
+    let top = Position(row.map_or(0, |row| row.get(0)));
+    // Whether it is the first does not matter there: nothing stands before it.
+    Ok(Space { top, floor: Position(i64::MIN), is_first: false })
+}
+
+/// The space before the event at `pos`, for events of which the newest has this depth. `None` if
+/// they belong before all that the stream has brought.
+pub async fn get_space(
+    pool: &Pool,
+    room: RoomNid,
+    pos: Position,
+    depth: i64,
+) -> Result<Option<Space>> {
+    let Some(row) = pool.query_opt(&GET_SPACE, &[&room.0, &pos.0]).await? else {
+        return Ok(None);
+    };
+    if depth < row.get::<_, i64>(1) {
+        return Ok(None);
+    }
+    let lowest: Option<i64> = row.get(2);
+    let membership: Option<i64> = row.get(3);
+    let top = lowest.or(membership).unwrap_or(pos.0);
+    Ok(Some(Space { top: Position(top), floor: Position(row.get(0)), is_first: lowest.is_none() }))
+}
+
+/// The entries with these keys that are noted for positions below `pos`. `members` are the keys of
+/// users of this server.
+pub async fn list_standing(
+    pool: &Pool,
+    room: RoomNid,
+    settings: &[KeyNid],
+    members: impl Iterator<Item = (KeyNid, UserNid)>,
+    pos: Position,
+) -> Result<HashMap<KeyNid, EventNid>> {
+    let settings: Vec<i64> = settings.iter().map(|key| key.0).collect();
+    let (keys, users): (Vec<i64>, Vec<i32>) = members.map(|(key, user)| (key.0, user.0)).unzip();
+    let rows = pool.query(&LIST_STANDING, &[&room.0, &settings, &pos.0, &keys, &users]).await?;
+    Ok(rows.iter().map(|row| (KeyNid(row.get(0)), EventNid(row.get(1)))).collect())
 }
 
 /// Users of this server who are or were in the room, or are invited.
@@ -132,9 +221,10 @@ fn add_settings(batch: &mut Batch, piece: &Piece) {
             &INSERT_SETTINGS,
             params![
                 piece.room.0,
-                piece.settings.iter().map(|(pos, ..)| pos.0).collect::<Vec<_>>(),
-                piece.settings.iter().map(|(_, key, _)| key.0).collect::<Vec<_>>(),
-                piece.settings.iter().map(|(.., event)| event.map(|e| e.0)).collect::<Vec<_>>(),
+                piece.settings.iter().map(|s| s.pos.0).collect::<Vec<_>>(),
+                piece.settings.iter().map(|s| s.key.0).collect::<Vec<_>>(),
+                piece.settings.iter().map(|s| s.event.map(|nid| nid.0)).collect::<Vec<_>>(),
+                piece.settings.iter().map(|s| s.previous.map(|nid| nid.0)).collect::<Vec<_>>(),
             ],
         );
     }

@@ -24,6 +24,8 @@ pub mod flags {
     pub const HAS_URL: i16 = 32;
     /// This server is the one that sends it to the others in the room.
     pub const TO_SEND: i16 = 64;
+    /// Has named a predecessor that had no place; that may have come since.
+    pub const BEHIND_GAP: i16 = 128;
 }
 
 statements! {

@@ -8,7 +8,7 @@ use chatd_base::{Position, Result, RoomNid};
 use chatd_rooms::{client_event::Bundles, filter::EventFilter, visibility::Lens};
 use chatd_storage::{
     Pool,
-    events::{self, Between, End, Span, StoredEvent},
+    events::{self, Between, End, Span, StoredEvent, Which},
 };
 use chatd_streams::{StreamToken, events::Membership};
 use ruma_common::OwnedUserId;
@@ -158,8 +158,10 @@ async fn read_tables(
     let filter = asker.filter.room.timeline.to_storage();
     let between = between(plan.since.as_ref().map(|since| &since.room), &plan.now.room);
     let (ignored, most) = (&plan.ignored, limit.saturating_add(1));
+    let which = Which::Streamed;
     let found =
-        events::list_timelines(pool, &spans, End::Newest, most, &filter, between.as_ref()).await?;
+        events::list_timelines(pool, &spans, which, End::Newest, most, &filter, between.as_ref())
+            .await?;
     let mut newest: HashMap<RoomNid, Vec<Arc<StoredEvent>>> = HashMap::new();
     for event in found {
         newest.entry(event.room).or_default().push(event);

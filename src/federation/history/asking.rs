@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use chatd_base::Result;
+use chatd_base::{Position, Result};
 use chatd_rooms::{Before, Door};
 use chatd_servers::{Ask, Failure};
 use ruma_common::{OwnedEventId, RoomId, ServerName};
@@ -32,13 +32,14 @@ struct Answer {
 }
 
 impl History {
-    /// Asks `server` for the events `last` and what came before them. How many events have got
-    /// their place.
+    /// Asks `server` for the events `last` and what came before them, and gives them their place:
+    /// before all that is known, or before the event at `behind`. How many have got one.
     pub(super) async fn ask_one(
         &self,
         room: &RoomId,
         server: &ServerName,
         last: &[OwnedEventId],
+        behind: Option<Position>,
     ) -> Result<Result<usize, Failure>> {
         let door = self.0.rooms.owner.door(room, server).await?;
         if !door.is_joined || !door.admits {
@@ -59,7 +60,7 @@ impl History {
         }
         self.store(room, &door, server, &events).await?;
         let events = events.into_iter().map(|pdu| pdu.json).collect();
-        Ok(Ok(self.0.rooms.owner.place_past(room, events, &states).await?))
+        Ok(Ok(self.0.rooms.owner.place_past(room, events, &states, behind).await?))
     }
 
     async fn ask_for_events(

@@ -6,9 +6,8 @@ use std::sync::Weak;
 use bytes::Bytes;
 use chatd_base::{CallError, Error, Patience, Refusal, Result};
 use chatd_streams::Owner;
-use ruma_common::{OwnedRoomId, RoomId};
 
-use super::{History, Inner, filling::Filled};
+use super::{History, Inner, Wanted, filling::Filled};
 
 const CALL: &str = "federation.backfill";
 
@@ -20,12 +19,12 @@ impl History {
     }
 
     /// Has the room's owner fetch more of its past.
-    pub(super) async fn fill(&self, room: &RoomId) -> Result<Filled> {
-        let owner = match self.0.rooms.owner.whose(room) {
-            Owner::Here { .. } => return Ok(self.fill_here(room).await),
+    pub(super) async fn fill(&self, wanted: &Wanted) -> Result<Filled> {
+        let owner = match self.0.rooms.owner.whose(&wanted.room) {
+            Owner::Here { .. } => return Ok(self.fill_here(wanted).await),
             Owner::At(instance) => instance,
         };
-        let body = serde_json::to_vec(room).map_err(Error::internal)?;
+        let body = serde_json::to_vec(wanted).map_err(Error::internal)?;
         let asked =
             self.0.streams.others.ask_once(Some(&owner), CALL, body.into(), Patience::default());
         match asked.await {
@@ -33,7 +32,7 @@ impl History {
             Err(CallError::Refused(refusal)) => Err(refusal.into()),
             Err(CallError::Lost(_)) => {
                 self.0.rooms.owner.refresh_owners().await?;
-                Ok(Filled { is_something: false, may_come: true })
+                Ok(Filled::LATER)
             }
         }
     }
@@ -42,8 +41,8 @@ impl History {
 /// Does what another instance asks for.
 async fn answer(history: Weak<Inner>, body: Bytes) -> Result<Vec<u8>> {
     let history = history.upgrade().ok_or_else(|| Refusal::not_owner(String::new()))?;
-    let room: OwnedRoomId = serde_json::from_slice(&body)
-        .map_err(|error| Refusal::bad_json(format!("not a room: {error}")))?;
-    let filled = History(history).fill_here(&room).await;
+    let wanted: Wanted = serde_json::from_slice(&body)
+        .map_err(|error| Refusal::bad_json(format!("not a room and a place: {error}")))?;
+    let filled = History(history).fill_here(&wanted).await;
     serde_json::to_vec(&filled).map_err(Error::internal)
 }

@@ -3,7 +3,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use chatd_base::{Cache, Clock, Error, Refusal, Result, tasks};
+use chatd_base::{Cache, Clock, Error, Position, Refusal, Result, tasks};
 use chatd_servers::Failure;
 use chatd_storage::gaps;
 use parking_lot::Mutex;
@@ -11,7 +11,7 @@ use ruma_common::{OwnedEventId, OwnedRoomId, OwnedServerName, RoomId, ServerName
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, watch};
 
-use super::History;
+use super::{History, Place, Wanted};
 
 /// Rooms whose past is fetched at a time, and those that may wait for it (R8).
 const AT_ONCE: usize = 8;
@@ -39,9 +39,9 @@ pub(super) struct Filled {
 }
 
 impl Filled {
-    const SOMETHING: Self = Self { is_something: true, may_come: true };
-    const LATER: Self = Self { is_something: false, may_come: true };
-    const NOTHING: Self = Self { is_something: false, may_come: false };
+    pub const SOMETHING: Self = Self { is_something: true, may_come: true };
+    pub const LATER: Self = Self { is_something: false, may_come: true };
+    pub const NOTHING: Self = Self { is_something: false, may_come: false };
 }
 
 /// The fetches of this instance.
@@ -86,33 +86,36 @@ fn is_answer(failure: &Failure) -> bool {
 
 impl History {
     /// Fetches more of the past of a room that this instance owns, or waits for whoever does.
-    pub(super) async fn fill_here(&self, room: &RoomId) -> Filled {
-        let Some(mut told) = self.running(room) else { return Filled::LATER };
+    pub(super) async fn fill_here(&self, wanted: &Wanted) -> Filled {
+        let Some(mut told) = self.running(wanted) else { return Filled::LATER };
         let filled = told.wait_for(Option::is_some).await;
         filled.ok().and_then(|filled| *filled).unwrap_or(Filled::LATER)
     }
 
     /// The fetch of that room, which is begun if there is none. `None` if there are too many.
-    fn running(&self, room: &RoomId) -> Option<watch::Receiver<Option<Filled>>> {
+    ///
+    /// One that is under way may be for another place of the room: who wants more asks again.
+    fn running(&self, wanted: &Wanted) -> Option<watch::Receiver<Option<Filled>>> {
         let mut rooms = self.0.filling.rooms.lock();
         // A fetch that has ended badly tells nothing any more.
         rooms.retain(|_, told| told.has_changed().is_ok());
-        if let Some(told) = rooms.get(room) {
+        if let Some(told) = rooms.get(&wanted.room) {
             return Some(told.clone());
         }
         if rooms.len() >= MOST_ROOMS {
             return None;
         }
         let (tell, told) = watch::channel(None);
-        rooms.insert(room.to_owned(), told.clone());
-        tasks::spawn("backfill", self.clone().work(room.to_owned(), tell));
+        rooms.insert(wanted.room.clone(), told.clone());
+        tasks::spawn("backfill", self.clone().work(wanted.clone(), tell));
         Some(told)
     }
 
-    async fn work(self, room: OwnedRoomId, tell: watch::Sender<Option<Filled>>) {
+    async fn work(self, wanted: Wanted, tell: watch::Sender<Option<Filled>>) {
+        let room = &wanted.room;
         let fetching = async {
             let _place = self.0.filling.places.acquire().await.map_err(Error::internal)?;
-            self.fetch(&room).await
+            self.fetch(&wanted).await
         };
         let filled = match tokio::time::timeout(WITHIN, fetching).await {
             Ok(Ok(filled)) => filled,
@@ -122,20 +125,21 @@ impl History {
             }
             Err(_) => Filled::LATER,
         };
-        self.0.reader.look_further_back(&room);
-        self.0.filling.rooms.lock().remove(&room);
+        self.0.reader.look_further_back(room);
+        self.0.filling.rooms.lock().remove(room);
         tell.send_replace(Some(filled));
     }
 
     /// Asks one server after the other, until one has told something.
-    async fn fetch(&self, room: &RoomId) -> Result<Filled> {
-        let beginnings = self.beginnings(room).await?;
-        if beginnings.is_empty() {
+    async fn fetch(&self, wanted: &Wanted) -> Result<Filled> {
+        let room = &*wanted.room;
+        let (last, behind) = self.last_missing(wanted).await?;
+        if last.is_empty() {
             return Ok(Filled::NOTHING);
         }
         let mut have_all_answered = true;
         for server in self.candidates(room).await? {
-            match self.ask_one(room, &server, &beginnings).await {
+            match self.ask_one(room, &server, &last, behind).await {
                 Ok(Ok(0)) => {}
                 Ok(Ok(_)) => {
                     self.0.filling.helpful.insert(room.to_owned(), server);
@@ -155,22 +159,45 @@ impl History {
             }
         }
         if have_all_answered {
-            beginnings.iter().for_each(|event| self.0.filling.note_unknown(event));
+            last.iter().for_each(|event| self.0.filling.note_unknown(event));
             return Ok(Filled::NOTHING);
         }
         Ok(Filled::LATER)
     }
 
-    /// Events behind which there may be more, the newest first.
-    async fn beginnings(&self, room: &RoomId) -> Result<Vec<OwnedEventId>> {
-        let Some(nid) = self.0.users.room_nids.find(room).await? else { return Ok(Vec::new()) };
-        let gaps = gaps::list_beginnings(&self.0.pool, nid, MOST_GAPS).await?;
-        let events = gaps.into_iter().filter_map(|gap| OwnedEventId::try_from(gap.missing).ok());
+    /// Events that are missing, and the position of the one that they have to come before if that
+    /// is not the first one that is known.
+    async fn last_missing(&self, wanted: &Wanted) -> Result<(Vec<OwnedEventId>, Option<Position>)> {
+        let Some(room) = self.0.users.room_nids.find(&wanted.room).await? else {
+            return Ok((Vec::new(), None));
+        };
+        let pool = &self.0.pool;
+        let wanted = match &wanted.place {
+            Place::Beginning => {
+                let all = gaps::list_beginnings(pool, room, MOST_GAPS).await?.into_iter();
+                return Ok((self.worth_asking(all.map(|gap| gap.missing)), None));
+            }
+            Place::Behind(events) => Some(&**events),
+            Place::Between => None,
+        };
+        let all = gaps::list_between(pool, room, wanted, MOST_GAPS).await?;
+        let one = |gap: &gaps::Gap| {
+            let id = OwnedEventId::try_from(gap.missing.as_str()).ok();
+            id.is_some_and(|id| !self.0.filling.is_unknown(&id)).then_some(gap.pos)
+        };
+        let Some(pos) = all.iter().find_map(one) else { return Ok((Vec::new(), None)) };
+        let same = all.into_iter().filter(|gap| gap.pos == pos);
+        Ok((self.worth_asking(same.map(|gap| gap.missing)), Some(pos)))
+    }
+
+    /// The first of these events that somebody may have.
+    fn worth_asking(&self, missing: impl Iterator<Item = String>) -> Vec<OwnedEventId> {
+        let events = missing.filter_map(|id| OwnedEventId::try_from(id).ok());
         let mut events: Vec<OwnedEventId> =
             events.filter(|event| !self.0.filling.is_unknown(event)).collect();
         events.dedup();
         events.truncate(MOST_ASKED);
-        Ok(events)
+        events
     }
 
     /// Other servers in the room: who has helped before, then those with most members.

@@ -9,7 +9,7 @@ use chatd_storage::{gaps, graph, lane::flags};
 use ruma_common::{EventId, RoomId, ServerName};
 use serde::Deserialize;
 
-use super::{Asking, History, More};
+use super::{Asking, History, More, Place};
 use crate::uri;
 
 /// Largest answer: one event, and a frame.
@@ -54,7 +54,7 @@ impl History {
             if gaps.iter().all(|gap| gap.depth <= depth) {
                 return Ok(false);
             }
-            if !matches!(self.ask(room, nid, asking).await?, More::Some) {
+            if !matches!(self.ask(room, nid, Place::Beginning, asking).await?, More::Some) {
                 return Ok(false);
             }
             if self.has_place(nid, event).await? {

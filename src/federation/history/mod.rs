@@ -4,9 +4,9 @@
 //! A page of history is made from the tables, on any instance. Only where it reaches the beginning
 //! of what is known is the room's owner asked for more (`everywhere`), which does that for all who
 //! wait at the time (`filling`): it asks servers of the room one after the other, checks what they
-//! tell as it checks what they send, and stores it below all that is there (`asking`,
-//! `chatd_rooms::RoomOwner::place_past`). What has come stays, whether anybody still waits or not.
-//! Where nobody answers, the page ends, and says that there may be more.
+//! tell as it checks what they send, and stores it below all that is there or in the gap
+//! (`asking`, `chatd_rooms::RoomOwner::place_past`). What has come stays, whether anybody still
+//! waits or not. Where nobody answers, the page ends, and says that there may be more.
 
 mod asking;
 mod everywhere;
@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chatd_base::{Cache, Clock, Error, Result, RoomNid, UserNid};
+use chatd_base::{Cache, Clock, Error, EventNid, Result, RoomNid, UserNid, tasks};
 use chatd_rooms::{
     Rooms,
     filter::EventFilter,
@@ -28,7 +28,8 @@ use chatd_servers::Servers;
 use chatd_storage::{Pool, gaps};
 use chatd_streams::Streams;
 use chatd_users::Users;
-use ruma_common::{EventId, OwnedEventId, OwnedServerName, RoomId};
+use ruma_common::{EventId, OwnedEventId, OwnedRoomId, OwnedServerName, RoomId};
+use serde::{Deserialize, Serialize};
 
 use self::filling::{Filled, Filling};
 use crate::{Deps, inbound::Inbound};
@@ -78,6 +79,12 @@ impl History {
             absent: Cache::new("absent_events", MOST_ABSENT),
         }));
         history.answer_calls();
+        let weak = Arc::downgrade(&history.0);
+        inbound.on_gap(move |room| {
+            if let Some(history) = weak.upgrade() {
+                tasks::spawn("gaps", History(history).fill_gaps(room.to_owned()));
+            }
+        });
         history
     }
 
@@ -90,17 +97,26 @@ impl History {
     ) -> Result<Messages> {
         let mut page = self.0.reader.messages(user, room, query.clone()).await?;
         let mut asking = Asking::begin(MOST_TIMES);
-        while let Some(nid) = page.exhausted {
-            match self.ask(room, nid, &mut asking).await? {
+        let mut is_stuck = false;
+        loop {
+            let nid = page.shown.lens.room;
+            let place = match std::mem::take(&mut page.behind_gaps) {
+                gaps if !gaps.is_empty() && !is_stuck => Place::Behind(gaps),
+                _ if page.is_exhausted => Place::Beginning,
+                _ => return Ok(page),
+            };
+            let is_gap = matches!(place, Place::Behind(_));
+            match self.ask(room, nid, place, &mut asking).await? {
                 More::Some => page = self.0.reader.messages(user, room, query.clone()).await?,
+                // The page goes on behind the gap.
+                More::Later | More::None if is_gap => is_stuck = true,
                 More::Later => {
                     page.end = Some(page.last.clone());
-                    break;
+                    return Ok(page);
                 }
-                More::None => break,
+                More::None => return Ok(page),
             }
         }
-        Ok(page)
     }
 
     /// As [`Reader::context`], with what other servers have of it.
@@ -123,8 +139,9 @@ impl History {
             }
             known => known?,
         };
-        while let Some(nid) = context.exhausted {
-            match self.ask(room, nid, &mut asking).await? {
+        while context.is_exhausted {
+            let nid = context.shown.lens.room;
+            match self.ask(room, nid, Place::Beginning, &mut asking).await? {
                 More::Some => context = reader.context(user, room, event, limit, filter).await?,
                 More::Later | More::None => break,
             }
@@ -148,16 +165,23 @@ impl History {
     }
 
     /// Has more of the room's past fetched.
-    async fn ask(&self, room: &RoomId, nid: RoomNid, asking: &mut Asking) -> Result<More> {
+    async fn ask(
+        &self,
+        room: &RoomId,
+        nid: RoomNid,
+        place: Place,
+        asking: &mut Asking,
+    ) -> Result<More> {
         if self.0.rooms.hosts.servers_in(nid).await?.is_empty()
-            || gaps::list_beginnings(&self.0.pool, nid, 1).await?.is_empty()
+            || !self.is_open(nid, &place).await?
         {
             return Ok(More::None);
         }
         let Some(left) = asking.next() else { return Ok(More::Later) };
-        let filled = match tokio::time::timeout(left, self.fill(room)).await {
+        let wanted = Wanted { room: room.to_owned(), place };
+        let filled = match tokio::time::timeout(left, self.fill(&wanted)).await {
             Ok(filled) => filled?,
-            Err(_) => Filled { is_something: false, may_come: true },
+            Err(_) => Filled::LATER,
         };
         self.0.reader.look_further_back(room);
         Ok(match filled {
@@ -166,6 +190,46 @@ impl History {
             _ => More::None,
         })
     }
+
+    /// Whether something is missing there.
+    async fn is_open(&self, room: RoomNid, place: &Place) -> Result<bool> {
+        let pool = &self.0.pool;
+        Ok(match place {
+            Place::Beginning => !gaps::list_beginnings(pool, room, 1).await?.is_empty(),
+            Place::Behind(events) => {
+                !gaps::list_between(pool, room, Some(events), 1).await?.is_empty()
+            }
+            Place::Between => !gaps::list_between(pool, room, None, 1).await?.is_empty(),
+        })
+    }
+
+    /// Fills gaps between events of a room, which this instance owns, as far as that goes.
+    async fn fill_gaps(self, room: OwnedRoomId) {
+        let wanted = Wanted { room, place: Place::Between };
+        for _ in 0..MOST_TIMES_FOR_ONE {
+            if !self.fill_here(&wanted).await.is_something {
+                return;
+            }
+        }
+    }
+}
+
+/// Where a room's past is to be filled.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+enum Place {
+    /// Before all that is known.
+    Beginning,
+    /// Behind these of the events.
+    Behind(Vec<EventNid>),
+    /// Behind whichever events.
+    Between,
+}
+
+/// What an owner is asked to fetch.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+struct Wanted {
+    room: OwnedRoomId,
+    place: Place,
 }
 
 /// What came of asking for more of the past.

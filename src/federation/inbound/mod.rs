@@ -18,7 +18,7 @@ mod state;
 mod transaction;
 
 use std::sync::{
-    Arc,
+    Arc, OnceLock,
     atomic::{AtomicU64, Ordering},
 };
 
@@ -67,6 +67,7 @@ struct Inner {
     /// Wakes whoever fetches device lists.
     stale: Notify,
     meters: Meters,
+    gap: OnceLock<OnGap>,
 }
 
 impl Inner {
@@ -75,6 +76,9 @@ impl Inner {
         self.known.remove(room);
     }
 }
+
+/// Is told of rooms in which events are missing behind one that has its place.
+type OnGap = Box<dyn Fn(&RoomId) + Send + Sync>;
 
 impl Inbound {
     /// Takes part in the calls between instances. What waits is worked on from [`Inbound::run`] on.
@@ -93,6 +97,7 @@ impl Inbound {
             backlog: Backlog::default(),
             stale: Notify::new(),
             meters: Meters::new(),
+            gap: OnceLock::new(),
         }));
         inbound.answer_calls();
         inbound.answer_device_calls();
@@ -126,6 +131,12 @@ impl Inbound {
                 inner.known.clear();
             }
         });
+    }
+
+    /// Tells of rooms in which events are missing behind one that has got its place. Called once,
+    /// while the instance is wired.
+    pub(crate) fn on_gap(&self, ear: impl Fn(&RoomId) + Send + Sync + 'static) {
+        let _known_already = self.0.gap.set(Box::new(ear));
     }
 
     /// Works on what waits, until `stop`: also what earlier processes have left.

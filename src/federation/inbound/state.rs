@@ -73,6 +73,9 @@ impl Inbound {
             owner.receive_at(room, pdu.json.clone(), &before).await?
         };
         self.tell(room, pdu, &received);
+        if let (false, Some(ear)) = (has_prev, self.0.gap.get()) {
+            ear(room);
+        }
         let is_placed = !matches!(received.verdict, Verdict::Missing(_));
         if let Verdict::Missing(missing) = received.verdict {
             tracing::warn!(

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use chatd_base::{EventNid, Position, Refusal, Result, RoomNid, UserNid};
 use chatd_storage::{
-    events::{self, End, EventFilter, Span, StoredEvent},
+    events::{self, End, EventFilter, Span, StoredEvent, Which},
     room_state::{self, StateFilter},
     snapshots,
 };
@@ -110,7 +110,8 @@ impl Reader {
     ) -> Result<Vec<Arc<StoredEvent>>> {
         let span = [Span { room, low: BEGINNING, high: at }];
         let all = EventFilter::default();
-        let last = events::list_timelines(&self.pool, &span, End::Newest, 1, &all, None).await?;
+        let (which, end) = (Which::All, End::Newest);
+        let last = events::list_timelines(&self.pool, &span, which, end, 1, &all, None).await?;
         match last.first() {
             Some(last) => self.state_with(last, wanted).await,
             None => Ok(Vec::new()),

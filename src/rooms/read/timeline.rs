@@ -2,9 +2,9 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use chatd_base::{Position, Refusal, Result, RoomNid, UserNid};
+use chatd_base::{EventNid, Position, Refusal, Result, UserNid};
 use chatd_storage::{
-    events::{self, End, Location, StoredEvent},
+    events::{self, End, Location, StoredEvent, Which},
     room_state::StateFilter,
 };
 use chatd_streams::RoomToken;
@@ -37,9 +37,11 @@ pub struct Messages {
     pub last: RoomToken,
     /// Members that the page's senders were, if the filter asks for them.
     pub state: Vec<Arc<StoredEvent>>,
-    /// The room, if the page has everything that is older than its beginning: other servers may
-    /// have more.
-    pub exhausted: Option<RoomNid>,
+    /// Whether the page has everything that is older than its beginning: other servers may have
+    /// more.
+    pub is_exhausted: bool,
+    /// Events of the page behind which something was missing when they came.
+    pub behind_gaps: Vec<EventNid>,
 }
 
 /// An event and its surroundings.
@@ -55,8 +57,8 @@ pub struct Context {
     pub end: RoomToken,
     /// State behind the last of the events.
     pub state: Vec<Arc<StoredEvent>>,
-    /// The room, if nothing older than `before` is known.
-    pub exhausted: Option<RoomNid>,
+    /// Whether nothing older than `before` is known.
+    pub is_exhausted: bool,
 }
 
 /// Changes of membership and visibility that one page looks across.
@@ -98,14 +100,16 @@ impl Reader {
         };
         let last = events.last().map_or_else(|| start.clone(), token_at);
         let end = (!events.is_empty() && (is_full || !backwards)).then(|| last.clone());
-        let exhausted = (!is_full && low == BEGINNING && backwards).then_some(lens.room);
+        let is_exhausted = !is_full && low == BEGINNING && backwards;
+        let behind_gaps = events.iter().filter(|event| event.is_behind_gap());
+        let behind_gaps = behind_gaps.map(|event| event.nid).collect();
         self.drop_ignored(user, &mut events).await?;
         let newest = events.iter().map(|event| event.pos).max();
         let senders_at = newest.filter(|_| query.filter.lazy_load_members);
         let (bundles, state) =
             bundle::load_with_senders(&self.pool, user, &events, senders_at).await?;
         let shown = Shown { lens, events, bundles };
-        Ok(Messages { shown, start, end, last, state, exhausted })
+        Ok(Messages { shown, start, end, last, state, is_exhausted, behind_gaps })
     }
 
     /// One event, of that room if one is named; told to be absent if the user may not see it.
@@ -136,7 +140,7 @@ impl Reader {
             self.list_seen(&lens, later, End::Oldest, limit - limit / 2, filter),
         )?;
         let start = token_before(before.last().unwrap_or(&event));
-        let exhausted = (before.len() < limit / 2).then_some(lens.room);
+        let is_exhausted = before.len() < limit / 2;
         let last = after.last().unwrap_or(&event);
         let (end, last) = (token_behind(last), last.clone());
         self.drop_ignored(user, &mut before).await?;
@@ -150,7 +154,7 @@ impl Reader {
         let mut state = self.state_with(&last, &wanted).await?;
         state.retain(|event| filter.allows(event));
         let shown = self.shown(lens, all).await?;
-        Ok(Context { shown, event, before, after, start, end, state, exhausted })
+        Ok(Context { shown, event, before, after, start, end, state, is_exhausted })
     }
 
     /// The event with its room's lens, if it is of that room and the user may see it.
@@ -192,7 +196,8 @@ impl Reader {
         }
         let filter = filter.to_storage();
         let mut found =
-            events::list_timelines(&self.pool, &spans, end, limit, &filter, None).await?;
+            events::list_timelines(&self.pool, &spans, Which::All, end, limit, &filter, None)
+                .await?;
         found.truncate(limit);
         Ok(found)
     }

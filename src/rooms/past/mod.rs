@@ -1,10 +1,13 @@
-//! Events from before this server came into a room, when somebody wants to read them. They are
-//! known as outliers by then; here they are judged by the state before them, and get their place
-//! below all that has come since. Nothing of that concerns the room as it is now: neither its
-//! state nor its newest events, no sync and nobody's counts.
+//! Events from before this server came into a room, or from when it could not hear the others, when
+//! somebody wants to read them. They are known as outliers by then; here they are judged by the
+//! state before them, and get their place before what has come since. Nothing of that concerns the
+//! room as it is now: neither its state nor its newest events, no sync and nobody's counts.
 //!
 //! The state before the oldest of them is what another server tells; from there on it follows
-//! from the events themselves, and is resolved where branches meet.
+//! from the events themselves, and is resolved where branches meet. What decides who sees them is
+//! noted with them (`notes`).
+
+mod notes;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -15,12 +18,11 @@ use chatd_base::{EventNid, KeyNid, Position, Result, RoomNid, UserNid};
 use chatd_storage::{
     events,
     graph::{self, Place},
-    history::{self, PastMembership, Piece, Placed},
+    history::{self, Piece, Placed, Setting as Entry, Space},
     lane::{NewRedaction, flags},
     notices::Notice,
     snapshots::StateMap,
 };
-use chatd_streams::events::Membership;
 use ruma_common::{
     CanonicalJsonObject, OwnedEventId, RoomId, UserId, room_version_rules::RoomVersionRules,
 };
@@ -28,7 +30,6 @@ use ruma_events::TimelineEventType;
 use serde_json::{Map, Value};
 
 use crate::{
-    import::membership_of,
     incoming,
     judge::{allowed, may_redact},
     live::Live,
@@ -43,6 +44,14 @@ use crate::{
 
 /// Positions of one event: its own, and the one below.
 const STRIDE: i64 = 2;
+
+/// The positions of so many events, the highest of the space, in order; `None` if it is too small.
+fn positions(space: Space, count: usize) -> Option<Vec<Position>> {
+    let count = i64::try_from(count).ok()?;
+    let lowest = space.top.0.checked_sub(STRIDE * count)?;
+    (lowest - 1 > space.floor.0)
+        .then(|| (0..count).map(|n| Position(lowest + STRIDE * n)).collect())
+}
 
 /// An event that gets its place.
 struct Step {
@@ -64,16 +73,17 @@ struct Walk<'a> {
 }
 
 impl RoomOwner {
-    /// Gives events their place before all others of the room. Each comes after those of its
-    /// predecessors that are among them; all are known at least as outliers. `states` has the
-    /// state before those that have a predecessor without a place. An event without that, or of
-    /// which an auth event is not known, is left alone. On return the others are durable; how many
-    /// there are.
+    /// Gives events their place: before all others of the room, or before the event at `behind`.
+    /// Each comes after those of its predecessors that are among them; all are known at least as
+    /// outliers. `states` has the state before those that have a predecessor without a place. An
+    /// event without that, or of which an auth event is not known, is left alone. On return the
+    /// others are durable; how many there are.
     pub async fn place_past(
         &self,
         room_id: &RoomId,
         events: Vec<CanonicalJsonObject>,
         states: &HashMap<OwnedEventId, Before>,
+        behind: Option<Position>,
     ) -> Result<usize> {
         let (slot, _alone) = self.alone(room_id).await?;
         let fence = self.owners.own(room_id).await?;
@@ -93,7 +103,12 @@ impl RoomOwner {
             return Ok(0);
         }
         let count = steps.len();
-        let piece = self.piece(&slot, scene, steps).await?;
+        let space = self.space(room, &steps, behind).await?;
+        let Some(positions) = positions(space, count) else {
+            tracing::warn!(room.id = %room_id, count, "there is no place for events of the past");
+            return Ok(0);
+        };
+        let piece = self.piece(&slot, scene, steps, space, positions).await?;
         let mut batch = history::batch(fence, piece);
         let notice = Notice::History { room_id: room_id.to_string() };
         self.users.deps.notices.tell(&mut batch, notice);
@@ -119,23 +134,47 @@ impl RoomOwner {
         Ok(places)
     }
 
+    async fn space(
+        &self,
+        room: RoomNid,
+        steps: &[Step],
+        behind: Option<Position>,
+    ) -> Result<Space> {
+        let depth = steps.iter().map(|step| step.pdu.depth).max().unwrap_or_default();
+        let space = match behind {
+            Some(pos) => history::get_space(&self.pool, room, pos, depth).await?,
+            None => None,
+        };
+        match space {
+            Some(space) => Ok(space),
+            None => Ok(history::get_beginning(&self.pool, room).await?),
+        }
+    }
+
     /// All that is written of the steps, which are in order, the oldest first.
-    async fn piece(&self, slot: &Slot, mut scene: Scene<'_>, steps: Vec<Step>) -> Result<Piece> {
+    async fn piece(
+        &self,
+        slot: &Slot,
+        mut scene: Scene<'_>,
+        steps: Vec<Step>,
+        space: Space,
+        positions: Vec<Position>,
+    ) -> Result<Piece> {
         let room = scene.room;
-        let beginning = history::get_beginning(&self.pool, room).await?.0;
-        let positions = (1..).map(|n| Position(beginning - STRIDE * n));
-        let mut positions: Vec<Position> = positions.take(steps.len()).collect();
-        positions.reverse();
         let users = self.local_keys(room).await?;
         let setting = [("m.room.history_visibility", "")];
         let setting = self.users.deps.interner.keys(&setting).await?[0];
+        let members = users.iter().map(|(key, user)| (*key, *user));
+        let lowest = if space.is_first { space.top } else { Position(space.top.0 - 1) };
+        let standing =
+            history::list_standing(&self.pool, room, &[setting], members, lowest).await?;
         let keys: Vec<KeyNid> = users.keys().copied().chain([setting]).collect();
         let states = steps.iter().zip(&positions);
         let states = states.map(|(step, pos)| (*pos, &step.before.state, &step.after.state));
+        let noted = notes::entries(states, &keys, &standing, space);
         let (settings, entries): (Vec<Entry>, Vec<Entry>) =
-            entries(states, &keys).into_iter().partition(|(_, key, _)| *key == setting);
-        let floor = positions.first().map_or(Position(0), |first| Position(first.0 - 1));
-        let memberships = memberships(&mut scene, &users, &entries, floor).await?;
+            noted.into_iter().partition(|entry| entry.key == setting);
+        let memberships = notes::memberships(&mut scene, &users, &entries).await?;
         let redactions = self.past_redactions(slot, &steps).await?;
         let events = steps.into_iter().zip(positions).zip(redactions);
         Ok(Piece {
@@ -331,88 +370,11 @@ fn placed(step: Step, pos: Position, redaction: Option<NewRedaction>) -> Placed 
         pos,
         snapshot: step.before.head.id,
         replaces: step.pdu.key.and_then(|key| step.before.state.get(&key).copied()),
-        flags: if step.refused.is_some() { flags::REJECTED } else { 0 },
+        flags: if step.refused.is_some() { flags::REJECTED } else { 0 }
+            | if step.gaps.is_empty() { 0 } else { flags::BEHIND_GAP },
         prev_ids: step.prev_ids,
         gaps: step.gaps,
         relation: relation.map(|(rel_type, parent)| (parent.to_owned(), rel_type.to_owned())),
         redaction,
-    }
-}
-
-/// An entry of the state from a position on.
-type Entry = (Position, KeyNid, Option<EventNid>);
-
-/// Where the entries with these keys change. What an event changes counts from its position on;
-/// what the one before it does not explain, from the position below.
-fn entries<'a>(
-    states: impl Iterator<Item = (Position, &'a Arc<StateMap>, &'a Arc<StateMap>)>,
-    keys: &[KeyNid],
-) -> Vec<Entry> {
-    let mut entries = Vec::new();
-    let mut last: Option<&Arc<StateMap>> = None;
-    for (pos, before, after) in states {
-        let below = Position(pos.0 - 1);
-        if !last.is_some_and(|last| Arc::ptr_eq(last, before)) {
-            let differs = |key: &&KeyNid| last.is_none_or(|last| last.get(key) != before.get(key));
-            let changed = keys.iter().filter(differs);
-            entries.extend(changed.map(|key| (below, *key, before.get(key).copied())));
-        }
-        if !Arc::ptr_eq(before, after) {
-            let changed = keys.iter().filter(|key| before.get(key) != after.get(key));
-            entries.extend(changed.map(|key| (pos, *key, after.get(key).copied())));
-        }
-        last = Some(after);
-    }
-    entries
-}
-
-/// What users of this server were, as their entries say.
-async fn memberships(
-    scene: &mut Scene<'_>,
-    users: &HashMap<KeyNid, UserNid>,
-    entries: &[Entry],
-    floor: Position,
-) -> Result<Vec<PastMembership>> {
-    scene.read(entries.iter().filter_map(|(.., event)| *event)).await?;
-    let one = |(pos, key, event): &Entry| {
-        let pdu = event.and_then(|event| scene.pdus.get(&event));
-        let membership = pdu.and_then(|pdu| membership_of(pdu));
-        // Who has no entry at the beginning has had nothing to do with the room.
-        if membership.is_none() && *pos == floor {
-            return None;
-        }
-        Some(PastMembership {
-            user: *users.get(key)?,
-            pos: *pos,
-            membership: membership.unwrap_or(Membership::Leave).letter(),
-            event: event.unwrap_or_default(),
-        })
-    };
-    Ok(entries.iter().filter_map(one).collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn state(entries: &[(i64, i64)]) -> Arc<StateMap> {
-        Arc::new(entries.iter().map(|(key, event)| (KeyNid(*key), EventNid(*event))).collect())
-    }
-
-    #[test]
-    fn entries_are_noted_where_they_change() {
-        let (first, second, other) = (state(&[(1, 10), (2, 20)]), state(&[(1, 11)]), state(&[]));
-        let states = [
-            (Position(-8), &first, &first),
-            (Position(-6), &first, &second),
-            (Position(-4), &second, &second),
-            (Position(-2), &other, &first),
-        ];
-        let noted = entries(states.into_iter(), &[KeyNid(1), KeyNid(3)]);
-        let noted: Vec<(i64, i64, Option<i64>)> =
-            noted.into_iter().map(|(pos, key, event)| (pos.0, key.0, event.map(|e| e.0))).collect();
-        let expected =
-            [(-9, 1, Some(10)), (-9, 3, None), (-6, 1, Some(11)), (-3, 1, None), (-2, 1, Some(10))];
-        assert_eq!(noted, expected);
     }
 }
