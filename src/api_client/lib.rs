@@ -20,6 +20,7 @@
 //! | typing | the writer of typing | |
 //! | presence | the writer of presence | |
 //! | profiles, aliases, room lists, keys, spaces and older events of other servers | anywhere | other servers are asked (`chatd_federation::queries`) |
+//! | messages, context, one event | anywhere | where local history ends, the owner of the room fetches more of it (`chatd_federation::history`) |
 //! | sync | anywhere | tells the writer of presence in batches; takes confirmed messages from the inbox table |
 //! | all that a person does | | tells the writer of presence in batches; when a device was last seen is written to its table by each instance, for all devices at once |
 
