@@ -4,7 +4,8 @@ use chatd_base::Result;
 use chatd_storage::{graph, lane::flags};
 use chatd_streams::Owner;
 use ruma_common::{
-    CanonicalJsonObject, EventId, OwnedEventId, RoomId, ServerName, room_version_rules::RoomVersionRules,
+    CanonicalJsonObject, EventId, OwnedEventId, RoomId, ServerName,
+    room_version_rules::RoomVersionRules,
 };
 
 use crate::{

@@ -27,6 +27,7 @@ use crate::{
     import::Importing,
     lane::{Job, Lane, Outcome, Permit, SealedEvent},
     live::{Live, Member},
+    on_the_way::OnTheWay,
     push::Rules,
     seal::{Draft, Signer},
 };
@@ -147,6 +148,7 @@ pub struct RoomOwner {
     /// When the newest room was made.
     newest_room_ms: AtomicI64,
     pub(crate) importing: Importing,
+    pub(crate) on_the_way: OnTheWay,
 }
 
 /// How long a request waits for its commit. What it asked for may still happen; a repeat with the
@@ -181,6 +183,7 @@ impl RoomOwner {
             most_rooms,
             newest_room_ms: AtomicI64::new(0),
             importing: Importing::default(),
+            on_the_way: OnTheWay::default(),
         }
     }
 

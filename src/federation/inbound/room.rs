@@ -51,11 +51,7 @@ impl Inbound {
         events: &[Box<RawValue>],
     ) -> Result<BTreeMap<String, Value>> {
         let mut results = BTreeMap::new();
-        let door = match self.0.rooms.owner.door(room_id, origin).await {
-            Ok(door) => door,
-            Err(Error::Refused(why)) if is_unknown(&why) => return Ok(results),
-            Err(error) => return Err(error),
-        };
+        let Some(door) = self.door(origin, room_id).await? else { return Ok(results) };
         let mut pdus = Vec::with_capacity(events.len());
         for event in events {
             match Pdu::parse(event.get(), &door, room_id) {
@@ -81,6 +77,21 @@ impl Inbound {
         let waiting = self.place(origin, room_id, pdus, &mut results).await?;
         self.stage(origin, room_id, waiting, &mut results).await?;
         Ok(results)
+    }
+
+    /// The room as `origin` finds it; `None` if it is not known. Waits for somebody who is on the
+    /// way into it.
+    async fn door(&self, origin: &ServerName, room_id: &RoomId) -> Result<Option<Door>> {
+        let look = async || match self.0.rooms.owner.door(room_id, origin).await {
+            Ok(door) => Ok(Some(door)),
+            Err(Error::Refused(why)) if is_unknown(&why) => Ok(None),
+            Err(error) => Err(error),
+        };
+        match look().await? {
+            Some(door) if door.is_joined => Ok(Some(door)),
+            found if !self.0.rooms.owner.has_waited_for(room_id).await? => Ok(found),
+            _ => look().await,
+        }
     }
 
     /// Events that are here already cost no more than this.

@@ -50,6 +50,8 @@ impl Joining {
     /// Joins by one server.
     async fn join_by(&self, server: &ServerName, wish: &Wish<'_>) -> Result<(), Trial> {
         let made = self.make(server, wish).await?;
+        // As soon as that server lets the user in, the others send what happens in the room.
+        let _way = self.deps.rooms.owner.expect(wish.room_id, &made.version).await?;
         let large = |ask: Ask| ask.within(TELLING).most_bytes(MOST_BYTES);
         let body = self.send(server, wish, &made, &["v2", "v1"], large).await?;
         let import = self.read_answer(server, wish.room_id, made, body).await?;

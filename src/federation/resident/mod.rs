@@ -122,9 +122,7 @@ impl Resident {
         match received.verdict {
             Verdict::Accepted => Ok(event),
             Verdict::Known if owner.is_accepted(room_id, event_id).await? => Ok(event),
-            Verdict::Known => {
-                Err(Refusal::forbidden("the room has not allowed it before").into())
-            }
+            Verdict::Known => Err(Refusal::forbidden("the room has not allowed it before").into()),
             Verdict::SoftFailed(why) | Verdict::Rejected(why) => {
                 Err(Refusal::forbidden(why).into())
             }

@@ -46,7 +46,10 @@ impl Other {
             ("GET", "make_join" | "make_leave" | "make_knock", 1) => {
                 self.template(room, seen, what)
             }
-            ("PUT", "send_join", 1) => in_version(version, self.take_join(room, seen).await),
+            ("PUT", "send_join", 1) => {
+                let answer = in_version(version, self.take_join(room, seen).await);
+                answer.after(*lock(&self.inner.lateness))
+            }
             ("PUT", "send_leave", 1) => in_version(version, self.take(room, seen, json!({})).await),
             ("PUT", "send_knock", 1) => {
                 let known = json!({"knock_room_state": stripped(room)});

@@ -75,6 +75,8 @@ struct Inner {
     /// Whether it is there.
     is_up: watch::Sender<bool>,
     transactions: AtomicU64,
+    /// How long those who join wait for the room.
+    lateness: Mutex<Duration>,
 }
 
 impl Other {
@@ -98,6 +100,7 @@ impl Other {
                 problems: Mutex::default(),
                 is_up: watch::Sender::new(false),
                 transactions: AtomicU64::default(),
+                lateness: Mutex::default(),
             }),
         };
         other.come_back().await;
@@ -144,6 +147,11 @@ impl Other {
     /// The same with one reply for all.
     pub fn always(&self, method: &str, prefix: &str, reply: Reply) {
         self.on(method, prefix, move |_| Some(reply.clone()));
+    }
+
+    /// Lets those who join wait so long for the room: they are in it meanwhile.
+    pub fn tell_late(&self, lateness: Duration) {
+        *lock(&self.inner.lateness) = lateness;
     }
 
     /// Takes all scripts away.

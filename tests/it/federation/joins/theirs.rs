@@ -1,6 +1,8 @@
 //! Rooms of another server, for users of this one.
 
-use chatd_kit::{Other, Settings, other::Reply, path, scenario};
+use std::time::Duration;
+
+use chatd_kit::{Other, Settings, eventually, other::Reply, path, scenario, spawn};
 use serde_json::{Value, json};
 
 use super::{VERSIONS, is_state, join_by, until_in};
@@ -175,6 +177,35 @@ scenario! {
         alice.post(both, &json!({})).await.ok();
         assert_eq!(room.membership(&alice.id), "join");
         assert!(!first.seen("GET", "/_matrix/federation/v1/make_join/").is_empty());
+    }
+
+    async fn what_is_said_while_somebody_comes_in_is_not_lost(server: Server)
+    in (monolith, random) with (Settings::federating()) {
+        let other = Other::start().await;
+        let (alice, bob) = (server.user("alice").await, other.user("bob"));
+        let (id, name) = {
+            let room = other.create_room("11", &bob);
+            (room.id(), other.name())
+        };
+        let mut feed = alice.feed().await;
+        other.tell_late(Duration::from_millis(1500));
+        let joins = {
+            let (alice, id, name) = (alice.clone(), id.clone(), name.clone());
+            spawn(async move { join_by(&alice, &id, &name).await })
+        };
+        let room = other.room(&id).expect("it has made it");
+        eventually("she is let in", || async {
+            if room.membership(&alice.id) == "join" { Ok(()) } else { Err("not yet".to_owned()) }
+        })
+        .await;
+        let said = room.say(&bob, "here she comes");
+        let answer = other.send(&server.peer(), std::slice::from_ref(&said), &[]).await;
+        assert_eq!(answer.ok()["pdus"][&said.id], json!({}), "{answer}");
+        joins.await.ok();
+        feed.until("what was said", |synced| {
+            synced.timeline_ids(&id).contains(&said.id).then_some(())
+        })
+        .await;
     }
 
     async fn many_who_join_at_once_are_all_in(server: Server)
