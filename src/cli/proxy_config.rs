@@ -180,6 +180,8 @@ stream_writers:
             Home::Stream(stream) => format!("stream_{stream}"),
             _ if pattern.ends_with("/sync") => "sync".to_owned(),
             _ if pattern.contains("/user/{") => "clients".to_owned(),
+            // Says what is known of rooms that the user need not be in.
+            _ if pattern.contains("/im.nheko.summary/") => "clients".to_owned(),
             _ if of_room.iter().any(|part| pattern.contains(part)) => "rooms".to_owned(),
             _ if endpoint.router == RouterName::Admin => "nobody".to_owned(),
             _ => "clients".to_owned(),

@@ -5,7 +5,7 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::settings::Settings;
+use crate::{ports::Port, settings::Settings};
 
 /// Longest time that chatd may take from start to a healthy answer.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -49,9 +49,13 @@ pub fn folder() -> Result<Arc<TempDir>> {
     Ok(Arc::new(folder))
 }
 
-/// A port of the loopback address that nobody uses at the moment.
+/// A port of the loopback address that nobody else uses while this test process runs.
 pub fn free_port() -> Result<u16> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+    static CLAIMED: Mutex<Vec<Port>> = Mutex::new(Vec::new());
+    let port = Port::claim()?;
+    let number = port.number();
+    CLAIMED.lock().expect("nobody panics while it is held").push(port);
+    Ok(number)
 }
 
 impl Process {
