@@ -236,7 +236,7 @@ impl<'a> Scene<'a> {
         let differ = chains.windows(2).any(|pair| pair[0] != pair[1]);
         let common = if differ {
             let edges = self.edges(split.agreed.values().copied()).await?;
-            resolve::auth_chain(&edges, split.agreed.values().copied())
+            resolve::common_chain(&edges, &split.agreed)
         } else {
             HashSet::new()
         };

@@ -69,6 +69,15 @@ pub fn auth_chain(
     chain
 }
 
+/// What is no difference between the auth chains of states that agree on `agreed`: these events, and
+/// all that authorises them. A state's own events count as known to it. To the letter of the spec
+/// they would not, but servers have to come to the same state, and all others do it so.
+pub fn common_chain(edges: &AuthEdges, agreed: &StateMap) -> HashSet<EventNid> {
+    let mut chain = auth_chain(edges, agreed.values().copied());
+    chain.extend(agreed.values());
+    chain
+}
+
 /// What is needed to settle a dispute.
 #[derive(Debug, Default)]
 pub struct Material {
@@ -77,7 +86,7 @@ pub struct Material {
     pub pdus: HashMap<EventNid, Arc<Pdu>>,
     /// Edges from the disputed events on.
     pub edges: AuthEdges,
-    /// Events in the auth chains of the agreed state: they are in the chains of all states.
+    /// What is in the chains of all states, as [`common_chain`] has it.
     pub common: HashSet<EventNid>,
 }
 

@@ -162,7 +162,7 @@ impl Lab {
         if split.events().is_empty() {
             return split.agreed;
         }
-        let common = auth_chain(&self.edges, split.agreed.values().copied());
+        let common = common_chain(&self.edges, &split.agreed);
         let material = Material { pdus: self.events.clone(), edges: self.edges.clone(), common };
         resolve(&self.rules, &split, &material).unwrap()
     }
@@ -194,6 +194,26 @@ fn of_two_changes_of_power_the_one_with_more_power_goes_first() {
         // Deeper, which is what counts in version 1.
         let step = lab.add(&[fork], ALICE, "m.room.name", "", json!({"name": "n"}));
         let by_alice = lab.levels(&[step], ALICE, json!({CAROL: 50}));
+        for order in [[by_bob, by_alice], [by_alice, by_bob]] {
+            let merged = lab.merge(&order);
+            let levels = lab.get(&merged, "m.room.power_levels", "");
+            assert_eq!(levels, Some(by_alice), "version {version}");
+        }
+    }
+}
+
+/// Though only one of them needs Bob's membership, nobody disputes that.
+#[test]
+fn of_two_changes_of_equal_power_the_later_one_stays() {
+    for version in ["2", "6", "10", "11"] {
+        let (mut lab, fork) = Lab::new(version);
+        let fork = lab.levels(&[fork], ALICE, json!({BOB: 100}));
+        let levels = |avatar: u32| {
+            let users = json!({ALICE: 100, BOB: 100});
+            json!({"users": users, "events": {"m.room.avatar": avatar}})
+        };
+        let by_bob = lab.add_at(100, &[fork], BOB, "m.room.power_levels", "", levels(1));
+        let by_alice = lab.add_at(200, &[fork], ALICE, "m.room.power_levels", "", levels(2));
         for order in [[by_bob, by_alice], [by_alice, by_bob]] {
             let merged = lab.merge(&order);
             let levels = lab.get(&merged, "m.room.power_levels", "");
