@@ -126,8 +126,8 @@ async fn others_hear_when_a_server_begins_to_fail_and_when_it_is_there_again() {
     let (pool, first) = (heards.pool.clone(), heards.first.clone());
     let intervals = Intervals { first_ms: 100, factor: 2, longest_ms: 1_000 };
     let mut retry_at = Vec::new();
-    for now_ms in [1_000, 1_050, 1_100] {
-        let noted = note_failure(&pool, &first, "b.example", now_ms, intervals).await.unwrap();
+    for at_ms in [1_000, 1_050, 1_100] {
+        let noted = note_failure(&pool, &first, "b.example", at_ms, intervals).await.unwrap();
         retry_at.push(noted.unwrap().retry_at);
     }
     assert_eq!(retry_at, [1_100, 1_100, 1_300]);

@@ -324,12 +324,10 @@ async fn logs_go_where_log_config_says() {
         .variable("CHATD_LISTENERS", &listeners(port))
         .start("console.log");
     let daily = || fs::read_to_string(here.join("daily.log")).unwrap_or_default();
-    let listening = async {
-        while !daily().contains("listening on") {
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(std::time::Duration::from_secs(60), listening).await.unwrap();
+    chatd_kit::eventually("it listens", || async {
+        if daily().contains("listening on") { Ok(()) } else { Err(daily()) }
+    })
+    .await;
     assert_eq!(server.log(), "", "nothing is an error");
     assert_eq!(server.sigterm().await, Some(0));
     assert!(daily().contains("INFO|chatd::cli::run|starting chatd"), "{}", daily());

@@ -387,8 +387,8 @@ mod tests {
         let both = [stuck(1, true), stuck(2, false)];
         assert!(tries.note(&both, 2_000).is_empty());
         assert_eq!(tries.note(&both, 3_000), [1]);
-        for now_ms in 4_000..5_000 {
-            assert!(tries.note(&[stuck(2, false)], now_ms).is_empty());
+        for at_ms in 4_000..5_000 {
+            assert!(tries.note(&[stuck(2, false)], at_ms).is_empty());
         }
         // It is there again, and knows nothing.
         assert!(tries.note(&[stuck(2, true)], 6_000).is_empty());
