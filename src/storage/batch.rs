@@ -54,6 +54,9 @@ impl Batch {
     /// A future sends its message when it is polled first, so each is polled once in the order
     /// that the messages are to have. Nothing waits in between: a caller that gives up has sent
     /// the whole transaction or nothing of it.
+    ///
+    /// The answers are taken in that order, too: the driver reads no further while one whose
+    /// answer has come in several parts does not take them.
     pub(crate) async fn run(self, client: &deadpool_postgres::Client) -> Result<BatchRows> {
         let prepared = try_join_all(self.operations.iter().map(|(statement, _)| async move {
             client
@@ -75,16 +78,20 @@ impl Batch {
             }
             queries.push(query);
         }
-        let ended = client.batch_execute(end).await;
+        let mut ended = pin!(maybe_done(client.batch_execute(end)));
+        let _sent = poll!(ended.as_mut());
         begun.as_mut().await;
         let begun = begun.take_output().expect("it was awaited, and its output is taken once");
         begun.map_err(|cause| Error::from_postgres("BEGIN", cause))?;
         let mut rows = Vec::with_capacity(queries.len());
         for mut query in queries {
             query.as_mut().await;
-            // The first failure is the cause; those after it only say that the transaction is over.
-            rows.push(query.as_mut().take_output().expect("as above")?);
+            rows.push(query.as_mut().take_output().expect("as above"));
         }
+        ended.as_mut().await;
+        // The first failure is the cause; those after it only say that the transaction is over.
+        let rows = rows.into_iter().collect::<Result<_>>()?;
+        let ended = ended.take_output().expect("as above");
         ended.map_err(|cause| Error::from_postgres("COMMIT", cause))?;
         Ok(BatchRows(rows))
     }

@@ -13,6 +13,7 @@ use crate::{
     inbound::{Staged, count, list, stage},
     migrate,
     notices::{Heard, Notice, Notices},
+    params,
     sync::{get_delivered, set_delivered},
 };
 
@@ -157,8 +158,37 @@ async fn of_events_that_wait_each_sender_has_its_turn() {
     assert_eq!(ids, ["$e0", "$e1", "$e8", "$e9"]);
 }
 
-static FAILS: Statement =
-    Statement { name: "FAILS", sql: "SELECT 1 / 0", meter: crate::meter::Meter::new() };
+const fn statement(name: &'static str, sql: &'static str) -> Statement {
+    Statement { name, sql, meter: crate::meter::Meter::new() }
+}
+
+static FAILS: Statement = statement("FAILS", "SELECT 1 / 0");
+static FAILS_AT_LENGTH: Statement =
+    statement("FAILS_AT_LENGTH", "SELECT (repeat('x', $1 + (random() * 0)::int))::int");
+static WIDE: Statement = statement("WIDE", "SELECT repeat('x', $2) FROM generate_series(1, $1)");
+
+async fn commit(pool: &Pool, batch: Batch) -> crate::Result<crate::BatchRows> {
+    let limit = std::time::Duration::from_secs(30);
+    tokio::time::timeout(limit, pool.commit(batch)).await.expect("the commit does not end")
+}
+
+/// What a driver has not been asked for it does not take from the connection, and then it takes
+/// nothing of what follows either.
+#[tokio::test]
+async fn a_commit_ends_however_its_answers_come() {
+    let database = Database::empty(Cluster::shared().unwrap()).await.unwrap();
+    let pool = open(&database);
+    let mut large = Batch::new();
+    let indices = [3, 20_000].map(|rows| large.add(&WIDE, params![rows, 100]));
+    let rows = commit(&pool, large).await.unwrap();
+    assert_eq!(indices.map(|index| rows.of(index).len()), [3, 20_000]);
+    // A refusal comes in parts of its own.
+    for length in 0..1_000 {
+        let mut refused = Batch::new();
+        refused.add(&FAILS_AT_LENGTH, params![length * 10]);
+        assert!(commit(&pool, refused).await.is_err());
+    }
+}
 
 #[tokio::test]
 async fn whoever_notes_what_it_delivers_learns_what_others_have() {
