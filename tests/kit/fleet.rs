@@ -53,8 +53,12 @@ impl Fleet {
         let folder = folder()?;
         let redis = Redis::start(folder.path()).await;
         write_files(folder.path(), settings, database)?;
-        let mut instances = vec![instance(binary, &folder, "main")];
-        instances.extend(WORKERS.iter().map(|name| instance(binary, &folder, name)));
+        let made = |name: &str| {
+            let process = instance(binary, &folder, name);
+            if settings.confines(name) { process.confined() } else { process }
+        };
+        let mut instances = vec![made("main")];
+        instances.extend(WORKERS.iter().map(|name| made(name)));
         launch(&mut instances, folder.path()).await?;
         let sockets: Vec<PathBuf> =
             instances.iter().map(|process| public_socket(folder.path(), process.name())).collect();

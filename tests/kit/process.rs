@@ -21,6 +21,9 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 /// Longest time that chatd may take to end after SIGTERM.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
+/// Begins a call of a program without a network.
+const CONFINE: &[&str] = &["unshare", "--net", "--"];
+
 /// Where a process takes requests.
 #[derive(Clone, Debug)]
 pub enum Door {
@@ -38,6 +41,7 @@ pub struct Process {
     name: String,
     arguments: Vec<String>,
     door: Door,
+    is_confined: bool,
     child: Option<Child>,
 }
 
@@ -96,7 +100,15 @@ impl Process {
         door: Door,
     ) -> Self {
         let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
-        Self { binary, folder, name: name.to_owned(), arguments, door, child: None }
+        let name = name.to_owned();
+        Self { binary, folder, name, arguments, door, is_confined: false, child: None }
+    }
+
+    /// The same in a network namespace of its own, from which no route leads anywhere.
+    #[must_use]
+    pub(crate) fn confined(mut self) -> Self {
+        self.is_confined = true;
+        self
     }
 
     /// Its name: that of its log file.
@@ -175,9 +187,11 @@ impl Process {
     pub fn launch(&mut self) -> Result<()> {
         let log = File::options().create(true).append(true).open(self.log_file())?;
         // `setpriv` becomes chatd; the kernel kills it when the test's thread ends, however that
-        // comes about.
+        // comes about. So does `unshare`.
+        let namespace: &[&str] = if self.is_confined { CONFINE } else { &[] };
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--"])
+            .args(namespace)
             .arg(&self.binary)
             .args(&self.arguments)
             .current_dir(self.folder.path())
@@ -222,6 +236,13 @@ impl Process {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
+}
+
+/// Whether network namespaces can be made here; who is not root may not make them.
+pub fn may_confine() -> bool {
+    let [program, arguments @ ..] = CONFINE else { unreachable!("the constant is not empty") };
+    let tried = Command::new(program).args(arguments).arg("true").stderr(Stdio::null()).status();
+    tried.is_ok_and(|status| status.success())
 }
 
 /// For clients on `port`, without TLS; for other servers too where they are talked to.

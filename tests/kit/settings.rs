@@ -17,6 +17,8 @@ pub const SERVER_NAME: &str = "test.local";
 pub struct Settings {
     keys: Map<String, Value>,
     federation: Option<Doors>,
+    /// Instances of a fleet that have no way to other machines.
+    confined: Vec<String>,
 }
 
 /// Where a server is for others.
@@ -58,7 +60,7 @@ impl Settings {
             "chatd": {"expose_request_cost": true},
         });
         let Value::Object(keys) = keys else { unreachable!("the literal above is an object") };
-        Self { keys, federation: None }
+        Self { keys, federation: None, confined: Vec::new() }
     }
 
     /// One among others: its name is `127.0.0.1:<port>`, where it listens with TLS, and it talks
@@ -127,6 +129,20 @@ impl Settings {
     pub fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
         self.keys.insert(key.to_owned(), value.into());
         self
+    }
+
+    /// The same; these instances of a fleet run in network namespaces of their own, in which there is
+    /// no other address than theirs and no route. What they say goes over unix sockets.
+    /// [`crate::process::may_confine`] says whether that can be had here.
+    #[must_use]
+    pub fn confining(mut self, instances: &[&str]) -> Self {
+        self.confined = instances.iter().map(|&name| name.to_owned()).collect();
+        self
+    }
+
+    /// Whether an instance of this name is one of them.
+    pub(crate) fn confines(&self, instance: &str) -> bool {
+        self.confined.iter().any(|name| name == instance)
     }
 
     /// The file: JSON, which is YAML too.

@@ -22,6 +22,7 @@
 
 mod acts;
 mod answers;
+mod confined;
 mod doors;
 mod encrypted;
 mod ephemeral;
