@@ -9,6 +9,7 @@
 //! | send, state, redact, membership, aliases, directory | owner of the room | typing ends where the writer of typing sees the event; a published room and a forgotten one are told by notices |
 //! | join, knock, leave, invite | owner of the room | servers that are in the room, or that of the invited user, are asked (`chatd_federation::joining`) |
 //! | upgrade | owner of the old room | the new room is made by that instance |
+//! | invite of an address | owner of the room | an identity server is asked (`chatd_federation::joining`); what it signs later goes to the owner by a call |
 //! | createRoom | an instance that owns rooms | the new room is one of its own; users of other servers are invited by asking these |
 //! | forget, filters, key backups, login, refresh, register, keys/claim, OpenID tokens | anywhere | tables only; what others hold of it in memory is told by notices |
 //! | profile | anywhere | events for all rooms of the user go to their owners (`Rooms::send_all`) |

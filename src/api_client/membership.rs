@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use chatd_base::{Refusal, Requester, Result};
 use chatd_config::RouterName;
-use chatd_federation::joining::Found;
+use chatd_federation::joining::{ByAddress, Found, Redeemed};
 use chatd_http::{Auth, Home, LimitClass, Reply, Request, Routes, v3};
 use chatd_rooms::{create::CreateRoom, membership::Extra};
 use ruma_common::{OwnedRoomId, OwnedRoomOrAliasId, OwnedServerName, OwnedUserId, RoomId, UserId};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use crate::App;
@@ -56,6 +56,7 @@ async fn create(app: Arc<App>, req: Request) -> Result<Reply> {
         limit_invite(&app, who, None, user)?;
     }
     let far = far_invites(&app, &body);
+    let addresses = invited_addresses(&app, who, &body)?;
     let is_direct = body.is_direct;
     let room_id = app.rooms.create(&who.user_id, body, key(&req)).await?;
     for user in far {
@@ -65,7 +66,23 @@ async fn create(app: Arc<App>, req: Request) -> Result<Reply> {
             tracing::info!(room.id = %room_id, %user, %error, "a user could not be invited");
         }
     }
+    for by in addresses {
+        if let Err(error) = app.federation.joining.invite_by_address(who, &room_id, &by, None).await
+        {
+            tracing::info!(room.id = %room_id, %error, "an address could not be invited");
+        }
+    }
     Reply::json(&json!({ "room_id": room_id }))
+}
+
+/// Those whom a new room is to invite by their addresses.
+fn invited_addresses(app: &App, who: &Requester, body: &CreateRoom) -> Result<Vec<ByAddress>> {
+    let all = body.invite_3pid.iter().map(|entry| {
+        app.limits.check(LimitClass::ThirdPartyInvite, who.user_id.as_str())?;
+        let missing = || Refusal::missing_param("`medium` or `address` is missing").into();
+        by_address(entry)?.ok_or_else(missing)
+    });
+    all.collect()
 }
 
 /// Users of other servers whom a new room is to invite.
@@ -77,26 +94,35 @@ fn far_invites(app: &App, body: &CreateRoom) -> Vec<OwnedUserId> {
 #[derive(Deserialize)]
 struct Body {
     reason: Option<String>,
+    /// What an identity server has signed for somebody who was invited by an address.
+    third_party_signed: Option<Signed>,
+}
+
+#[derive(Deserialize)]
+struct Signed {
+    sender: OwnedUserId,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
+}
+
+impl Signed {
+    fn by(self, who: &Requester, room_id: &RoomId) -> Redeemed {
+        let Self { sender, rest: mut signed } = self;
+        signed.insert("sender".to_owned(), sender.as_str().into());
+        Redeemed { room_id: room_id.to_owned(), sender, mxid: who.user_id.clone(), signed }
+    }
 }
 
 #[derive(Deserialize)]
 struct Target {
     user_id: Option<OwnedUserId>,
     reason: Option<String>,
-    #[serde(default)]
-    medium: Option<Value>,
 }
 
 impl Target {
     fn user(&self) -> Result<&UserId> {
-        match (&self.user_id, &self.medium) {
-            (Some(user), _) => Ok(user),
-            (None, Some(_)) => Err(Refusal::unknown(
-                "invites by third-party identifiers are not supported by this server",
-            )
-            .into()),
-            (None, None) => Err(Refusal::missing_param("`user_id` is missing").into()),
-        }
+        let missing = || Refusal::missing_param("`user_id` is missing").into();
+        self.user_id.as_deref().ok_or_else(missing)
     }
 
     fn extra(&self, req: &Request) -> Extra {
@@ -144,6 +170,9 @@ async fn join_room(app: &App, req: &Request, found: Found) -> Result<Reply> {
     let body: Body = req.json_or_empty()?;
     let extra = Extra { reason: body.reason, key: key(req), ..Extra::default() };
     let Found { room_id, servers } = found;
+    if let Some(signed) = body.third_party_signed {
+        app.federation.joining.redeem_here(&signed.by(req.who()?, &room_id)).await?;
+    }
     app.limits.check(LimitClass::JoinsPerRoom, room_id.as_str())?;
     if !app.rooms.owner.is_in(&room_id).await? {
         app.limits.check(LimitClass::JoinsRemote, req.who()?.user_id.as_str())?;
@@ -180,7 +209,15 @@ async fn forget(app: Arc<App>, req: Request) -> Result<Reply> {
 }
 
 async fn invite(app: Arc<App>, req: Request) -> Result<Reply> {
-    let (who, room_id, body) = target(&req)?;
+    let (who, room_id, body): (_, OwnedRoomId, Value) =
+        (req.who()?, req.arg_as("roomId")?, req.json()?);
+    if let Some(by) = by_address(&body)? {
+        app.limits.check(LimitClass::InvitesPerRoom, room_id.as_str())?;
+        app.limits.check(LimitClass::ThirdPartyInvite, who.user_id.as_str())?;
+        app.federation.joining.invite_by_address(who, &room_id, &by, key(&req)).await?;
+        return Ok(Reply::empty());
+    }
+    let body: Target = serde_json::from_value(body).map_err(odd)?;
     let user = body.user()?;
     limit_invite(&app, who, Some(&room_id), user)?;
     app.federation.joining.invite(who, user, &room_id, body.extra(&req)).await?;
@@ -203,6 +240,24 @@ async fn unban(app: Arc<App>, req: Request) -> Result<Reply> {
     let (who, room_id, body) = target(&req)?;
     app.rooms.unban(&who.user_id, body.user()?, &room_id, body.extra(&req)).await?;
     Ok(Reply::empty())
+}
+
+/// Whom an invite is for, if it names an address.
+fn by_address(body: &Value) -> Result<Option<ByAddress>> {
+    let names = |all: [&str; 2]| all.iter().all(|name| body.get(name).is_some());
+    if !names(["medium", "address"]) {
+        return Ok(None);
+    }
+    if !names(["id_server", "id_access_token"]) {
+        let message = "`id_server` and `id_access_token` are needed to invite an address";
+        return Err(Refusal::missing_param(message).into());
+    }
+    let by = ByAddress::deserialize(body).map_err(odd)?;
+    Ok(Some(by))
+}
+
+fn odd(error: serde_json::Error) -> Refusal {
+    Refusal::bad_json(error.to_string())
 }
 
 fn target(req: &Request) -> Result<(&Requester, OwnedRoomId, Target)> {

@@ -7,6 +7,7 @@ mod openid;
 mod queries;
 mod rooms;
 mod send;
+mod third_party;
 mod version;
 
 use std::sync::Arc;
@@ -28,6 +29,7 @@ pub fn routes() -> Vec<Routes<App>> {
         queries::routes(),
         rooms::routes(),
         send::routes(),
+        third_party::routes(),
         version::routes(),
     ]
 }

@@ -117,6 +117,7 @@ const SUPPORTED: &[(&str, Shape)] = &[
     ("rc_joins", Keys(&[("local", RATE), ("remote", RATE)])),
     ("rc_joins_per_room", RATE),
     ("rc_invites", Keys(&[("per_room", RATE), ("per_user", RATE), ("per_issuer", RATE)])),
+    ("rc_third_party_invite", RATE),
     ("rc_presence", Keys(&[("per_user", RATE)])),
     ("rc_room_creation", RATE),
     (
@@ -401,10 +402,8 @@ const INERT: &[Inert] = &[
             "disable_msisdn_registration",
             "email",
             "enable_3pid_changes",
-            "enable_3pid_lookup",
             "next_link_domain_whitelist",
             "rc_3pid_validation",
-            "rc_third_party_invite",
             "registrations_require_3pid",
             "request_token_inhibit_3pid_errors",
         ],

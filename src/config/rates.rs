@@ -45,6 +45,9 @@ pub struct RateLimits {
     /// `rc_invites`.
     #[serde(rename = "rc_invites")]
     pub invites: InviteRates,
+    /// `rc_third_party_invite`: invites of addresses, by one user.
+    #[serde(rename = "rc_third_party_invite")]
+    pub third_party_invite: Rate,
     /// `rc_presence.per_user`: presence updates of a user.
     #[serde(rename = "rc_presence")]
     pub presence: PresenceRates,
@@ -130,6 +133,7 @@ impl Default for RateLimits {
                 per_user: Rate::new(0.003, 5.0),
                 per_issuer: Rate::new(0.3, 10.0),
             },
+            third_party_invite: Rate::new(0.2, 10.0),
             presence: PresenceRates { per_user: Rate::new(0.1, 1.0) },
             room_creation: Rate::new(0.016, 10.0),
             federation: FederationRate {

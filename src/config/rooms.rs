@@ -30,6 +30,9 @@ pub struct Rooms {
     pub default_power_level_content_override: PowerLevelOverrides,
     /// `block_non_admin_invites`.
     pub block_non_admin_invites: bool,
+    /// `enable_3pid_lookup`: whether users may be invited by their addresses. Default true.
+    #[serde(rename = "enable_3pid_lookup")]
+    pub looks_addresses_up: bool,
     /// `forget_rooms_on_leave`.
     pub forget_rooms_on_leave: bool,
     /// `exclude_rooms_from_sync`.
@@ -52,6 +55,7 @@ impl Default for Rooms {
             room_list_publication_rules: None,
             default_power_level_content_override: PowerLevelOverrides::default(),
             block_non_admin_invites: false,
+            looks_addresses_up: true,
             forget_rooms_on_leave: false,
             exclude_rooms_from_sync: Vec::new(),
             filter_timeline_limit: 100,

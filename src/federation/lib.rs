@@ -49,7 +49,7 @@ pub struct Federation {
     /// Asks other servers on behalf of clients.
     pub queries: Queries,
     /// Brings users into rooms of other servers.
-    pub joining: Joining,
+    pub joining: Arc<Joining>,
     /// Answers servers that want to come into rooms here.
     pub resident: Resident,
     /// What goes to other servers.

@@ -73,6 +73,8 @@ classes! {
     InvitesPerUser = invites.per_user;
     /// Invites by inviting user.
     InvitesPerIssuer = invites.per_issuer;
+    /// Invites of addresses, by inviting user.
+    ThirdPartyInvite = third_party_invite;
     /// Presence that a user sets.
     PresencePerUser = presence.per_user;
     /// Rooms that a user creates.

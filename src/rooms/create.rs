@@ -266,10 +266,7 @@ impl Rooms {
     }
 
     fn check_invites(&self, request: &CreateRoom) -> Result<(), Refusal> {
-        if !request.invite_3pid.is_empty() {
-            return Err(Refusal::unknown("invites by third-party identifiers are not supported"));
-        }
-        if request.invite.len() > MOST_INVITES {
+        if request.invite.len() + request.invite_3pid.len() > MOST_INVITES {
             return Err(Refusal::invalid_param(format!(
                 "at most {MOST_INVITES} users can be invited"
             )));

@@ -13,6 +13,7 @@ pub mod filter;
 pub mod hosts;
 pub mod membership;
 pub mod read;
+pub mod third_party;
 pub mod visibility;
 
 mod answer;

@@ -230,7 +230,8 @@ impl Client {
     }
 }
 
-async fn refused(answer: Answer) -> Failure {
+/// The refusal that an answer is.
+pub(crate) async fn refused(answer: Answer) -> Failure {
     let status = answer.status.as_u16();
     let body = answer.body.at_most(MOST_OF_A_REFUSAL).all().await.unwrap_or_default();
     let body: Value = serde_json::from_slice(&body).unwrap_or_default();

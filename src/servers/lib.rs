@@ -11,6 +11,7 @@ mod key_document;
 mod key_fetch;
 mod keyring;
 mod notary;
+mod outside;
 mod own_keys;
 mod relay;
 mod sign;
@@ -37,6 +38,7 @@ pub use event_check::Unsound;
 pub use failure::Failure;
 pub use keyring::Keyring;
 pub use notary::KeyQuery;
+pub use outside::Outside;
 pub use own_keys::public_key;
 pub use relay::Relay;
 pub use transport::Body;
@@ -71,6 +73,8 @@ pub struct Servers {
     pub back_off: Arc<BackOff>,
     /// Knows their keys, and this server's own.
     pub keyring: Arc<Keyring>,
+    /// Asks those that are no homeservers.
+    pub outside: Arc<Outside>,
 }
 
 impl Servers {
@@ -81,7 +85,8 @@ impl Servers {
         let back_off = Arc::new(BackOff::new(&deps.pool, &deps.notices, &deps.clock, limits));
         let client = Arc::new(Client::new(deps, &back_off)?);
         let keyring = Keyring::new(deps, &client).map_err(|error| error.to_string())?;
-        Ok(Self { keyring: Arc::new(keyring), back_off, client })
+        let outside = Arc::new(Outside::new(&deps.config)?);
+        Ok(Self { keyring: Arc::new(keyring), back_off, client, outside })
     }
 }
 

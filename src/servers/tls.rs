@@ -1,4 +1,5 @@
 //! TLS towards other servers: whom they have to be certified by, and who may do without.
+//! Identity servers never may.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -12,14 +13,32 @@ use tokio_rustls::TlsConnector;
 
 /// TLS as the configuration has it.
 pub(crate) struct Tls {
-    config: Federation,
+    /// Names those whose certificates are not checked; absent: there are none.
+    exceptions: Option<Federation>,
     checked: TlsConnector,
     unchecked: TlsConnector,
 }
 
 impl Tls {
-    /// Fails if authorities that the configuration names cannot be read.
+    /// Towards homeservers. Fails if authorities that the configuration names cannot be read.
     pub(crate) fn new(config: &Federation) -> Result<Self, String> {
+        let roots = roots(config.custom_ca_list.as_deref())?;
+        Self::with(config, roots, Some(config.clone()))
+    }
+
+    /// Towards servers of other kinds, all of which have to be certified: by the system's
+    /// authorities, or those that the configuration adds.
+    pub(crate) fn strict(config: &Federation) -> Result<Self, String> {
+        let mut roots = system_authorities();
+        add_all(&mut roots, config.custom_ca_list.as_deref().unwrap_or_default())?;
+        Self::with(config, roots, None)
+    }
+
+    fn with(
+        config: &Federation,
+        roots: RootCertStore,
+        exceptions: Option<Federation>,
+    ) -> Result<Self, String> {
         let versions: &[&SupportedProtocolVersion] = match config.minimum_tls {
             TlsVersion::V1_2 => &[&TLS13, &TLS12],
             TlsVersion::V1_3 => &[&TLS13],
@@ -30,15 +49,16 @@ impl Tls {
             Ok::<_, String>(TlsConnector::from(Arc::new(client)))
         };
         Ok(Self {
-            checked: connector(Trust::ThatHost(roots(config.custom_ca_list.as_deref())?))?,
+            checked: connector(Trust::ThatHost(roots))?,
             unchecked: connector(Trust::Anybody)?,
-            config: config.clone(),
+            exceptions,
         })
     }
 
     /// How to speak with `host`, a name or an address.
     pub(crate) fn towards(&self, host: &str) -> &TlsConnector {
-        if self.config.checks_certificate_of(host) { &self.checked } else { &self.unchecked }
+        let checks = |config: &Federation| config.checks_certificate_of(host);
+        if self.exceptions.as_ref().is_none_or(checks) { &self.checked } else { &self.unchecked }
     }
 }
 
@@ -46,9 +66,13 @@ impl Tls {
 fn roots(files: Option<&[PathBuf]>) -> Result<RootCertStore, String> {
     let Some(files) = files else { return Ok(system_authorities()) };
     let mut roots = RootCertStore::empty();
-    for file in files {
-        add_authorities(&mut roots, file)
-            .map_err(|why| format!("federation_custom_ca_list: {why}"))?;
-    }
+    add_all(&mut roots, files)?;
     Ok(roots)
+}
+
+fn add_all(roots: &mut RootCertStore, files: &[PathBuf]) -> Result<(), String> {
+    let mut files = files.iter();
+    files.try_for_each(|file| {
+        add_authorities(roots, file).map_err(|why| format!("federation_custom_ca_list: {why}"))
+    })
 }

@@ -37,8 +37,6 @@ const NOT_BUILT: &[&str] = &[
     "/_matrix/client/v3/thirdparty/",
     "/_matrix/client/v3/user_directory/",
     "/_matrix/client/v3/users/{userId}/report",
-    "/_matrix/federation/v1/3pid/",
-    "/_matrix/federation/v1/exchange_third_party_invite/",
     "/_matrix/federation/v1/media/",
     "/_matrix/federation/v1/query/{queryType}",
     "/_matrix/federation/v1/query_auth/",

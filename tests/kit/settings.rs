@@ -54,6 +54,7 @@ impl Settings {
             "rc_joins": {"local": rate, "remote": rate},
             "rc_joins_per_room": rate,
             "rc_invites": {"per_room": rate, "per_user": rate, "per_issuer": rate},
+            "rc_third_party_invite": rate,
             "rc_room_creation": rate,
             "rc_presence": {"per_user": rate},
             "room_list_publication_rules": [{"action": "allow"}],

@@ -45,13 +45,25 @@ impl Joining {
         room_id: &RoomId,
         draft: Draft,
     ) -> Result<Sent> {
+        self.deps.rooms.check_may_invite(who)?;
+        self.invite_as(&who.user_id, user, room_id, draft).await
+    }
+
+    /// The same in the name of `sender`, who may be of another server yet if the invite is one that
+    /// an identity server has signed.
+    pub(super) async fn invite_as(
+        &self,
+        sender: &UserId,
+        user: &UserId,
+        room_id: &RoomId,
+        draft: Draft,
+    ) -> Result<Sent> {
         let rooms = &self.deps.rooms;
-        rooms.check_may_invite(who)?;
         let _turn = self.turns.take(user, room_id).await;
         let standing = rooms.owner.standing(user, room_id).await?;
         if let Some(standing) = standing
             && standing.membership == Membership::Invite
-            && standing.event.sender == who.user_id
+            && standing.event.sender == *sender
         {
             return Ok(Sent { event_id: standing.event.event_id.clone(), position: Position(0) });
         }

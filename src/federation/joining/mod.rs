@@ -12,6 +12,7 @@ mod join;
 mod knock;
 mod leave;
 mod template;
+mod third_party;
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -20,6 +21,7 @@ use ruma_common::{OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, UserId};
 use tokio::sync::OwnedMutexGuard;
 
 use crate::Deps;
+pub use third_party::{ByAddress, Redeemed};
 
 /// Brings users into rooms, wherever these are.
 pub struct Joining {
@@ -53,7 +55,9 @@ pub struct Found {
 }
 
 impl Joining {
-    pub(crate) fn new(deps: &Deps) -> Self {
-        Self { deps: deps.clone(), turns: Turns::default() }
+    pub(crate) fn new(deps: &Deps) -> Arc<Self> {
+        let joining = Arc::new(Self { deps: deps.clone(), turns: Turns::default() });
+        joining.answer_calls();
+        joining
     }
 }

@@ -40,4 +40,5 @@ mod partition;
 mod queries;
 mod sending;
 mod spaces;
+mod third_party;
 mod versions;

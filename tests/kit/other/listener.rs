@@ -122,9 +122,13 @@ impl Other {
     }
 
     async fn reply(&self, seen: &Seen, signed: Option<XMatrix>) -> Reply {
-        let is_open = ["/_matrix/key/", "/.well-known/", "/_matrix/federation/v1/version"]
-            .iter()
-            .any(|prefix| seen.path().starts_with(prefix));
+        let open = [
+            "/_matrix/key/",
+            "/_matrix/identity/",
+            "/.well-known/",
+            "/_matrix/federation/v1/version",
+        ];
+        let is_open = open.iter().any(|prefix| seen.path().starts_with(prefix));
         if !is_open && let Err(problem) = self.check(seen, signed).await {
             self.note_problem(format!("{} {}: {problem}", seen.method, seen.uri));
             return Reply::refused(401, "M_UNAUTHORIZED");

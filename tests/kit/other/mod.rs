@@ -4,12 +4,13 @@
 //! remembers it. Without further words it behaves: it publishes its key, takes transactions, and
 //! answers for the rooms that it is in ([`Other::create_room`], [`Other::join`]) from its memory.
 //! [`Other::on`] puts a script in front of that; a script that returns `None` leaves the request to
-//! the next one. [`Room::draft`] makes events, also such as nobody should believe.
+//! the next one. [`Other::identify`] makes it an identity server too. [`Room::draft`] makes events, also such as nobody should believe.
 //!
 //! It does not resolve state and allows everything: what is right is for the server under test.
 
 mod answers;
 mod asking;
+mod identity;
 mod key;
 mod listener;
 mod memory;
@@ -32,6 +33,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 pub use asking::{Peer, authorization};
+pub use identity::{ACCESS_TOKEN, Vouching};
 pub use key::{Key, Published, is_signed, keys_of, now_ms};
 pub use memory::State;
 pub use pdu::{Pdu, rules_of};

@@ -1,0 +1,104 @@
+//! Inviting somebody of whom only an address is known (spec: third-party invites).
+//!
+//! An identity server says whose address it is; that user is invited as ever. If it is nobody's
+//! yet, the identity server writes to the address, and an event stands in the room for whoever comes
+//! (`m.room.third_party_invite`). When somebody has, the identity server signs who it is, and that
+//! is exchanged for an invite: at a server that is in the room (`exchange`).
+
+mod everywhere;
+mod exchange;
+mod identity;
+
+use chatd_base::{Refusal, Requester, Result};
+use chatd_rooms::{
+    membership::Extra,
+    third_party::{Letterhead, pending_draft},
+};
+use ruma_common::{OwnedServerName, RoomId};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use uuid::Uuid;
+
+use self::identity::{IdentityServer, Stored};
+use super::Joining;
+
+pub use exchange::Redeemed;
+
+/// Whom to invite, and who may know that person.
+#[derive(Clone, Debug, Deserialize)]
+pub struct ByAddress {
+    pub id_server: OwnedServerName,
+    pub id_access_token: String,
+    /// `email`, `msisdn` …
+    pub medium: String,
+    pub address: String,
+}
+
+impl Joining {
+    /// Invites whoever has the address: a user, or an event that stands for one. Refuses if the
+    /// configuration or the room do not let the requester invite, or if the identity server does
+    /// not take the invite.
+    pub async fn invite_by_address(
+        &self,
+        who: &Requester,
+        room_id: &RoomId,
+        by: &ByAddress,
+        key: Option<Uuid>,
+    ) -> Result<()> {
+        let rooms = &self.deps.rooms;
+        rooms.check_may_invite(who)?;
+        if !self.deps.config.rooms.looks_addresses_up {
+            let message = "this server does not look third-party identifiers up";
+            return Err(Refusal::forbidden(message).into());
+        }
+        // The address gets one letter, however often the request is made.
+        if rooms.is_done(key).await? {
+            return Ok(());
+        }
+        let head = rooms.letterhead(&who.user_id, room_id).await?;
+        let identity = IdentityServer::new(&self.deps.servers.outside, by)?;
+        if let Some(user) = identity.look_up().await {
+            return self.invite(who, &user, room_id, Extra { key, ..Extra::default() }).await;
+        }
+        let stored = identity.store_invite(&letter(who, room_id, by, &head)).await?;
+        let mut draft =
+            pending_draft(&who.user_id, &stored.token, pending(&stored, &identity.validity_url()?));
+        draft.key = key;
+        rooms.send(room_id, &draft).await.map(drop)
+    }
+}
+
+/// What the identity server writes to the address.
+fn letter(who: &Requester, room_id: &RoomId, by: &ByAddress, head: &Letterhead) -> Value {
+    let mut letter = json!({
+        "medium": by.medium,
+        "address": by.address,
+        "room_id": room_id,
+        "room_alias": head.alias,
+        "room_avatar_url": head.avatar_url,
+        "room_join_rules": head.join_rule,
+        "room_name": head.name,
+        "sender": who.user_id,
+        "sender_display_name": head.sender_name,
+        "sender_avatar_url": head.sender_avatar_url,
+    });
+    if let Some(kind) = &head.kind {
+        letter["room_type"] = kind.as_str().into();
+    }
+    letter
+}
+
+/// What the event says that stands for whoever comes.
+fn pending(stored: &Stored, validity_url: &str) -> Map<String, Value> {
+    let keys = stored.keys(validity_url);
+    let first = keys.first().cloned().unwrap_or_default();
+    let mut content = Map::from_iter([
+        ("display_name".to_owned(), stored.display_name.as_str().into()),
+        ("public_keys".to_owned(), json!(keys)),
+        ("public_key".to_owned(), first.public_key.into()),
+    ]);
+    if let Some(url) = first.key_validity_url {
+        content.insert("key_validity_url".to_owned(), url.into());
+    }
+    content
+}
