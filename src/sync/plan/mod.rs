@@ -133,11 +133,16 @@ pub struct Plan {
 }
 
 impl RoomPlan {
-    /// A room that the client knows, without anything new in it.
     /// Below every position: nothing of the room has been seen.
     pub const UNSEEN: Position = Position(-1);
 
-    fn joined(room: RoomNid, room_id: &OwnedRoomId, low: Position, high: Position) -> Self {
+    /// A room that the client knows, without anything new in it.
+    pub(crate) fn joined(
+        room: RoomNid,
+        room_id: &OwnedRoomId,
+        low: Position,
+        high: Position,
+    ) -> Self {
         Self {
             room,
             room_id: room_id.clone(),

@@ -6,10 +6,7 @@ use chatd_base::{EventNid, Position, RoomNid, UserNid};
 use chatd_streams::events::{self, EventRow, Visibility};
 use serde_json::value::RawValue;
 
-use crate::{
-    index::Live,
-    plan::{RoomPlan, Section, Source},
-};
+use crate::{index::Live, plan::RoomPlan};
 
 /// A message at `position` of room 1.
 pub(crate) fn live_message(position: i64) -> Live {
@@ -48,17 +45,5 @@ pub(crate) fn live_message(position: i64) -> Live {
 
 /// A joined room with the interval `(low, high]`.
 pub(crate) fn room_plan(low: Position, high: Position) -> RoomPlan {
-    RoomPlan {
-        room: RoomNid(1),
-        room_id: "!r:x".try_into().unwrap(),
-        section: Section::Join,
-        low,
-        high,
-        is_new: false,
-        source: Source::Nothing,
-        typing: None,
-        receipts: Vec::new(),
-        account_data: Vec::new(),
-        unread: Default::default(),
-    }
+    RoomPlan::joined(RoomNid(1), &"!r:x".try_into().unwrap(), low, high)
 }
