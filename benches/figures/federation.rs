@@ -24,8 +24,12 @@ const IN_A_TRANSACTION: usize = 50;
 const ROOMS: usize = 100;
 /// Events that one state is made of.
 const FORKS: usize = 20;
-/// Events that wait for a server which was away.
+/// Events that wait for a server which was away, in [`ROOMS`] rooms.
 const MISSED: usize = 10_000;
+/// What was said in a room before a server came.
+const HISTORY: usize = 10_000;
+/// Events that a client asks for at a time when it reads back.
+const PAGE: usize = 100;
 /// Clients' requests at a time.
 const AT_A_TIME: usize = 16;
 
@@ -44,7 +48,7 @@ enum Home {
     Synapse(Box<Synapse>),
 }
 
-/// Measures both.
+/// Measures how both take in what others send.
 pub async fn measure() -> Result<()> {
     for mut subject in [Subject::chatd().await?, Subject::synapse().await] {
         let other = Other::start().await;
@@ -53,6 +57,16 @@ pub async fn measure() -> Result<()> {
         subject.takes_in(&other, &bob, 1).await?;
         subject.takes_in(&other, &bob, ROOMS).await?;
         subject.resolves(&other, &bob, &large).await?;
+    }
+    Ok(())
+}
+
+/// Measures how both tell and learn what is past.
+pub async fn measure_past() -> Result<()> {
+    for mut subject in [Subject::chatd().await?, Subject::synapse().await] {
+        let other = Other::start().await;
+        let bob = other.user("bob");
+        subject.reads_back(&other, &bob).await?;
         subject.catches_up(&other, &bob).await?;
     }
     Ok(())
@@ -169,26 +183,62 @@ impl Subject {
         .await
     }
 
-    /// A server that was away gets what it has missed.
-    async fn catches_up(&mut self, other: &Other, bob: &str) -> Result<()> {
+    /// A user reads what was said in a room before this server came.
+    async fn reads_back(&mut self, other: &Other, bob: &str) -> Result<()> {
         let room = other.create_room(VERSION, bob);
+        for number in 0..HISTORY {
+            room.say(bob, &format!("message {number}"));
+        }
         let id = room.id();
         self.user.join_via(&id, &other.name()).await.ok();
-        self.user.send(&id, "before").await;
+        let mut read = 0;
+        let what = format!("reading back {HISTORY} events from before the join");
+        self.costs(&what, HISTORY, async |subject| {
+            let mut from: Option<String> = None;
+            loop {
+                let page = subject.user.messages(&id, "b").query("limit", PAGE);
+                let page = match &from {
+                    Some(from) => page.query("from", from).await,
+                    None => page.await,
+                };
+                let page = page.ok();
+                read += page["chunk"].as_array().map_or(0, Vec::len);
+                from = page["end"].as_str().map(str::to_owned);
+                if from.is_none() {
+                    return;
+                }
+            }
+        })
+        .await?;
+        say(format_args!("  {}: {read} events were read", self.name));
+        Ok(())
+    }
+
+    /// A server that was away gets what it has missed.
+    async fn catches_up(&mut self, other: &Other, bob: &str) -> Result<()> {
+        let rooms: Vec<String> = (0..ROOMS).map(|_| other.create_room(VERSION, bob).id()).collect();
+        for room in &rooms {
+            self.user.join_via(room, &other.name()).await.ok();
+        }
+        self.user.send(&rooms[0], "before").await;
         other.until_pdu("the first word", |pdu| pdu["content"]["body"] == "before").await;
         other.go_away();
-        let sends = (0..MISSED).map(|number| {
-            let (user, id) = (&self.user, &id);
-            async move { user.send(id, &format!("missed {number}")).await }
-        });
-        stream::iter(sends).buffer_unordered(AT_A_TIME).collect::<Vec<_>>().await;
-        self.user.send(&id, "the last").await;
+        for some in (0..MISSED).collect::<Vec<_>>().chunks(ROOMS) {
+            let user = &self.user;
+            let sends = some.iter().zip(&rooms).map(|(number, room)| async move {
+                user.send(room, &format!("missed {number}")).await
+            });
+            stream::iter(sends).buffer_unordered(AT_A_TIME).collect::<Vec<_>>().await;
+        }
         other.come_back().await;
-        let what = format!("{MISSED} events that a server has missed");
+        let what = format!("{MISSED} events in {ROOMS} rooms that a server has missed");
         self.costs(&what, MISSED, async |subject| {
             // A sign of life.
             other.send(&subject.peer, &[], &[]).await.ok();
-            other.until_pdu("the last word", |pdu| pdu["content"]["body"] == "the last").await;
+            for number in MISSED - ROOMS..MISSED {
+                let last = format!("missed {number}");
+                other.until_pdu(&last, |pdu| pdu["content"]["body"] == *last).await;
+            }
         })
         .await?;
         let (mut events, mut transactions) = (0, 0);
@@ -197,10 +247,7 @@ impl Subject {
             events += some;
             transactions += usize::from(some > 0);
         }
-        say(format_args!(
-            "  {}: {events} events had come in {transactions} transactions",
-            self.name
-        ));
+        say(format_args!("  {}: {events} events in {transactions} transactions", self.name));
         Ok(())
     }
 

@@ -97,5 +97,8 @@ async fn main() -> anyhow::Result<()> {
     if wanted("federation") {
         federation::measure().await?;
     }
+    if wanted("federation-past") {
+        federation::measure_past().await?;
+    }
     Ok(())
 }
