@@ -34,7 +34,6 @@ use crate::{
     live::{Head, Live},
     outliers::{Site, Stored, check_by_auth_events},
     owner::{Hold, RoomOwner, Sent, Settled, Slot, UNSETTLED, away, lock, settle},
-    parallel,
     pdu::Pdu,
     place::{Scene, StateAt},
     receive::{Before, Verdict},
@@ -50,9 +49,9 @@ pub struct Import {
     /// The event that makes the user a member.
     pub event: CanonicalJsonObject,
     /// The state before it.
-    pub state: Vec<CanonicalJsonObject>,
+    pub state: Vec<Incoming>,
     /// What authorises that.
-    pub auth_chain: Vec<CanonicalJsonObject>,
+    pub auth_chain: Vec<Incoming>,
 }
 
 /// The state before the join, by number.
@@ -136,19 +135,12 @@ impl RoomOwner {
         &self,
         site: &Site,
         version: &RoomVersionId,
-        state: Vec<CanonicalJsonObject>,
-        auth_chain: Vec<CanonicalJsonObject>,
+        state: Vec<Incoming>,
+        auth_chain: Vec<Incoming>,
     ) -> Result<Told> {
-        let of_state = state.len();
-        let (rules, room_id) = (site.rules.clone(), site.room_id.clone());
-        let events = state.into_iter().chain(auth_chain).collect();
-        let read =
-            parallel::map(events, move |event| incoming::read(event, &rules, &room_id)).await?;
-        let ids: Vec<OwnedEventId> = read[..of_state]
-            .iter()
-            .filter_map(|event| Some(event.as_ref().ok()?.pdu.event_id.clone()))
-            .collect();
-        let judged = self.judge_incoming(site, read).await?;
+        let ids: Vec<OwnedEventId> = state.iter().map(|event| event.pdu.event_id.clone()).collect();
+        let events = state.into_iter().chain(auth_chain).map(Ok).collect();
+        let judged = self.judge_incoming(site, events).await?;
         let stored = {
             // In a room that is live, what is written meanwhile might be one of these events.
             let slot = self.slot(&site.room_id).await.ok();

@@ -1,152 +1,277 @@
-//! The answer to a join: the state of a room that another server tells, read off the threads that
-//! answer requests, and checked.
+//! The answer to a join: the state of a room that another server tells. It is read, taken apart and
+//! checked in batches while the rest of it is still on its way, off the threads that answer
+//! requests. What is kept of it is what goes into the tables.
 
-use std::collections::HashSet;
+use std::{
+    collections::HashSet,
+    hash::{BuildHasher, RandomState},
+};
 
-use bytes::Bytes;
-use chatd_rooms::{Import, event_id};
-use chatd_servers::{Failure, Unsound};
-use ruma_common::{CanonicalJsonObject, RoomId, ServerName};
-use serde::Deserialize;
-use serde_json::value::RawValue;
+use chatd_rooms::{Import, Incoming, event_id, parallel, take_apart};
+use chatd_servers::{Body, Failure, Unsound};
+use futures::{Stream, TryStreamExt, pin_mut, stream};
+use ruma_common::{CanonicalJsonObject, RoomId, ServerName, room_version_rules::RoomVersionRules};
 
-use super::{Joining, candidates::Trial, template::Made};
+use super::{
+    Joining,
+    candidates::Trial,
+    split::{Piece, Place, Splitter},
+    template::Made,
+};
 
 /// Events that another server may tell of a room (R8).
 const MOST: usize = 1_000_000;
+/// Events that are checked at a time, and what they may come to as text.
+const BATCH: usize = 1_024;
+const MOST_BYTES_OF_BATCH: usize = 4 << 20;
+/// Batches that are being checked, or wait for keys, while the next one is read (R8).
+const UNDER_WAY: usize = 8;
 
-#[derive(Deserialize)]
-struct Answer<'a> {
-    #[serde(borrow, default)]
-    event: Option<&'a RawValue>,
-    #[serde(borrow)]
-    state: Vec<&'a RawValue>,
-    #[serde(borrow)]
-    auth_chain: Vec<&'a RawValue>,
-    #[serde(default)]
-    members_omitted: bool,
+/// A part of an answer.
+#[derive(Debug, Default)]
+struct Batch {
+    /// Entries of the state or of the auth chain; each says which.
+    events: Vec<Piece>,
+    others: Vec<Piece>,
 }
 
-/// What was told, as objects. What is none is left out.
+/// Reads an answer.
+struct Source {
+    body: Body,
+    splitter: Splitter,
+    /// Taken apart, and in no batch yet.
+    ready: Batch,
+    bytes: usize,
+    count: usize,
+    /// Digests of what has come: most of the auth chain is in the state too.
+    seen: HashSet<u64>,
+    hasher: RandomState,
+    has_ended: bool,
+}
+
+/// What has been told, as far as it is believed.
+#[derive(Debug, Default)]
 struct Told {
-    event: Option<CanonicalJsonObject>,
-    state: Vec<CanonicalJsonObject>,
-    auth_chain: Vec<CanonicalJsonObject>,
+    state: Vec<Incoming>,
+    auth_chain: Vec<Incoming>,
+    others: Vec<Piece>,
+    unsound: usize,
+}
+
+/// What a batch has come to.
+struct Checked {
+    events: Vec<(Place, Option<Incoming>)>,
+    others: Vec<Piece>,
 }
 
 impl Joining {
-    /// Reads and checks what `server` has answered to `made`.
+    /// Reads and checks what `server` answers to `made`.
     pub(super) async fn read_answer(
         &self,
         server: &ServerName,
         room_id: &RoomId,
         made: Made,
-        body: Bytes,
+        body: Body,
     ) -> Result<Import, Trial> {
-        let odd =
-            |why: String| Failure::Odd(format!("{server} has answered what is no room: {why}"));
-        let read = tokio::task::spawn_blocking(move || read(&body)).await;
-        let told = read.map_err(|error| odd(error.to_string()))?.map_err(odd)?;
-        let event = match told.event {
-            Some(event) if event_id(&made.version, &event).is_ok_and(|id| id == made.event_id) => {
-                event
+        let odd = |why: String| odd(server, &why);
+        let rules = made.version.rules().ok_or_else(|| odd("it is of no version".to_owned()))?;
+        let told = self.read_all(server, room_id, &rules, body).await?;
+        if told.unsound > 0 {
+            let unsound = told.unsound;
+            tracing::warn!(server = %server, unsound, "events of a room that was joined are not believed");
+        }
+        let other = |place| told.others.iter().find(|piece| piece.place == place);
+        if other(Place::MembersOmitted).is_some_and(|piece| piece.json == b"true") {
+            return Err(odd("members were left out, which nobody has asked for".to_owned()).into());
+        }
+        let event = match other(Place::Event).filter(|piece| piece.json != b"null") {
+            Some(piece) => {
+                serde_json::from_slice(&piece.json).map_err(|why| odd(why.to_string()))?
             }
-            Some(_) => return Err(odd("the event is another one".to_owned()).into()),
             None => made.event,
         };
-        let (count, of_state) = (told.state.len() + told.auth_chain.len(), told.state.len());
-        let rules = made.version.rules().ok_or_else(|| odd("of no version".to_owned()))?;
-        let all = told.state.into_iter().chain(told.auth_chain).chain([event]).collect();
-        let mut checked = self.deps.servers.keyring.check_events(all, &rules).await?;
-        if checked.len() != count + 1 {
-            return Err(odd("not all events were checked".to_owned()).into());
+        if !event_id(&made.version, &event).is_ok_and(|id| id == made.event_id) {
+            return Err(odd("the event is another one".to_owned()).into());
         }
-        let event = match checked.pop() {
+        let event = match self.deps.servers.keyring.check_events(vec![event], &rules).await?.pop() {
             Some(Ok(event)) => event,
             Some(Err(Unsound::Forged(why) | Unsound::NoKey(why))) => return Err(odd(why).into()),
             None => return Err(odd("the event is missing".to_owned()).into()),
         };
-        let auth_chain = checked.split_off(of_state);
-        Ok(Import {
-            room_id: room_id.to_owned(),
-            version: made.version,
-            event,
-            state: sound(server, checked),
-            auth_chain: sound(server, auth_chain),
-        })
+        let Told { state, auth_chain, .. } = told;
+        let room_id = room_id.to_owned();
+        Ok(Import { room_id, version: made.version, event, state, auth_chain })
     }
-}
 
-/// Leaves out what cannot be trusted. What the room cannot do without is missed later.
-fn sound(
-    server: &ServerName,
-    checked: Vec<Result<CanonicalJsonObject, Unsound>>,
-) -> Vec<CanonicalJsonObject> {
-    let mut unsound = 0;
-    let sound = checked.into_iter().filter_map(|event| match event {
-        Ok(event) => Some(event),
-        Err(why) => {
-            tracing::debug!(server = %server, ?why, "an event of a room is not believed");
-            unsound += 1;
-            None
+    async fn read_all(
+        &self,
+        server: &ServerName,
+        room_id: &RoomId,
+        rules: &RoomVersionRules,
+        body: Body,
+    ) -> Result<Told, Trial> {
+        let batches = batches(server, Source::new(body));
+        let checked = batches
+            .map_ok(|batch| self.check_batch(server, room_id, rules, batch))
+            .try_buffered(UNDER_WAY);
+        pin_mut!(checked);
+        let mut told = Told::default();
+        while let Some(batch) = checked.try_next().await? {
+            told.add(batch);
         }
-    });
-    let sound = sound.collect();
-    if unsound > 0 {
-        tracing::warn!(server = %server, unsound, "events of a room that was joined are not believed");
+        Ok(told)
     }
-    sound
+
+    /// What is no event of the room, or is not signed as one has to be, is left out. What the room
+    /// cannot do without is missed later.
+    async fn check_batch(
+        &self,
+        server: &ServerName,
+        room_id: &RoomId,
+        rules: &RoomVersionRules,
+        batch: Batch,
+    ) -> Result<Checked, Trial> {
+        let Batch { events, others } = batch;
+        let read = |piece: Piece| -> Option<(Place, CanonicalJsonObject)> {
+            Some((piece.place, serde_json::from_slice(&piece.json).ok()?))
+        };
+        let parsed = parallel::map(events, read).await?;
+        let (places, objects): (Vec<Place>, Vec<_>) = parsed.into_iter().flatten().unzip();
+        let outcomes = self.deps.servers.keyring.check_events(objects, rules).await?;
+        let (rules, room_id) = (rules.clone(), room_id.to_owned());
+        let server = server.to_owned();
+        let apart = move |(place, outcome): (Place, Result<CanonicalJsonObject, Unsound>)| {
+            let event = outcome.map_err(|why| why.to_string()).and_then(|event| {
+                take_apart(event, &rules, &room_id).map_err(|why| why.to_string())
+            });
+            let event = event.inspect_err(|why| {
+                tracing::debug!(server = %server, why, "an event of a room is not believed");
+            });
+            (place, event.ok())
+        };
+        let outcomes = places.into_iter().zip(outcomes).collect();
+        Ok(Checked { events: parallel::map(outcomes, apart).await?, others })
+    }
 }
 
-fn read(body: &[u8]) -> Result<Told, String> {
-    let text = std::str::from_utf8(body).map_err(|error| error.to_string())?;
-    // The first version of the endpoint puts a status in front.
-    let answer: Answer<'_> = if text.trim_start().starts_with('[') {
-        let (_, answer): (u16, Answer<'_>) =
-            serde_json::from_str(text).map_err(|error| error.to_string())?;
-        answer
-    } else {
-        serde_json::from_str(text).map_err(|error| error.to_string())?
-    };
-    if answer.members_omitted {
-        return Err("members were left out, which nobody has asked for".to_owned());
-    }
-    if answer.state.len() + answer.auth_chain.len() > MOST {
-        return Err(format!("it has more than {MOST} events"));
-    }
-    let seen: HashSet<&str> = answer.state.iter().map(|event| event.get()).collect();
-    let object = |event: &&RawValue| serde_json::from_str(event.get()).ok();
-    Ok(Told {
-        event: match answer.event.filter(|event| event.get() != "null") {
-            Some(event) => {
-                Some(serde_json::from_str(event.get()).map_err(|error| error.to_string())?)
+impl Told {
+    fn add(&mut self, batch: Checked) {
+        for (place, event) in batch.events {
+            match (place, event) {
+                (Place::State, Some(event)) => self.state.push(event),
+                (_, Some(event)) => self.auth_chain.push(event),
+                (_, None) => self.unsound += 1,
             }
-            None => None,
-        },
-        state: answer.state.iter().filter_map(object).collect(),
-        auth_chain: answer
-            .auth_chain
-            .iter()
-            .filter(|event| !seen.contains(event.get()))
-            .filter_map(object)
-            .collect(),
+        }
+        self.others.extend(batch.others);
+    }
+}
+
+/// The parts of an answer, as they come.
+fn batches(
+    server: &ServerName,
+    source: Source,
+) -> impl Stream<Item = Result<Batch, Trial>> + use<'_> {
+    stream::try_unfold(source, move |mut source| async move {
+        let batch = source.next(server).await?;
+        Ok(batch.map(|batch| (batch, source)))
     })
+}
+
+impl Source {
+    fn new(body: Body) -> Self {
+        Self {
+            body,
+            splitter: Splitter::new(),
+            ready: Batch::default(),
+            bytes: 0,
+            count: 0,
+            seen: HashSet::new(),
+            hasher: RandomState::new(),
+            has_ended: false,
+        }
+    }
+
+    /// The next part, unless all of it has been read.
+    async fn next(&mut self, server: &ServerName) -> Result<Option<Batch>, Trial> {
+        let odd = |why: String| odd(server, &why);
+        while !self.has_ended {
+            let Some(bytes) = self.body.next().await? else {
+                self.splitter.finish().map_err(odd)?;
+                self.has_ended = true;
+                break;
+            };
+            let mut found = Vec::new();
+            self.splitter.push(&bytes, &mut found).map_err(odd)?;
+            found.into_iter().for_each(|piece| self.take(piece));
+            if self.count > MOST {
+                return Err(odd(format!("it has more than {MOST} events")).into());
+            }
+            if self.ready.events.len() >= BATCH || self.bytes >= MOST_BYTES_OF_BATCH {
+                break;
+            }
+        }
+        self.bytes = 0;
+        let batch = std::mem::take(&mut self.ready);
+        let is_empty = batch.events.is_empty() && batch.others.is_empty();
+        Ok((!is_empty).then_some(batch))
+    }
+
+    fn take(&mut self, piece: Piece) {
+        if !matches!(piece.place, Place::State | Place::AuthChain) {
+            return self.ready.others.push(piece);
+        }
+        self.count += 1;
+        let is_new = self.seen.insert(self.hasher.hash_one(&piece.json));
+        // An entry of the state is one even if it has come before.
+        if is_new || piece.place == Place::State {
+            self.bytes += piece.json.len();
+            self.ready.events.push(piece);
+        }
+    }
+}
+
+fn odd(server: &ServerName, why: &str) -> Failure {
+    Failure::Odd(format!("{server} has answered what is no room: {why}"))
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+    use ruma_common::server_name;
+
     use super::*;
 
-    #[test]
-    fn both_versions_of_the_answer_are_read() {
-        let body = r#"{"state": [{"a": 1}], "auth_chain": [{"a": 1}, {"b": 1.5}, {"c": 2}]}"#;
-        for body in [body.to_owned(), format!("[200, {body}]")] {
-            let told = read(body.as_bytes()).unwrap();
-            assert_eq!(told.state.len(), 1);
-            assert_eq!(told.auth_chain.len(), 1, "neither what was there, nor what is no event");
+    async fn read(text: &str) -> Result<Vec<(Place, String)>, ()> {
+        let source = Source::new(Body::from(Bytes::copy_from_slice(text.as_bytes())));
+        let batches = batches(server_name!("there.example"), source);
+        let batches: Vec<Batch> = batches.try_collect().await.map_err(drop)?;
+        let pieces = batches.into_iter().flat_map(|batch| batch.events);
+        let text = |piece: Piece| (piece.place, String::from_utf8(piece.json).unwrap());
+        Ok(pieces.map(text).collect())
+    }
+
+    #[tokio::test]
+    async fn what_is_in_both_lists_is_checked_once() {
+        let told = r#"{"state": [{"a": 1}, {"b": 2}], "auth_chain": [{"a": 1}, {"c": 3}]}"#;
+        let told = read(told).await.unwrap();
+        let expected = [(Place::State, "a"), (Place::State, "b"), (Place::AuthChain, "c")];
+        assert_eq!(told.len(), expected.len());
+        for ((place, text), (expected, name)) in told.iter().zip(expected) {
+            assert_eq!(*place, expected);
+            assert!(text.contains(name));
         }
-        for body in ["", "{}", "[200]", r#"{"state": [], "auth_chain": 1}"#, "\u{0}"] {
-            assert!(read(body.as_bytes()).is_err(), "{body}");
-        }
+        // The state is told as it is, wherever it stands.
+        let told = read(r#"{"auth_chain": [{"a": 1}], "state": [{"a": 1}, {"a": 1}]}"#).await;
+        let places: Vec<Place> = told.unwrap().into_iter().map(|(place, _)| place).collect();
+        assert_eq!(places, [Place::AuthChain, Place::State, Place::State]);
+    }
+
+    #[tokio::test]
+    async fn an_answer_comes_in_bounded_parts() {
+        let state: Vec<String> = (0..3_000).map(|number| format!("{{\"n\":{number}}}")).collect();
+        let text = format!("{{\"state\":[{}],\"auth_chain\":[]}}", state.join(","));
+        assert_eq!(read(&text).await.unwrap().len(), 3_000);
+        assert!(read("{\"state\": [").await.is_err());
     }
 }

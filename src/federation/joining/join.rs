@@ -11,8 +11,8 @@ use ruma_common::{OwnedServerName, RoomId, ServerName};
 
 use super::{Joining, candidates::Trial, template::Wish};
 
-/// How long another server may take to tell all of a room.
-const TELLING: Duration = Duration::from_secs(180);
+/// How long another server may take to tell all of a room, which is checked meanwhile.
+const TELLING: Duration = Duration::from_secs(300);
 /// Largest answer to a join (R8): a room of some hundred thousand members.
 const MOST_BYTES: usize = 256 * 1024 * 1024;
 

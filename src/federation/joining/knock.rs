@@ -41,7 +41,7 @@ impl Joining {
 
     async fn knock_by(&self, server: &ServerName, wish: &Wish<'_>) -> Result<OutOfBand, Trial> {
         let made = self.make(server, wish).await?;
-        let body = self.send(server, wish, &made, &["v1"], |ask| ask).await?;
+        let body = self.send(server, wish, &made, &["v1"], |ask| ask).await?.all().await?;
         let answer: Answer = serde_json::from_slice(&body)
             .map_err(|error| Failure::Odd(format!("{server}: not the expected JSON: {error}")))?;
         Ok(OutOfBand { version: made.version, event: made.event, shown: answer.knock_room_state })

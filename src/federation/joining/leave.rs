@@ -48,7 +48,7 @@ impl Joining {
         for server in candidates {
             let left = async {
                 let made = self.make(&server, wish).await?;
-                self.send(&server, wish, &made, &["v2", "v1"], |ask| ask).await?;
+                self.send(&server, wish, &made, &["v2", "v1"], |ask| ask).await?.all().await?;
                 Ok::<_, chatd_servers::Failure>(made)
             };
             match left.await {

@@ -2,7 +2,7 @@
 //! place in the room, and nothing that it would not say itself.
 
 use chatd_base::{Refusal, Result};
-use chatd_servers::{Ask, Failure};
+use chatd_servers::{Ask, Body, Failure};
 use chatd_streams::events::Membership;
 use ruma_common::{
     CanonicalJsonObject, CanonicalJsonValue, OwnedEventId, RoomId, RoomVersionId, ServerName,
@@ -96,7 +96,7 @@ impl Joining {
         Ok(Made { version, event_id: member.event_id, event })
     }
 
-    /// Sends a finished event to the server that has begun it; its answer. `versions`: of the
+    /// Sends a finished event to the server that has begun it; its answer as it comes. `versions`: of the
     /// endpoint, the newest first; the first one puts a status in front of the answer.
     pub(super) async fn send(
         &self,
@@ -105,7 +105,7 @@ impl Joining {
         made: &Made,
         versions: &[&str],
         shape: impl Fn(Ask) -> Ask,
-    ) -> Result<bytes::Bytes, Failure> {
+    ) -> Result<Body, Failure> {
         let body = serde_json::to_vec(&made.event)
             .map_err(|error| Failure::Odd(format!("an event cannot be written: {error}")))?;
         let body = bytes::Bytes::from(body);
@@ -120,7 +120,7 @@ impl Joining {
                 &made.event_id
             );
             let ask = shape(Ask::put(target).json(body.clone()));
-            match self.deps.servers.client.ask(server, ask).await {
+            match self.deps.servers.client.ask_stream(server, ask).await {
                 Err(failure) if is_unknown(&failure) => last = failure,
                 done => return done,
             }

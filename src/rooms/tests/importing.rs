@@ -4,7 +4,7 @@ use chatd_storage::rooms as tables;
 use chatd_streams::events::Membership;
 
 use super::*;
-use crate::{Import, OutOfBand, Route, Verdict};
+use crate::{Import, OutOfBand, Route, Verdict, take_apart};
 
 const ALICE: &str = "@alice:here.example";
 const BOB: &str = "@bob:there.example";
@@ -16,12 +16,35 @@ async fn two() -> (House, House) {
     (House::open().await, there)
 }
 
+/// What a server is told of a room, as events.
+#[derive(Clone)]
+struct Given {
+    room_id: OwnedRoomId,
+    version: RoomVersionId,
+    event: CanonicalJsonObject,
+    state: Vec<CanonicalJsonObject>,
+    auth_chain: Vec<CanonicalJsonObject>,
+}
+
+impl Given {
+    fn import(self) -> Import {
+        let Self { room_id, version, event, state, auth_chain } = self;
+        let rules = version.rules().unwrap();
+        let read = |events: Vec<CanonicalJsonObject>| {
+            let apart = |event| take_apart(event, &rules, &room_id).ok();
+            events.into_iter().filter_map(apart).collect()
+        };
+        let (state, auth_chain) = (read(state), read(auth_chain));
+        Import { version, event, state, auth_chain, room_id }
+    }
+}
+
 /// `bob` of `there` joins a room of `here`; what `there` is told is changed by `change`.
 async fn join(
     here: &House,
     there: &House,
     room: &RoomId,
-    change: impl FnOnce(&mut Import),
+    change: impl FnOnce(&mut Given),
 ) -> chatd_base::Result<OwnedEventId> {
     let template = here.rooms.member_template(&user(BOB), Membership::Join, room).await.unwrap();
     let mut event = template.event;
@@ -33,15 +56,15 @@ async fn join(
     let read = |texts: &[String]| -> Vec<CanonicalJsonObject> {
         texts.iter().map(|text| serde_json::from_str(text).unwrap()).collect()
     };
-    let mut import = Import {
+    let mut given = Given {
         room_id: room.to_owned(),
         version: template.version,
         event,
         state: read(&answer.state),
         auth_chain: read(&answer.auth_chain),
     };
-    change(&mut import);
-    there.rooms.owner.import(import).await.map(|sent| sent.event_id)
+    change(&mut given);
+    there.rooms.owner.import(given.import()).await.map(|sent| sent.event_id)
 }
 
 /// Has `to` receive an event that `from` has.
@@ -84,8 +107,8 @@ async fn a_repeated_import_has_one_effect() {
     let (here, there) = two().await;
     let room = here.room("11").await;
     let mut kept = None;
-    let joined = join(&here, &there, &room, |import| kept = Some(import.clone())).await.unwrap();
-    let again = there.rooms.owner.import(kept.unwrap()).await.unwrap();
+    let joined = join(&here, &there, &room, |given| kept = Some(given.clone())).await.unwrap();
+    let again = there.rooms.owner.import(kept.unwrap().import()).await.unwrap();
     assert_eq!((again.event_id, again.position.0), (joined.clone(), 0));
     assert_eq!(there.heads(&room).await, [joined]);
 }
@@ -107,35 +130,35 @@ async fn what_is_no_state_of_the_room_is_refused() {
         }
     };
     let foreign = create_of(other).await;
-    type Lie = Box<dyn FnOnce(&mut Import)>;
+    type Lie = Box<dyn FnOnce(&mut Given)>;
     let lies: Vec<(&str, Lie)> = vec![
         (
             "M_BAD_JSON",
-            Box::new(move |import| {
-                import.state.retain(|event| !kind(event, "m.room.create"));
-                import.state.push(foreign);
+            Box::new(move |given| {
+                given.state.retain(|event| !kind(event, "m.room.create"));
+                given.state.push(foreign);
             }),
         ),
-        ("M_BAD_JSON", Box::new(|import| import.state.clear())),
-        ("M_BAD_JSON", Box::new(|import| import.version = RoomVersionId::V10)),
+        ("M_BAD_JSON", Box::new(|given| given.state.clear())),
+        ("M_BAD_JSON", Box::new(|given| given.version = RoomVersionId::V10)),
         (
             "M_FORBIDDEN",
-            Box::new(move |import| {
-                import.state.retain(|event| !kind(event, "m.room.join_rules"));
+            Box::new(move |given| {
+                given.state.retain(|event| !kind(event, "m.room.join_rules"));
             }),
         ),
         (
             "M_BAD_JSON",
-            Box::new(move |import| {
-                import.state.retain(|event| !kind(event, "m.room.power_levels"));
-                import.auth_chain.clear();
+            Box::new(move |given| {
+                given.state.retain(|event| !kind(event, "m.room.power_levels"));
+                given.auth_chain.clear();
             }),
         ),
         (
             "M_BAD_JSON",
-            Box::new(|import| {
-                let twice = import.state[0].clone();
-                import.state.push(twice);
+            Box::new(|given| {
+                let twice = given.state[0].clone();
+                given.state.push(twice);
             }),
         ),
     ];

@@ -95,6 +95,31 @@ scenario! {
         }
     }
 
+    async fn an_answer_without_an_end_is_given_up(server: Server)
+    in (monolith, random) with (Settings::federating()) {
+        let other = Other::start().await;
+        let (alice, bob) = (server.user("alice").await, other.user("bob"));
+        let room = other.create_room("11", &bob);
+        let endless = [
+            ("a list of events", "{\"auth_chain\":[", "{\"type\":\"m.room.member\"},".repeat(2_000)),
+            ("an event", "{\"state\":[{\"type\":\"", "x".repeat(65_536)),
+            ("brackets", "[200,{\"x\":", "[".repeat(512)),
+            ("a name", "{\"", "x".repeat(512)),
+            ("servers", "{\"servers_in_room\":[\"", "x".repeat(65_536)),
+        ];
+        for (name, start, more) in endless {
+            other.always("PUT", "/_matrix/federation/v2/send_join/", Reply::endless(start, more));
+            let refused = join_by(&alice, &room.id(), &other.name()).await;
+            assert_eq!(refused.status, 502, "{name}: {refused}");
+            assert!(alice.sync().await.room(&room.id()).is_null(), "{name}");
+        }
+        other.always("PUT", "/_matrix/federation/v2/send_join/",
+            Reply::bytes("{\"state\":[{}],\"auth_chain\":["));
+        join_by(&alice, &room.id(), &other.name()).await.refused(502, "M_UNKNOWN");
+        other.behave();
+        join_by(&alice, &room.id(), &other.name()).await.ok();
+    }
+
     async fn what_is_begun_wrongly_is_not_signed(server: Server)
     in (monolith) with (Settings::federating()) {
         let other = Other::start().await;

@@ -50,6 +50,18 @@ scenario! {
         assert!(other.problems().is_empty(), "{:?}", other.problems());
     }
 
+    async fn a_server_that_knows_old_endpoints_only_lets_users_in(server: Server)
+    in (monolith) with (Settings::federating()) {
+        let other = Other::start().await;
+        let (alice, bob) = (server.user("alice").await, other.user("bob"));
+        let unknown = Reply::refused(404, "M_UNRECOGNIZED");
+        other.always("PUT", "/_matrix/federation/v2/send_join/", unknown);
+        let room = other.create_room("6", &bob);
+        join_by(&alice, &room.id(), &other.name()).await.ok();
+        assert_eq!(room.membership(&alice.id), "join");
+        assert_eq!(other.seen("PUT", "/_matrix/federation/v1/send_join/").len(), 1);
+    }
+
     async fn an_invite_is_taken_or_declined(server: Server)
     in (monolith, random) with (Settings::federating()) {
         let other = Other::start().await;
