@@ -14,8 +14,7 @@ use chatd_storage::{
 use ruma_common::{CanonicalJsonObject, EventId, OwnedEventId};
 use ruma_events::TimelineEventType;
 use ruma_state_res::{
-    auth_types_for_event, check_state_dependent_auth_rules, check_state_independent_auth_rules,
-    events::RoomPowerLevelsIntField,
+    auth_types_for_event, check_state_independent_auth_rules, events::RoomPowerLevelsIntField,
 };
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -26,6 +25,7 @@ use crate::{
     live::{Head, Live},
     pdu::Pdu,
     push::Rules,
+    rules::check_by_state,
     seal::{self, Draft, Reference, SealedJson, Signer, Unsealed},
 };
 
@@ -220,10 +220,8 @@ pub fn authorise(live: &Live, pdu: &Pdu) -> Result<(), Refusal> {
         check_state_independent_auth_rules(rules, pdu, |_: &EventId| None::<&Pdu>)
             .map_err(Refusal::forbidden)?;
     }
-    check_state_dependent_auth_rules(rules, pdu, |kind, key| {
-        live.body(&kind.to_string(), key).map(|body| &**body)
-    })
-    .map_err(Refusal::forbidden)
+    check_by_state(rules, pdu, |kind, key| live.body(&kind.to_string(), key).cloned())
+        .map_err(Refusal::forbidden)
 }
 
 /// Who may redact what, beyond the auth rules: one's own events, or any with the power to.

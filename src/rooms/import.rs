@@ -24,7 +24,6 @@ use ruma_common::{
     CanonicalJsonObject, OwnedEventId, OwnedRoomId, RoomId, RoomVersionId, ServerName, UserId,
 };
 use ruma_events::TimelineEventType;
-use ruma_state_res::check_state_dependent_auth_rules;
 use serde_json::{Map, Value};
 
 use crate::{
@@ -37,6 +36,7 @@ use crate::{
     pdu::Pdu,
     place::{Scene, StateAt},
     receive::{Before, Verdict},
+    rules::check_by_state,
     seal::{Draft, Route},
 };
 
@@ -179,11 +179,7 @@ impl RoomOwner {
         };
         let create = named("m.room.create", "");
         check_by_auth_events(rules, pdu, &auth, create.as_ref())
-            .and_then(|()| {
-                check_state_dependent_auth_rules(rules, pdu, |kind, key| {
-                    named(&kind.to_string(), key)
-                })
-            })
+            .and_then(|()| check_by_state(rules, pdu, |kind, key| named(&kind.to_string(), key)))
             .map_err(|why| Refusal::forbidden(format!("the room does not allow it: {why}")))?;
         Ok(())
     }

@@ -12,10 +12,7 @@ use chatd_storage::{
 };
 use ruma_common::{EventId, UserId, room_version_rules::AuthorizationRules};
 use ruma_events::{StateEventType, TimelineEventType};
-use ruma_state_res::{
-    check_state_dependent_auth_rules, check_state_independent_auth_rules,
-    events::RoomPowerLevelsIntField,
-};
+use ruma_state_res::{check_state_independent_auth_rules, events::RoomPowerLevelsIntField};
 use serde_json::value::RawValue;
 
 use crate::{
@@ -27,6 +24,7 @@ use crate::{
     pdu::Pdu,
     place::{After, Scene, StateAt, difference},
     receive::Verdict,
+    rules::check_by_state,
     seal::{self, Draft},
 };
 
@@ -125,10 +123,9 @@ impl RoomOwner {
         };
         let now = scene.merge(states).await?;
         let state = scene.deciding(pdu, &now.state).await?;
-        let checked =
-            check_state_dependent_auth_rules(&scene.rules.authorization, &**pdu, |kind, key| {
-                state.get(&(kind.to_string(), key.to_owned())).map(|pdu| (**pdu).clone())
-            });
+        let checked = check_by_state(&scene.rules.authorization, pdu, |kind, key| {
+            state.get(&(kind.to_string(), key.to_owned())).cloned()
+        });
         Ok(checked.err())
     }
 
@@ -284,13 +281,11 @@ pub(crate) fn allowed(
         // In rooms whose id is the create event's, nothing has to name it.
         let has_hash_id = rules.room_create_event_id_as_room_id;
         let create = create.as_ref().filter(|_| *kind == StateEventType::RoomCreate && has_hash_id);
-        named.or(create).map(|auth| (**auth).clone())
+        named.or(create).cloned()
     };
     check_state_independent_auth_rules(rules, pdu, by_id)?;
-    check_state_dependent_auth_rules(rules, pdu, by_auth_events)?;
-    check_state_dependent_auth_rules(rules, pdu, |kind, key| {
-        state(&kind.to_string(), key).map(|pdu| (*pdu).clone())
-    })
+    check_by_state(rules, pdu, by_auth_events)?;
+    check_by_state(rules, pdu, |kind, key| state(&kind.to_string(), key))
 }
 
 /// The state after an event that is in the tables.

@@ -46,6 +46,7 @@ mod receive;
 mod relation;
 mod resolve;
 mod resolve_v1;
+mod rules;
 mod seal;
 mod send;
 mod shape;

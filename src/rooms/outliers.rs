@@ -18,7 +18,7 @@ use ruma_common::{
     room_version_rules::{AuthorizationRules, RoomVersionRules},
 };
 use ruma_events::{StateEventType, TimelineEventType};
-use ruma_state_res::{check_state_dependent_auth_rules, check_state_independent_auth_rules};
+use ruma_state_res::check_state_independent_auth_rules;
 
 use crate::{
     filter::has_url,
@@ -26,6 +26,7 @@ use crate::{
     owner::{RoomOwner, lock},
     parallel,
     pdu::Pdu,
+    rules::check_by_state,
 };
 
 /// Rows of one transaction.
@@ -322,7 +323,7 @@ pub(crate) fn check_by_auth_events(
     })?;
     // In rooms whose id is the create event's, nothing has to name it.
     let has_hash_id = rules.room_create_event_id_as_room_id;
-    check_state_dependent_auth_rules(rules, pdu, |kind: &StateEventType, key: &str| {
+    check_by_state(rules, pdu, |kind: &StateEventType, key: &str| {
         let named = auth.iter().copied().find(|auth| {
             auth.kind.to_string() == kind.to_string() && auth.state_key.as_deref() == Some(key)
         });

@@ -13,10 +13,14 @@ use ruma_common::{
     EventId, OwnedEventId,
     room_version_rules::{RoomVersionRules, StateResolutionVersion},
 };
-use ruma_events::StateEventType;
+use ruma_events::{StateEventType, TimelineEventType};
 use ruma_state_res::{auth_types_for_event, utils::event_id_set::EventIdSet};
 
-use crate::{pdu::Pdu, resolve_v1};
+use crate::{
+    pdu::Pdu,
+    resolve_v1,
+    rules::{for_resolution, made_up},
+};
 
 /// Which entries several states agree on, and which they do not.
 #[derive(Debug, Default)]
@@ -135,7 +139,7 @@ pub fn resolve(
                 v2,
                 &states,
                 chains.collect(),
-                |id| by_id.get(id).map(|pdu| (**pdu).clone()),
+                |id| seen(id, &by_id),
                 |_| Some(ids(subgraph(split, material).iter(), material)),
             )?
             .into_values()
@@ -151,6 +155,17 @@ pub fn resolve(
         .collect();
     state.extend(&split.agreed);
     Ok(state)
+}
+
+/// An event as ruma is told of it.
+fn seen(id: &EventId, by_id: &HashMap<&EventId, &Arc<Pdu>>) -> Option<Pdu> {
+    let is_rules = |id: &OwnedEventId| {
+        by_id.get(&**id).is_some_and(|pdu| pdu.kind == TimelineEventType::RoomJoinRules)
+    };
+    match by_id.get(id) {
+        Some(pdu) => Some(for_resolution(pdu, || pdu.auth_events.iter().any(is_rules))),
+        None => made_up(id, by_id.values().next().copied()),
+    }
 }
 
 /// Entries by name; those that are not in the material decide nothing and stay out.
@@ -197,6 +212,12 @@ fn subgraph(split: &Split, material: &Material) -> HashSet<EventNid> {
 #[cfg(test)]
 #[path = "tests/auth.rs"]
 mod auth_tests;
+#[cfg(test)]
+#[path = "tests/lab.rs"]
+mod lab;
+#[cfg(test)]
+#[path = "tests/synapse.rs"]
+mod synapse_tests;
 #[cfg(test)]
 #[path = "tests/resolve.rs"]
 mod tests;

@@ -13,12 +13,12 @@ use std::{
 use chatd_base::{EventNid, KeyNid};
 use ruma_common::{OwnedEventId, room_version_rules::RoomVersionRules};
 use ruma_events::{StateEventType, TimelineEventType};
-use ruma_state_res::check_state_dependent_auth_rules;
 use sha1::{Digest, Sha1};
 
 use crate::{
     pdu::Pdu,
     resolve::{Material, Split, name},
+    rules::check_by_state,
 };
 
 /// State events by type and state key.
@@ -103,8 +103,8 @@ fn newest_allowed(rules: &RoomVersionRules, events: &[Arc<Pdu>], settled: &Settl
 }
 
 fn is_allowed(rules: &RoomVersionRules, event: &Arc<Pdu>, settled: &Settled) -> bool {
-    check_state_dependent_auth_rules(&rules.authorization, &**event, |kind, key| {
-        settled.get(&(kind.clone(), key.to_owned())).map(|pdu| &**pdu)
+    check_by_state(&rules.authorization, event, |kind, key| {
+        settled.get(&(kind.clone(), key.to_owned())).cloned()
     })
     .is_ok()
 }

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     EventNid,
-    tests::{ALICE, BOB, CAROL, Lab, VERSIONS},
+    lab::{ALICE, BOB, CAROL, Lab, VERSIONS},
 };
 
 const EVE: &str = "@eve:e.example";
@@ -35,6 +35,31 @@ fn membership(lab: &Lab, at: EventNid, user: &str) -> Option<String> {
     let event = lab.get(&lab.after[&at], "m.room.member", user)?;
     let content: Value = serde_json::from_str(lab.events[&event].content.get()).unwrap();
     Some(content["membership"].as_str().unwrap().to_owned())
+}
+
+/// Synapse lets nobody in, or out, whose server the room is not for, though the spec only speaks of
+/// senders.
+#[test]
+fn rooms_for_one_server_have_members_of_no_other() {
+    let dave = "@dave:a.example";
+    for version in VERSIONS {
+        for (federates, bob_is_in) in [(false, false), (true, true)] {
+            let mut lab = Lab::empty(version);
+            let create =
+                json!({"room_version": version, "creator": ALICE, "m.federate": federates});
+            let mut at = lab.add(&[], ALICE, "m.room.create", "", create);
+            at = lab.add(&[at], ALICE, "m.room.member", ALICE, json!({"membership": "join"}));
+            at = lab.levels(&[at], ALICE, json!({}));
+            for (user, is_in) in [(dave, true), (BOB, federates)] {
+                for word in ["invite", "ban"] {
+                    let content = json!({ "membership": word });
+                    let next = lab.add(&[at], ALICE, "m.room.member", user, content);
+                    let rejected = lab.events[&next].rejected;
+                    assert_eq!(rejected, !is_in, "{word} of {user}, version {version}");
+                }
+            }
+        }
+    }
 }
 
 proptest! {

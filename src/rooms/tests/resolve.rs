@@ -1,177 +1,13 @@
-//! Rooms whose graph forks, in memory: known disputes in several room versions, and the property
-//! that a resolved state does not depend on the order of the branches.
+//! Known disputes in several room versions, and the property that a resolved state does not depend on the
+//! order of the branches.
 
-use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use proptest::prelude::*;
-use ruma_common::{OwnedRoomId, OwnedUserId, RoomId, RoomVersionId};
-use ruma_state_res::check_state_dependent_auth_rules;
-use serde_json::{Value, json, value::to_raw_value};
-use sha2::{Digest, Sha256};
+use serde_json::{Value, json};
 
-use super::*;
-
-pub(super) const VERSIONS: [&str; 6] = ["1", "2", "6", "10", "11", "12"];
-pub(super) const ALICE: &str = "@alice:a.example";
-pub(super) const BOB: &str = "@bob:b.example";
-pub(super) const CAROL: &str = "@carol:c.example";
-
-/// A room of which everything is in memory.
-pub(super) struct Lab {
-    pub(super) rules: RoomVersionRules,
-    room_id: OwnedRoomId,
-    pub(super) events: HashMap<EventNid, Arc<Pdu>>,
-    edges: AuthEdges,
-    pub(super) after: HashMap<EventNid, StateMap>,
-    keys: HashMap<(String, String), KeyNid>,
-}
-
-impl Lab {
-    /// A public room of Alice, in which Bob and Carol are moderators.
-    pub(super) fn new(version: &str) -> (Self, EventNid) {
-        let rules = RoomVersionId::try_from(version).unwrap().rules().unwrap();
-        let mut lab = Self {
-            room_id: RoomId::parse("!room:a.example").unwrap(),
-            events: HashMap::new(),
-            edges: HashMap::new(),
-            after: HashMap::new(),
-            keys: HashMap::new(),
-            rules,
-        };
-        let mut at = lab.add(
-            &[],
-            ALICE,
-            "m.room.create",
-            "",
-            json!({"room_version": version, "creator": ALICE}),
-        );
-        if lab.rules.authorization.room_create_event_id_as_room_id {
-            lab.room_id =
-                crate::seal::room_id_of_create(&lab.events[&at].event_id.clone()).unwrap();
-        }
-        at = lab.add(&[at], ALICE, "m.room.member", ALICE, json!({"membership": "join"}));
-        at = lab.levels(&[at], ALICE, json!({BOB: 50, CAROL: 50}));
-        at = lab.add(&[at], ALICE, "m.room.join_rules", "", json!({"join_rule": "public"}));
-        for user in [BOB, CAROL] {
-            at = lab.add(&[at], user, "m.room.member", user, json!({"membership": "join"}));
-        }
-        at = lab.add(&[at], ALICE, "m.room.topic", "", json!({"topic": "old"}));
-        (lab, at)
-    }
-
-    fn levels(&mut self, prev: &[EventNid], sender: &str, mut users: Value) -> EventNid {
-        if !self.rules.authorization.explicitly_privilege_room_creators {
-            users[ALICE] = 100.into();
-        }
-        self.add(prev, sender, "m.room.power_levels", "", json!({"users": users}))
-    }
-
-    /// Adds a state event after `prev`, at a time that follows all others.
-    pub(super) fn add(
-        &mut self,
-        prev: &[EventNid],
-        sender: &str,
-        kind: &str,
-        key: &str,
-        content: Value,
-    ) -> EventNid {
-        let ts = i64::try_from(self.events.len()).unwrap();
-        self.add_at(ts, prev, sender, kind, key, content)
-    }
-
-    /// Adds a state event at a time. One that is not allowed there is rejected.
-    fn add_at(
-        &mut self,
-        origin_ts: i64,
-        prev: &[EventNid],
-        sender: &str,
-        kind: &str,
-        key: &str,
-        content: Value,
-    ) -> EventNid {
-        let nid = EventNid(i64::try_from(self.events.len()).unwrap() + 1);
-        let next_key = KeyNid(i64::try_from(self.keys.len()).unwrap() + 1);
-        let key_nid = *self.keys.entry((kind.to_owned(), key.to_owned())).or_insert(next_key);
-        let before = self.merge(prev);
-        let depth = prev.iter().map(|prev| self.events[prev].depth).max().unwrap_or(0) + 1;
-        let is_create = kind == "m.room.create";
-        let has_hash_id = self.rules.authorization.room_create_event_id_as_room_id;
-        let mut pdu = Pdu {
-            nid,
-            key: Some(key_nid),
-            event_id: self.id(nid),
-            room_id: (!(is_create && has_hash_id)).then(|| self.room_id.clone()),
-            sender: OwnedUserId::try_from(sender).unwrap(),
-            origin_ts,
-            depth,
-            kind: kind.into(),
-            state_key: Some(key.to_owned()),
-            content: to_raw_value(&content).unwrap(),
-            prev_events: prev.iter().map(|prev| self.events[prev].event_id.clone()).collect(),
-            auth_events: Vec::new(),
-            redacts: None,
-            rejected: false,
-            hash: None,
-        };
-        let named = deciding_keys(&self.rules, [&Arc::new(pdu.clone())].into_iter());
-        let deciding: HashMap<(String, String), Arc<Pdu>> = named
-            .into_iter()
-            .filter_map(|name| {
-                let event = before.get(self.keys.get(&name)?)?;
-                Some((name, self.events[event].clone()))
-            })
-            .collect();
-        let auth: Vec<&Arc<Pdu>> = deciding
-            .iter()
-            .filter(|(name, _)| !(is_create || has_hash_id && name.0 == "m.room.create"))
-            .map(|(_, pdu)| pdu)
-            .collect();
-        pdu.auth_events = auth.iter().map(|auth| auth.event_id.clone()).collect();
-        let auth_nids = auth.iter().map(|auth| auth.nid).collect();
-        pdu.rejected = !is_create
-            && check_state_dependent_auth_rules(&self.rules.authorization, &pdu, |kind, key| {
-                deciding.get(&(kind.to_string(), key.to_owned())).map(|pdu| (**pdu).clone())
-            })
-            .is_err();
-        let mut after = before;
-        if !pdu.rejected {
-            after.insert(key_nid, nid);
-        }
-        self.after.insert(nid, after);
-        self.edges.insert(nid, auth_nids);
-        self.events.insert(nid, Arc::new(pdu));
-        nid
-    }
-
-    fn id(&self, nid: EventNid) -> OwnedEventId {
-        let hash = URL_SAFE_NO_PAD.encode(Sha256::digest(nid.0.to_le_bytes()));
-        let has_server = matches!(
-            self.rules.event_id_format,
-            ruma_common::room_version_rules::EventIdFormatVersion::V1
-        );
-        let server = if has_server { ":a.example" } else { "" };
-        OwnedEventId::try_from(format!("${hash}{server}")).unwrap()
-    }
-
-    fn merge(&self, prev: &[EventNid]) -> StateMap {
-        let states: Vec<StateMap> = prev.iter().map(|prev| self.after[prev].clone()).collect();
-        self.merge_states(&states)
-    }
-
-    fn merge_states(&self, states: &[StateMap]) -> StateMap {
-        let split = Split::of(states);
-        if split.events().is_empty() {
-            return split.agreed;
-        }
-        let common = common_chain(&self.edges, &split.agreed);
-        let material = Material { pdus: self.events.clone(), edges: self.edges.clone(), common };
-        resolve(&self.rules, &split, &material).unwrap()
-    }
-
-    /// The event that `state` has for a key.
-    pub(super) fn get(&self, state: &StateMap, kind: &str, key: &str) -> Option<EventNid> {
-        state.get(self.keys.get(&(kind.to_owned(), key.to_owned()))?).copied()
-    }
-}
+use super::{
+    lab::{ALICE, BOB, CAROL, Lab, VERSIONS},
+    *,
+};
 
 #[test]
 fn what_a_banned_user_did_meanwhile_is_undone() {
@@ -262,6 +98,35 @@ fn who_joins_while_the_door_is_closed_stays_outside() {
         // In version 1 a membership that only one branch knows is not in dispute.
         let expected = (version == "1").then_some(join);
         assert_eq!(lab.get(&merged, "m.room.member", dave), expected, "version {version}");
+    }
+}
+
+/// Synapse takes a room without join rules, or with such as do not say which, for one of the invited.
+#[test]
+fn without_join_rules_who_is_invited_may_come() {
+    let dave = "@dave:d.example";
+    let member = |word: &str| json!({ "membership": word });
+    for version in VERSIONS {
+        for rules in [None, Some(json!({}))] {
+            let mut lab = Lab::empty(version);
+            let create = json!({"room_version": version, "creator": ALICE});
+            let mut at = lab.add(&[], ALICE, "m.room.create", "", create);
+            at = lab.add(&[at], ALICE, "m.room.member", ALICE, member("join"));
+            at = lab.levels(&[at], ALICE, json!({}));
+            if let Some(rules) = rules {
+                at = lab.add(&[at], ALICE, "m.room.join_rules", "", rules);
+            }
+            let uninvited = lab.add(&[at], BOB, "m.room.member", BOB, member("join"));
+            assert!(lab.events[&uninvited].rejected, "version {version}");
+            let invite = lab.add(&[at], ALICE, "m.room.member", dave, member("invite"));
+            let again = lab.add(&[invite], ALICE, "m.room.member", dave, member("invite"));
+            let join = lab.add(&[invite], dave, "m.room.member", dave, member("join"));
+            assert!(!lab.events[&join].rejected, "version {version}");
+            // Also where branches meet.
+            let levels = lab.levels(&[again], ALICE, json!({BOB: 1}));
+            let merged = lab.merge(&[levels, join]);
+            assert_eq!(lab.get(&merged, "m.room.member", dave), Some(join), "version {version}");
+        }
     }
 }
 

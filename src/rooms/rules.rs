@@ -1,0 +1,101 @@
+//! What allows an event: ruma's rules, and what all other servers add to the letter of the spec, so
+//! that nobody comes to another state here. `tests/synapse.rs` compares.
+
+use std::{
+    borrow::Cow,
+    collections::HashMap,
+    sync::{Arc, LazyLock},
+};
+
+use chatd_base::EventNid;
+use ruma_common::{OwnedEventId, UserId, room_version_rules::AuthorizationRules};
+use ruma_events::{StateEventType, TimelineEventType};
+use ruma_state_res::check_state_dependent_auth_rules;
+use serde_json::value::{RawValue, to_raw_value};
+
+use crate::pdu::Pdu;
+
+/// Stands for the join rules of a room that has none.
+static NO_RULES: LazyLock<OwnedEventId> = LazyLock::new(|| {
+    OwnedEventId::try_from("$no-join-rules").expect("the literal above is an event id")
+});
+
+/// Whether the state that `fetch` reads allows an event.
+pub(crate) fn check_by_state(
+    rules: &AuthorizationRules,
+    pdu: &Pdu,
+    fetch: impl Fn(&StateEventType, &str) -> Option<Arc<Pdu>>,
+) -> Result<(), String> {
+    if pdu.kind == TimelineEventType::RoomMember {
+        check_target(pdu, || fetch(&StateEventType::RoomCreate, ""))?;
+    }
+    check_state_dependent_auth_rules(rules, pdu, |kind, key| match fetch(kind, key) {
+        found if *kind != StateEventType::RoomJoinRules => found,
+        Some(found) => Some(with_rule(&found).map_or(found, Arc::new)),
+        None => Some(Arc::new(no_rules(pdu))),
+    })
+}
+
+/// In a room that is not for other servers nobody of another one is a member, whoever says so.
+fn check_target(pdu: &Pdu, create: impl Fn() -> Option<Arc<Pdu>>) -> Result<(), String> {
+    let target = pdu.state_key.as_deref().and_then(|target| <&UserId>::try_from(target).ok());
+    let (Some(target), Some(create)) = (target, create()) else { return Ok(()) };
+    let is_far = target.server_name() != create.sender.server_name();
+    if is_far && member(&create.content, "m.federate").is_some_and(|value| value.get() != "true") {
+        return Err(format!("the room is not for users of other servers, and {target} is one"));
+    }
+    Ok(())
+}
+
+/// The event as state resolution sees it. `names_rules` says whether it names the join rules among
+/// what allows it.
+pub(crate) fn for_resolution(pdu: &Pdu, names_rules: impl Fn() -> bool) -> Pdu {
+    let needs_rules = pdu.kind == TimelineEventType::RoomMember
+        && pdu.content_str("membership").is_some_and(|word| word != "leave" && word != "ban");
+    let mut seen = match pdu.kind {
+        TimelineEventType::RoomJoinRules => with_rule(pdu).unwrap_or_else(|| pdu.clone()),
+        _ => pdu.clone(),
+    };
+    if needs_rules && !names_rules() {
+        seen.auth_events.push(NO_RULES.clone());
+    }
+    seen
+}
+
+/// What `id` stands for if it is no event of any room but what [`for_resolution`] has added.
+pub(crate) fn made_up(id: &ruma_common::EventId, any: Option<&Arc<Pdu>>) -> Option<Pdu> {
+    (*id == **NO_RULES).then(|| any.map(|pdu| no_rules(pdu))).flatten()
+}
+
+/// The join rules of the room of `pdu` if there are none: who is invited may come.
+fn no_rules(pdu: &Pdu) -> Pdu {
+    Pdu {
+        nid: EventNid(0),
+        key: None,
+        event_id: NO_RULES.clone(),
+        kind: TimelineEventType::RoomJoinRules,
+        state_key: Some(String::new()),
+        content: invite(),
+        prev_events: Vec::new(),
+        auth_events: Vec::new(),
+        redacts: None,
+        rejected: false,
+        hash: None,
+        ..pdu.clone()
+    }
+}
+
+/// Join rules that do not say which, as they are meant.
+fn with_rule(rules: &Pdu) -> Option<Pdu> {
+    let has_rule = member(&rules.content, "join_rule").is_some();
+    (!has_rule).then(|| Pdu { content: invite(), ..rules.clone() })
+}
+
+fn invite() -> Box<RawValue> {
+    to_raw_value(&serde_json::json!({"join_rule": "invite"})).expect("the literal is JSON")
+}
+
+fn member<'a>(content: &'a RawValue, name: &str) -> Option<&'a RawValue> {
+    let members: HashMap<Cow<'_, str>, &RawValue> = serde_json::from_str(content.get()).ok()?;
+    members.get(name).copied()
+}
