@@ -183,12 +183,14 @@ fn note(shared: &Shared, line: String) {
         ["FATAL:", "PANIC:", "ERROR:", "WARNING:"].iter().any(|level| target_line.contains(level));
     // It says this to our own attempts to connect, while it starts and ends.
     let is_busy = target_line.contains("FATAL:  the database system is");
-    if is_serious && !is_busy {
+    let mut state = shared.lock();
+    // And this to connections that are idle when it is made to end.
+    let is_end = state.stopping && target_line.contains("FATAL:  terminating connection");
+    if is_serious && !is_busy && !is_end {
         tracing::warn!(target: "chatd::postgres", "{target_line}");
     } else {
         tracing::debug!(target: "chatd::postgres", "{target_line}");
     }
-    let mut state = shared.lock();
     if state.last_lines.len() == LAST_LINES {
         state.last_lines.pop_front();
     }

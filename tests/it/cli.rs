@@ -97,6 +97,7 @@ async fn a_generated_configuration_is_good_and_runs() {
         let log = fs::read_to_string(here.join("chatd.log")).unwrap();
         assert!(log.contains("making a PostgreSQL"), "a slow start says what it does: {log}");
         assert!(log.contains("stopped"), "{log}");
+        assert!(!log.contains("FATAL"), "an orderly end is no alarm: {log}");
         fs::write(here.join("chatd.log"), "making a PostgreSQL").unwrap();
     }
 }
