@@ -54,10 +54,11 @@ impl Rooms {
         let seeds: Vec<EventNid> = state.values().copied().chain([place.nid]).collect();
         let of_state: BTreeSet<EventNid> = state.into_values().collect();
         let edges = graph::list_auth_edges(&self.pool, &seeds).await?;
+        let of_join = edges.get(&place.nid).cloned().unwrap_or_default();
         let wanted: Vec<EventNid> = edges.into_keys().filter(|nid| *nid != place.nid).collect();
         let events = graph::list_events(&self.pool, &wanted).await?;
         let authorising: BTreeSet<EventNid> = match omits_members {
-            true => authorising(&events),
+            true => authorising(&events, &of_join),
             false => BTreeSet::new(),
         };
         let is_told = |event: &GraphEvent| {
@@ -83,15 +84,17 @@ impl Rooms {
     }
 }
 
-/// Events that others name to show that they are allowed.
-fn authorising(events: &[GraphEvent]) -> BTreeSet<EventNid> {
+/// Events that others name to show that they are allowed: those of `events` that are no memberships,
+/// and the join, which names `of_join`.
+fn authorising(events: &[GraphEvent], of_join: &[EventNid]) -> BTreeSet<EventNid> {
     let nids: BTreeMap<&str, EventNid> =
         events.iter().map(|event| (event.event_id.as_str(), event.nid)).collect();
     let is_member = |event: &&GraphEvent| event.kind == "m.room.member";
     let mut open: Vec<&GraphEvent> = events.iter().filter(|event| !is_member(event)).collect();
     let by_nid: BTreeMap<EventNid, &GraphEvent> =
         events.iter().map(|event| (event.nid, event)).collect();
-    let mut found = BTreeSet::new();
+    let mut found: BTreeSet<EventNid> = of_join.iter().copied().collect();
+    open.extend(of_join.iter().filter_map(|nid| by_nid.get(nid)));
     while let Some(event) = open.pop() {
         for nid in event.auth_events.iter().filter_map(|id| nids.get(id.as_str())) {
             if found.insert(*nid) {

@@ -188,6 +188,22 @@ scenario! {
             answer[name].as_array().expect("events").iter().filter(is_member).count()
         };
         assert_eq!(members("state") + members("auth_chain"), 1, "only who made the room");
+
+        // What allows the join is told as well.
+        let closed = alice.create_room().version("11").await;
+        let carol = other.user("carol");
+        let invite = alice.post(
+            path("/rooms/{}/invite", &[&closed]), &json!({"user_id": carol})).await;
+        invite.ok();
+        let made = other.seal(&other.make(&peer, "join", &closed, &carol).await);
+        let target = path("/_matrix/federation/v2/send_join/{}/{}?omit_members=true",
+            &[&closed, &made.id]);
+        let answer = other.ask(&peer, "PUT", &target, Some(&made.json)).await;
+        let told = |name: &str| answer.ok()[name].as_array().cloned().unwrap_or_default();
+        let all = [told("state"), told("auth_chain")].concat();
+        let is_invite = |event: &&serde_json::Value| event["state_key"] == carol.as_str()
+            && event["content"]["membership"] == "invite";
+        assert_eq!(all.iter().filter(is_invite).count(), 1, "{answer}");
     }
 
     async fn invites_are_checked(server: Server) in (monolith) with (Settings::federating()) {
