@@ -4,6 +4,7 @@
 
 mod device;
 mod relay;
+mod remote;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -15,7 +16,7 @@ use chatd_base::{Refusal, Requester, Result, UserNid, tasks};
 use chatd_config::{PresenceMode, StreamName};
 use chatd_storage::{memberships, presence, remote_edus};
 use chatd_streams::{
-    Writer,
+    Feed, Writer,
     presence::{Presence as PresenceStream, PresenceRow, PresenceState},
 };
 use futures::future::{join_all, try_join_all};
@@ -27,6 +28,7 @@ use tokio::sync::Notify;
 use self::{
     device::{Device, Timeouts, combine, next_change_ms},
     relay::Relay,
+    remote::{Heard, TELL_AGAIN_MS},
 };
 use crate::{Deps, logins::ts};
 
@@ -54,6 +56,8 @@ struct Written {
     state: PresenceState,
     currently_active: bool,
     last_active_ms: u64,
+    /// When it was written, as far as this process knows.
+    at_ms: u64,
 }
 
 /// One user who is, or has just been, somewhere online.
@@ -75,6 +79,8 @@ struct State {
     timer: BTreeSet<(u64, UserNid)>,
     /// Users who may look other than the table says.
     dirty: BTreeSet<UserNid>,
+    /// Users of other servers.
+    heard: Heard,
 }
 
 struct Inner {
@@ -153,6 +159,7 @@ impl Presence {
         match config.enabled {
             PresenceMode::Enabled if presence.0.is_writer => {
                 presence.answer_calls();
+                presence.follow_others(&streams.presence);
                 tasks::spawn("presence", presence.clone().run());
             }
             PresenceMode::Enabled => drop(tasks::spawn("presence", presence.clone().relay())),
@@ -183,6 +190,36 @@ impl Presence {
         });
         try_join_all(rows.map(|row| self.0.writer.append(row))).await?;
         Ok(())
+    }
+
+    /// Follows what other servers tell, through whichever instance it has come.
+    fn follow_others(&self, feed: &Arc<Feed<PresenceStream>>) {
+        let presence = Arc::downgrade(&self.0);
+        feed.on_rows(move |frame| {
+            let Some(inner) = presence.upgrade() else { return };
+            let own = &inner.deps.config.server_name;
+            let (now_ms, mut state) = (inner.deps.clock.now_ms(), inner.state.lock());
+            for (_, row) in frame.rows.iter().filter(|(_, row)| row.user_id.server_name() != own) {
+                state.heard.note(row, now_ms, MAX_USERS);
+            }
+        });
+    }
+
+    /// Shows those as offline of whom nothing has been heard for too long.
+    async fn end_silent(&self) -> Result<()> {
+        let silent = self.0.state.lock().heard.take_silent(self.now_ms());
+        let written = silent.iter().map(|row| self.0.writer.append(row.clone()));
+        let failed = join_all(written).await.into_iter().zip(&silent);
+        let failed: Vec<_> = failed.filter_map(|(done, row)| Some((done.err()?, row))).collect();
+        let mut state = self.0.state.lock();
+        let mut outcome = Ok(());
+        for (error, row) in failed {
+            // They are looked at again when as much time has passed.
+            let again = PresenceRow { state: PresenceState::Unavailable, ..row.clone() };
+            state.heard.note(&again, self.now_ms(), MAX_USERS);
+            outcome = Err(error);
+        }
+        outcome
     }
 
     fn now_ms(&self) -> u64 {
@@ -346,7 +383,7 @@ impl Presence {
         let Some(live) = state.users.get_mut(&user) else { return };
         let devices = live.devices.values();
         let next = next_change_ms(devices, live.last_active_ms, now_ms, self.0.timeouts);
-        let Some(next) = next else { return };
+        let Some(next) = next.into_iter().chain(live.tell_again_ms()).min() else { return };
         match live.scheduled_ms {
             Some(earlier) if earlier <= next => return,
             Some(later) => drop(state.timer.remove(&(later, user))),
@@ -370,7 +407,7 @@ impl Presence {
         let mut state = self.0.state.lock();
         for (row, written) in rows.iter().zip(written) {
             match written {
-                Ok(_) => state.note_written(row),
+                Ok(_) => state.note_written(row, self.now_ms()),
                 Err(error) => {
                     state.dirty.insert(row.user);
                     outcome = Err(error);
@@ -427,7 +464,7 @@ impl Presence {
         self.take_over().await;
         while !stop.is_triggered() {
             self.look_at_due();
-            if let Err(error) = self.flush().await {
+            if let Err(error) = self.flush().await.and(self.end_silent().await) {
                 tracing::warn!(%error, "presence could not be written");
                 stop.sleep(PAUSE).await;
                 continue;
@@ -435,7 +472,8 @@ impl Presence {
             let next = {
                 let state = self.0.state.lock();
                 if state.dirty.is_empty() {
-                    state.timer.first().map(|(at, _)| *at)
+                    let own = state.timer.first().map(|(at, _)| *at);
+                    own.into_iter().chain(state.heard.due()).min()
                 } else {
                     Some(0)
                 }
@@ -470,12 +508,25 @@ impl Presence {
             let user_id = name.and_then(|name| UserId::parse(&*name).ok());
             let state = PresenceState::from_letter(stored.state);
             let (Some(user_id), Some(state)) = (user_id, state) else { continue };
+            if *user_id.server_name() != deps.config.server_name {
+                let row = PresenceRow {
+                    user: stored.user,
+                    user_id,
+                    state,
+                    status_msg: stored.status_msg,
+                    currently_active: stored.currently_active,
+                    last_active_ts: stored.last_active_ts,
+                };
+                self.0.state.lock().heard.note(&row, now_ms, MAX_USERS);
+                continue;
+            }
             self.update(stored.user, &user_id, |live, _| {
                 let last_active_ms = u64::try_from(stored.last_active_ts).unwrap_or_default();
                 live.written.get_or_insert(Written {
                     state,
                     currently_active: stored.currently_active,
                     last_active_ms,
+                    at_ms: now_ms,
                 });
                 if live.devices.is_empty() {
                     let device = Device { active_ms: last_active_ms, ..Device::new(state, now_ms) };
@@ -511,12 +562,13 @@ impl Presence {
 }
 
 impl State {
-    fn note_written(&mut self, row: &PresenceRow) {
+    fn note_written(&mut self, row: &PresenceRow, now_ms: u64) {
         let Some(live) = self.users.get_mut(&row.user) else { return };
         live.written = Some(Written {
             state: row.state,
             currently_active: row.currently_active,
             last_active_ms: u64::try_from(row.last_active_ts).unwrap_or_default(),
+            at_ms: now_ms,
         });
         live.status_changed = matches!(&live.status, Status::Known(now) if *now != row.status_msg);
         if live.devices.is_empty() && !self.dirty.contains(&row.user) {
@@ -541,6 +593,12 @@ impl Live {
         }
     }
 
+    /// When other servers have to be told again that the user is there.
+    fn tell_again_ms(&self) -> Option<u64> {
+        let written = self.written.filter(|written| written.state != PresenceState::Offline);
+        written.map(|written| written.at_ms.saturating_add(TELL_AGAIN_MS))
+    }
+
     /// What is to be written, if others would see a difference.
     fn row(&self, user: UserNid, now_ms: u64, timeouts: Timeouts) -> Option<PresenceRow> {
         let shown = combine(self.devices.values(), self.last_active_ms, now_ms, timeouts);
@@ -549,6 +607,8 @@ impl Live {
             written.state == shown.state
                 && written.currently_active == shown.currently_active
                 && (shown.currently_active || moved_ms < timeouts.active_ms)
+                && (shown.state == PresenceState::Offline
+                    || now_ms < written.at_ms.saturating_add(TELL_AGAIN_MS))
         });
         if is_same && !self.status_changed {
             return None;
