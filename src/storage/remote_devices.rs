@@ -8,6 +8,9 @@ use crate::{Batch, Pool, Result, Row, params, statement::statements};
 statements! {
     LIST_FOLLOWED = "SELECT user_nid, stream_id, is_stale FROM remote_device_lists
                      WHERE user_nid = ANY($1::int4[])";
+    /// Users who have more devices than that.
+    LIST_LONG_LISTS = "SELECT user_nid FROM devices WHERE user_nid = ANY($1::int4[])
+                       GROUP BY user_nid HAVING count(*) > $2";
     LIST_STALE_LISTS = "SELECT l.user_nid, u.user_id FROM remote_device_lists l
                         JOIN users_nid u ON u.nid = l.user_nid
                         WHERE l.is_stale AND l.user_nid > $1 ORDER BY l.user_nid LIMIT $2";
@@ -57,6 +60,13 @@ pub async fn list(pool: &Pool, users: &[UserNid]) -> Result<Vec<(UserNid, Follow
     let followed =
         |row: &Row| (UserNid(row.get(0)), Followed { stream_id: row.get(1), is_stale: row.get(2) });
     Ok(rows.iter().map(followed).collect())
+}
+
+/// Those of the users who have more than `most` devices.
+pub async fn list_longer(pool: &Pool, users: &[UserNid], most: i64) -> Result<Vec<UserNid>> {
+    let users: Vec<i32> = users.iter().map(|user| user.0).collect();
+    let rows = pool.query(&LIST_LONG_LISTS, &[&users, &most]).await?;
+    Ok(rows.iter().map(|row| UserNid(row.get(0))).collect())
 }
 
 /// The first `limit` users above `after` whose lists have to be fetched as a whole.

@@ -94,6 +94,8 @@ struct Batched {
     cross_signing: BTreeMap<(UserNid, i8), String>,
     lists: BTreeMap<UserNid, Followed>,
     rows: BTreeSet<(UserNid, Option<String>)>,
+    /// The devices of users who have nearly as many as a user may have.
+    known: BTreeMap<UserNid, BTreeSet<String>>,
     /// Whether a list has to be fetched.
     has_stale: bool,
 }
@@ -113,6 +115,7 @@ impl RemoteDevices {
         let nids: Vec<UserNid> = users.values().copied().collect();
         let mut batched = Batched {
             lists: remote_devices::list(&self.deps.pool, &nids).await?.into_iter().collect(),
+            known: self.nearly_full(&nids, updates.len()).await?,
             ..Batched::default()
         };
         for update in updates {
@@ -124,6 +127,24 @@ impl RemoteDevices {
         let has_stale = batched.has_stale;
         self.write(batched, &names).await?;
         Ok(has_stale)
+    }
+
+    /// The devices of those users who may have too many after so many updates.
+    async fn nearly_full(
+        &self,
+        users: &[UserNid],
+        updates: usize,
+    ) -> Result<BTreeMap<UserNid, BTreeSet<String>>> {
+        let most = MOST_DEVICES.saturating_sub(updates);
+        let most = i64::try_from(most).unwrap_or(i64::MAX);
+        let long = remote_devices::list_longer(&self.deps.pool, users, most).await?;
+        let mut known: BTreeMap<UserNid, BTreeSet<String>> = BTreeMap::new();
+        if !long.is_empty() {
+            for (user, device) in keys::list_devices(&self.deps.pool, &long).await? {
+                known.entry(user).or_default().insert(device);
+            }
+        }
+        Ok(known)
     }
 
     /// Some users above `after` whose lists have to be fetched as a whole; none if there are no
@@ -191,8 +212,10 @@ impl Batched {
                     Update::Device { device, .. } => device.device_id.clone(),
                     Update::CrossSigning { .. } => return,
                 };
-                self.rows.insert((user, Some(id.clone())));
-                self.devices.insert((user, id), device);
+                if self.has_place(user, &id, device.is_some()) {
+                    self.rows.insert((user, Some(id.clone())));
+                    self.devices.insert((user, id), device);
+                }
                 let followed = Followed { stream_id: *stream_id, is_stale: false };
                 self.lists.insert(user, followed);
             }
@@ -207,6 +230,21 @@ impl Batched {
                 }
             }
         }
+    }
+
+    /// Whether the user may have that device, too (R8). One that is deleted makes place.
+    fn has_place(&mut self, user: UserNid, id: &str, is_there: bool) -> bool {
+        let Some(known) = self.known.get_mut(&user) else { return true };
+        if !is_there {
+            known.remove(id);
+            return true;
+        }
+        if known.len() >= MOST_DEVICES && !known.contains(id) {
+            tracing::info!(user.nid = user.0, device = id, "a user has too many devices");
+            return false;
+        }
+        known.insert(id.to_owned());
+        true
     }
 
     /// The list has to be fetched. Clients are told at once: what they know is not true any more.
@@ -308,6 +346,21 @@ mod tests {
             assert!(batched.lists[&BOB].is_stale && batched.has_stale);
             assert!(batched.devices.is_empty());
         }
+    }
+
+    #[test]
+    fn a_user_has_no_more_devices_than_that() {
+        let mut batched = known(4);
+        let mut devices: BTreeSet<String> = (1..MOST_DEVICES).map(|n| format!("D{n}")).collect();
+        devices.insert("OTHER".to_owned());
+        batched.known.insert(BOB, devices);
+        batched.take(BOB, &update(5, &[4]));
+        assert!(batched.devices.is_empty() && batched.rows.is_empty());
+        assert_eq!(batched.lists[&BOB], Followed { stream_id: 5, is_stale: false });
+        batched.known.get_mut(&BOB).unwrap().remove("OTHER");
+        batched.take(BOB, &update(6, &[5]));
+        batched.take(BOB, &update(7, &[6]));
+        assert_eq!(batched.devices.len(), 1, "one that is there may change");
     }
 
     #[test]
