@@ -12,7 +12,7 @@ use serde_json::{Map, value::to_raw_value};
 use crate::{
     arrival::Arrival,
     live::{Head, Live},
-    owner::{RoomOwner, Slot, lock},
+    owner::{RoomOwner, Slot, UNSETTLED, away, lock},
     place::Scene,
     receive::{One, current},
     seal::{self, Draft, Reference, Unsealed},
@@ -24,13 +24,16 @@ pub(crate) const MOST_HEADS: usize = 10;
 const MOST_PREV: usize = 20;
 /// Newest events that are kept if nobody here may join them (R8): the deepest.
 const MOST_LOOSE_HEADS: usize = 100;
+/// How often what joins them is made anew because the memory of its room was thrown away.
+const ATTEMPTS: usize = 16;
 /// What says nothing.
 const DUMMY: &str = "org.matrix.dummy_event";
 
 impl RoomOwner {
     /// Joins the newest events of the room until there are few.
     pub(crate) async fn merge_heads(&self, room_id: &RoomId) -> Result<()> {
-        loop {
+        let mut in_vain = 0;
+        while in_vain < ATTEMPTS {
             let (slot, alone) = {
                 let slot = self.slot(room_id).await?;
                 if lock(&slot).lock().heads.len() <= MOST_HEADS {
@@ -51,13 +54,18 @@ impl RoomOwner {
             let places = self.places_of(&slot, &[&arrival], &[]).await?;
             let one = One { arrival: &arrival, places: &places, before: None };
             let joined = self.receive_one(&slot, alone, one).await?;
+            if joined.is_none() {
+                in_vain += 1;
+                continue;
+            }
             let mut live = lock(&slot).lock();
-            if joined.is_some() && live.heads.len() >= before {
+            if live.heads.len() >= before {
                 let why = Refusal::forbidden("the room does not allow it");
                 drop_oldest(&mut live, &why);
                 return Ok(());
             }
         }
+        Err(away(UNSETTLED).into())
     }
 
     /// The event that joins the deepest of the newest events; `None` if there is nobody here who

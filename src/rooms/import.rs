@@ -143,7 +143,11 @@ impl RoomOwner {
         let judged = self.judge_incoming(site, events).await?;
         let stored = {
             // In a room that is live, what is written meanwhile might be one of these events.
-            let slot = self.slot(&site.room_id).await.ok();
+            let slot = match self.slot(&site.room_id).await {
+                Ok(slot) => Some(slot),
+                Err(error) if error.errcode() == Some("M_FORBIDDEN") => None,
+                Err(error) => return Err(error),
+            };
             let _alone = match &slot {
                 Some(slot) => Some(slot.gate.clone().write_owned().await),
                 None => None,
