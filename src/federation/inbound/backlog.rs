@@ -13,7 +13,7 @@ use chatd_storage::inbound::{self, Staged};
 use chatd_streams::Owner;
 use parking_lot::Mutex;
 use ruma_common::{OwnedRoomId, OwnedServerName, RoomId, ServerName};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use super::{
     Inbound,
@@ -21,9 +21,13 @@ use super::{
     room::{Pdu, is_unknown},
 };
 
-/// Rooms that are worked on at a time, and those that have a task (R8). The others are found when
-/// the table is looked at.
+/// Rooms in which something is placed at a time, and those that have a task (R8). The others are
+/// found when the table is looked at.
 const AT_ONCE: usize = 16;
+/// Rooms for which something is fetched at a time: from all servers, and from one, so that those
+/// that are slow keep nobody from asking others.
+const FETCHES: usize = 64;
+const FETCHES_OF_ONE: usize = 4;
 const MOST_ROOMS: usize = 1_000;
 /// Events of one step.
 const STEP: i64 = 50;
@@ -43,7 +47,13 @@ const MOST_OTHERS: usize = 3;
 pub(super) struct Backlog {
     rooms: Mutex<HashMap<OwnedRoomId, Arc<Pause>>>,
     places: Semaphore,
+    fetches: Semaphore,
+    /// Of servers that are asked at the moment.
+    turns: Mutex<HashMap<OwnedServerName, Arc<Semaphore>>>,
 }
+
+/// Leave to ask one server; the next has it when this is dropped.
+type Turn<'a> = (OwnedSemaphorePermit, SemaphorePermit<'a>);
 
 /// What ends the pause of a room's task.
 #[derive(Default)]
@@ -55,11 +65,29 @@ struct Pause {
 
 impl Default for Backlog {
     fn default() -> Self {
-        Self { rooms: Mutex::default(), places: Semaphore::new(AT_ONCE) }
+        Self {
+            rooms: Mutex::default(),
+            places: Semaphore::new(AT_ONCE),
+            fetches: Semaphore::new(FETCHES),
+            turns: Mutex::default(),
+        }
     }
 }
 
 impl Backlog {
+    /// Waits until `server` may be asked. Whoever waits for a server holds up only others who do.
+    async fn turn(&self, server: &ServerName) -> Result<Turn<'_>> {
+        let of_server = {
+            let mut turns = self.turns.lock();
+            turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+            let new = || Arc::new(Semaphore::new(FETCHES_OF_ONE));
+            turns.entry(server.to_owned()).or_insert_with(new).clone()
+        };
+        let of_server = of_server.acquire_owned().await.map_err(Error::internal)?;
+        let of_all = self.fetches.acquire().await.map_err(Error::internal)?;
+        Ok((of_server, of_all))
+    }
+
     /// A server has shown a sign of life, or any may have: who waits for it asks again.
     pub(super) fn note_life(&self, server: Option<&ServerName>) {
         for pause in self.rooms.lock().values() {
@@ -191,11 +219,7 @@ impl Inbound {
     async fn work(self, room: OwnedRoomId, pause: Arc<Pause>) {
         let (mut length, mut tries) = (FIRST_PAUSE, Tries::default());
         while !self.0.stop.is_triggered() {
-            let step = match self.0.backlog.places.acquire().await {
-                Ok(_place) => self.step(&room, &pause, &mut tries).await,
-                Err(_) => break,
-            };
-            match step {
+            match self.step(&room, &pause, &mut tries).await {
                 Ok(Step::Went) => length = FIRST_PAUSE,
                 Ok(Step::Done) => {
                     if self.is_over(&room, &pause).await {
@@ -238,6 +262,7 @@ impl Inbound {
 
     /// Places what can be placed, or fetches what is missing.
     async fn step(&self, room: &RoomId, pause: &Pause, tries: &mut Tries) -> Result<Step> {
+        let place = self.0.backlog.places.acquire().await.map_err(Error::internal)?;
         let staged = inbound::list(&self.0.pool, room.as_str(), STEP).await?;
         let Some(oldest) = staged.first() else { return Ok(Step::Done) };
         let origin = origin_of(oldest)?;
@@ -254,6 +279,7 @@ impl Inbound {
         }
         let count = staged.len();
         let waiting = self.place_staged(room, &door, staged).await?;
+        drop(place);
         match waiting.len() == count {
             true => self.fetch(room, &door, waiting, (pause, tries)).await,
             false => Ok(Step::Went),
@@ -315,7 +341,9 @@ impl Inbound {
         let mut stuck = Vec::with_capacity(by_origin.len());
         for ((_, origin), waiting) in &by_origin {
             let pdus: Vec<Pdu> = waiting.iter().map(|(_, pdu)| pdu.clone()).collect();
+            let turn = self.0.backlog.turn(origin).await?;
             let fetched = self.fetch_missing(room, door, origin, &pdus).await?;
+            drop(turn);
             let is_answered = !matches!(fetched, Fetched::NoAnswer(_));
             pause.note(origin, is_answered);
             match fetched {
@@ -350,6 +378,7 @@ impl Inbound {
         let is_sender =
             |server: &OwnedServerName| staged.iter().any(|one| one.origin == server.as_str());
         for server in servers.iter().filter(|server| !is_sender(server)).take(MOST_OTHERS) {
+            let _turn = self.0.backlog.turn(server).await?;
             if let Fetched::Something = self.fetch_missing(room, door, server, &pdus).await? {
                 return Ok(Step::Went);
             }
@@ -394,6 +423,25 @@ mod tests {
         assert!(tries.note(&[stuck(2, true)], 6_000).is_empty());
         assert_eq!(tries.note(&[stuck(2, true)], 7_000), [2]);
         assert_eq!(tries.note(&[stuck(3, false)], 1_000 + PATIENCE_MS), [3]);
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_slow_holds_up_nobody_who_asks_another() {
+        let backlog = Backlog::default();
+        let [slow, quick] =
+            ["slow.example", "quick.example"].map(|name| ServerName::parse(name).unwrap());
+        let mut held = Vec::new();
+        for _ in 0..FETCHES_OF_ONE {
+            held.push(backlog.turn(&slow).await.unwrap());
+        }
+        assert!(futures::FutureExt::now_or_never(backlog.turn(&slow)).is_none());
+        let turn = futures::FutureExt::now_or_never(backlog.turn(&quick));
+        assert!(turn.is_some_and(|turn| turn.is_ok()));
+        held.pop();
+        assert!(futures::FutureExt::now_or_never(backlog.turn(&slow)).is_some());
+        drop(held);
+        drop(backlog.turn(&quick).await);
+        assert_eq!(backlog.turns.lock().len(), 1, "who is not asked is forgotten");
     }
 
     #[test]
