@@ -46,8 +46,10 @@ impl Calls {
 /// Why a call has no answer that counts.
 #[derive(Debug)]
 pub enum CallError {
-    /// It may have had its effect or not; or the other instance says that the work is not its
-    /// own. May be asked again with the same key.
+    /// It has had no effect: nobody has got it, or the other instance says that it does not do
+    /// this.
+    Unsent(String),
+    /// It may have had its effect or not. May be asked again with the same key.
     Lost(String),
     /// The other instance refuses, or has failed.
     Refused(Refusal),

@@ -42,7 +42,7 @@ impl Caller {
         let (sent_at, link) = (Instant::now(), self.links.to(instance));
         let answer = self.attempt(instance, name, body).await;
         match &answer {
-            Err(CallError::Lost(_)) => link.failed(),
+            Err(CallError::Lost(_) | CallError::Unsent(_)) => link.failed(),
             Ok(_) | Err(CallError::Refused(_)) => link.called(sent_at),
         }
         answer
@@ -50,23 +50,25 @@ impl Caller {
 
     async fn attempt(&self, instance: &str, name: &str, body: Bytes) -> Result<Bytes, CallError> {
         let lost = |why: &dyn std::fmt::Display| CallError::Lost(format!("{instance}: {why}"));
+        let unsent = |why: &dyn std::fmt::Display| CallError::Unsent(format!("{instance}: {why}"));
         let mut request = http::Request::new(Full::new(body));
         *request.method_mut() = Method::POST;
-        *request.uri_mut() = format!("{PREFIX}/{name}").parse().map_err(|error| lost(&error))?;
+        *request.uri_mut() = format!("{PREFIX}/{name}").parse().map_err(|error| unsent(&error))?;
         let id = request_id::current().unwrap_or_default();
         if let Ok(id) = HeaderValue::from_str(&id) {
             request.headers_mut().insert(REQUEST, id);
         }
         let answer = match self.peers.send(instance, request).await {
             Ok(answer) => answer,
-            Err(PeerError::Unreached(why) | PeerError::Broken(why)) => return Err(lost(&why)),
+            Err(PeerError::Unreached(why)) => return Err(unsent(&why)),
+            Err(PeerError::Broken(why)) => return Err(lost(&why)),
         };
         let status = answer.status();
         let body = Limited::new(answer.into_body(), MOST_BYTES).collect().await;
         let body = body.map_err(|error| lost(&error))?.to_bytes();
         match status {
             StatusCode::OK => Ok(body),
-            _ if status.as_u16() == NOT_OWNER.0 => Err(lost(&"it does not do this")),
+            _ if status.as_u16() == NOT_OWNER.0 => Err(unsent(&"it does not do this")),
             _ => {
                 let body: Map<String, Value> = serde_json::from_slice(&body).unwrap_or_default();
                 Err(CallError::Refused(Refusal::from_json(status.as_u16(), body)))

@@ -111,7 +111,7 @@ impl Rooms {
                     let refused = part.into_iter().map(|(room, _)| (room, refusal.clone()));
                     attempt.done.extend(refused.map(|(room, why)| (room, Err(why.into()))));
                 }
-                Err(CallError::Lost(_)) => attempt.again.extend(part),
+                Err(CallError::Lost(_) | CallError::Unsent(_)) => attempt.again.extend(part),
             }
         }
     }

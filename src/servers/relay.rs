@@ -78,18 +78,24 @@ impl Outbound {
     }
 
     /// Has one of the instances make the request: the one that `server` hashes to, or the next if
-    /// that is away.
+    /// that is away. What may have been done, and does harm when it is done twice (a POST takes
+    /// keys away), is not made again.
     pub(crate) async fn carry(&self, server: &ServerName, ask: &Ask) -> Result<Bytes, Failure> {
         let mut why = "the fleet is not known".to_owned();
         let Some(relay) = self.relay.get() else { return Err(Failure::Away(why)) };
         let body = envelope(server, ask)?;
+        let is_harmless = ask.method != Method::POST;
+        let late = |instance: &str| format!("{instance} does not answer in time");
         for instance in self.in_order(server) {
             let called = relay.call(instance, CALL, body.clone());
             match tokio::time::timeout(ask.within + ON_THE_WAY, called).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(CallError::Refused(refusal))) => return Err(failure(refusal)),
-                Ok(Err(CallError::Lost(lost))) => why = lost,
-                Err(_) => why = format!("{instance} does not answer in time"),
+                Ok(Err(CallError::Unsent(unsent))) => why = unsent,
+                Ok(Err(CallError::Lost(lost))) if is_harmless => why = lost,
+                Err(_) if is_harmless => why = late(instance),
+                Ok(Err(CallError::Lost(lost))) => return Err(Failure::Away(lost)),
+                Err(_) => return Err(Failure::Away(late(instance))),
             }
             tracing::debug!(server.name = %server, instance, why, "a request was not carried");
         }

@@ -51,7 +51,7 @@ impl Others {
             let why = match self.ask_once(whom.as_deref(), name, body.clone(), patience).await {
                 Ok(answer) => return Ok(answer),
                 Err(CallError::Refused(refusal)) => return Err(refusal.into()),
-                Err(CallError::Lost(why)) => why,
+                Err(CallError::Lost(why) | CallError::Unsent(why)) => why,
             };
             if !patience.wait(&self.stop).await {
                 tracing::warn!(call = name, why, "another instance could not be asked");
@@ -69,14 +69,14 @@ impl Others {
         patience: Patience,
     ) -> Result<Bytes, CallError> {
         let (Some(fleet), Some(instance)) = (self.fleet.get(), instance) else {
-            return Err(CallError::Lost("the fleet is not known yet".to_owned()));
+            return Err(CallError::Unsent("the fleet is not known yet".to_owned()));
         };
         let asked = fleet.call(instance, name, body);
         let answer = match tokio::time::timeout(patience.left(), asked).await {
             Ok(answer) => answer,
             Err(_) => Err(CallError::Lost(format!("{instance} does not answer"))),
         };
-        if let Err(CallError::Lost(why)) = &answer {
+        if let Err(CallError::Lost(why) | CallError::Unsent(why)) = &answer {
             metrics::counter!("chatd_call_retries_total").increment(1);
             tracing::debug!(call = name, instance, why, "a call was lost");
         }

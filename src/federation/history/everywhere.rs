@@ -30,7 +30,7 @@ impl History {
         match asked.await {
             Ok(answer) => serde_json::from_slice(&answer).map_err(Error::internal),
             Err(CallError::Refused(refusal)) => Err(refusal.into()),
-            Err(CallError::Lost(_)) => {
+            Err(CallError::Lost(_) | CallError::Unsent(_)) => {
                 self.0.rooms.owner.refresh_owners().await?;
                 Ok(Filled::LATER)
             }

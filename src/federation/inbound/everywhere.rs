@@ -114,7 +114,7 @@ impl Inbound {
                 Ok(sort(receipt, parcel))
             }
             Err(CallError::Refused(refusal)) => Err(refusal.into()),
-            Err(CallError::Lost(_)) => Ok((Results::new(), parcel.rooms)),
+            Err(CallError::Lost(_) | CallError::Unsent(_)) => Ok((Results::new(), parcel.rooms)),
         }
     }
 

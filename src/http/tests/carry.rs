@@ -253,7 +253,7 @@ async fn calls_that_nobody_answers_are_lost() {
     let (_, _) = start(folder.path(), "b", "secret", true).await;
     for (instance, name) in [("b", "sing"), ("away", "tell"), ("nobody", "tell")] {
         let answer = a.call(instance, name, Bytes::from_static(b"1")).await;
-        assert!(matches!(answer, Err(CallError::Lost(_))), "{instance} {name}: {answer:?}");
+        assert!(matches!(answer, Err(CallError::Unsent(_))), "{instance} {name}: {answer:?}");
     }
 }
 

@@ -1,6 +1,13 @@
 //! Instances that may not speak with other servers, and those that do it for them.
 
-use std::{future::Future, pin::Pin, sync::Arc};
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use bytes::Bytes;
 use chatd_base::{CallError, Calls, Error};
@@ -14,6 +21,37 @@ use crate::{Ask, Failure, Relay};
 /// A fleet in which only `sender2` is there.
 struct Fleet(Calls);
 
+/// A fleet that loses the answers of `sender1`, and counts what others are asked.
+#[derive(Default)]
+struct Lossy(AtomicUsize);
+
+impl Relay for Lossy {
+    fn call<'a>(
+        &'a self,
+        _: &'a str,
+        _: &'a str,
+        _: Bytes,
+    ) -> Pin<Box<dyn Future<Output = Result<Bytes, CallError>> + Send + 'a>> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Box::pin(async { Err(CallError::Lost("the connection was cut".to_owned())) })
+    }
+}
+
+#[tokio::test]
+async fn what_may_have_taken_keys_away_is_not_made_again() {
+    let authority = Authority::new();
+    let worker = asking(&authority, "outbound_federation_restricted_to: [sender1, sender2]");
+    let fleet = Arc::new(Lossy::default());
+    worker.servers.client.join(fleet.clone());
+    let server = ServerName::parse("there.example").unwrap();
+    for (ask, calls) in [(Ask::post("/claim"), 1), (Ask::get("/"), 2), (Ask::put("/"), 2)] {
+        let before = fleet.0.load(Ordering::Relaxed);
+        let answer = worker.servers.client.ask(&server, ask).await;
+        assert!(matches!(answer, Err(Failure::Away(_))), "{answer:?}");
+        assert_eq!(fleet.0.load(Ordering::Relaxed) - before, calls);
+    }
+}
+
 impl Relay for Fleet {
     fn call<'a>(
         &'a self,
@@ -23,7 +61,7 @@ impl Relay for Fleet {
     ) -> Pin<Box<dyn Future<Output = Result<Bytes, CallError>> + Send + 'a>> {
         Box::pin(async move {
             if instance != "sender2" {
-                return Err(CallError::Lost("it is not there".to_owned()));
+                return Err(CallError::Unsent("it is not there".to_owned()));
             }
             match self.0.answer(name, body).await {
                 Ok(answer) => Ok(answer.into()),

@@ -69,7 +69,9 @@ impl Joining {
         match others.ask_once(Some(&owner), CALL, body.into(), patience).await {
             Ok(_) => Ok(()),
             Err(CallError::Refused(refusal)) => Err(refusal.into()),
-            Err(CallError::Lost(_)) => Err(Refusal::not_owner(String::new()).into()),
+            Err(CallError::Lost(_) | CallError::Unsent(_)) => {
+                Err(Refusal::not_owner(String::new()).into())
+            }
         }
     }
 }
