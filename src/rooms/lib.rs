@@ -27,6 +27,7 @@ mod everywhere;
 mod heads;
 mod import;
 mod incoming;
+mod inherit;
 mod judge;
 mod lane;
 mod lenses;

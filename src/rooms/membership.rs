@@ -45,7 +45,8 @@ impl Rooms {
         let mut content = self.member_content(&who.user_id).await?;
         content.extend(self.authorisation(who, room_id).await?);
         self.set_membership(&who.user_id, &who.user_id, room_id, Membership::Join, content, extra)
-            .await
+            .await?;
+        self.inherit(who, room_id).await
     }
 
     /// What a join of a restricted room has to say beside the profile: the local member in whose

@@ -88,6 +88,7 @@ impl Rooms {
             directory::move_aliases(&self.pool, old.id.as_str(), new.as_str()).await?;
             let content = json!({ "body": "This room has been replaced", "replacement_room": new });
             self.send(old.id, &say(TOMBSTONE, object(content))).await?;
+            self.inherit_from(who, old.id, &new).await;
         }
         if old.content(ALIAS).is_some_and(|aliases| !aliases.is_empty()) {
             self.send_if_allowed(old.id, &say(ALIAS, Map::new())).await?;

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use chatd_base::{Error, Refusal, Requester, Result, RoomNid, UserNid};
+use chatd_config::StreamName;
 use chatd_storage::account_data;
 use chatd_streams::{
     Raw, Writer,
     account_data::{AccountData as AccountDataStream, AccountDataRow},
 };
-use ruma_common::RoomId;
+use ruma_common::{OwnedRoomId, RoomId};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, value::to_raw_value};
 
 use crate::{Deps, locks::UserLocks, room_nids::RoomNids};
@@ -23,6 +25,17 @@ const MAX_CONTENT_BYTES: usize = 512 * 1024;
 const MAX_TAG_BYTES: usize = 255;
 const MAX_TAGS: usize = 100;
 const TAGS: &str = "m.tag";
+/// Which rooms are chats with whom.
+const DIRECT: &str = "m.direct";
+const INHERIT: &str = "users.inherit_account_data";
+
+/// A room has taken the place of another for a user.
+#[derive(Deserialize, Serialize)]
+struct Succession {
+    user: UserNid,
+    old: OwnedRoomId,
+    new: OwnedRoomId,
+}
 
 /// Account data of this server's users.
 pub struct AccountData {
@@ -124,6 +137,56 @@ impl AccountData {
         Ok(())
     }
 
+    /// Starts to answer the calls of other instances.
+    pub(crate) fn answer_calls(self: &Arc<Self>) {
+        let data = Arc::downgrade(self);
+        self.deps.streams.calls.on(INHERIT, move |body| {
+            let data = data.upgrade();
+            async move {
+                let data = data.ok_or_else(|| Refusal::not_owner(String::new()))?;
+                let one = serde_json::from_slice(&body)
+                    .map_err(|error| Refusal::bad_json(format!("no succession: {error}")))?;
+                data.inherit_here(&one).await.map(|()| Vec::from("{}"))
+            }
+        });
+    }
+
+    /// Gives `new` the tags of `old`, and its place among the user's direct chats. On return it is
+    /// durable. The writer of account data does it, so that no change of a client is lost.
+    pub async fn inherit(&self, user: UserNid, old: &RoomId, new: &RoomId) -> Result<()> {
+        let one = Succession { user, old: old.to_owned(), new: new.to_owned() };
+        let streams = &self.deps.streams;
+        if streams.writes(StreamName::AccountData) {
+            return self.inherit_here(&one).await;
+        }
+        let body = serde_json::to_vec(&one).map_err(Error::internal)?;
+        streams.others.ask_writer(StreamName::AccountData, INHERIT, body.into()).await?;
+        Ok(())
+    }
+
+    async fn inherit_here(&self, one: &Succession) -> Result<()> {
+        let Succession { user, old, new } = one;
+        let (old_nid, new_nid) = (self.room(Some(old)).await?, self.room(Some(new)).await?);
+        let _line = self.locks.of(*user).await;
+        let (tags, mut all) =
+            (self.read_tags(*user, old_nid).await?, self.read_tags(*user, new_nid).await?);
+        let before = all.len();
+        for (tag, content) in tags {
+            all.entry(tag).or_insert(content);
+        }
+        if all.len() > before {
+            self.write_tags(*user, new_nid, all).await?;
+        }
+        let everywhere = RoomNid::default();
+        let direct = account_data::get(&self.deps.pool, *user, everywhere, DIRECT).await?;
+        let direct = direct.and_then(|text| serde_json::from_str(&text).ok());
+        if let Some(direct) = direct.and_then(|direct| succeed(direct, old, new)) {
+            let content = to_raw_value(&direct).map_err(Error::internal)?.into();
+            self.write(*user, everywhere, DIRECT, content).await?;
+        }
+        Ok(())
+    }
+
     async fn read_tags(&self, user: UserNid, room: RoomNid) -> Result<Map<String, Value>> {
         let Some(content) = account_data::get(&self.deps.pool, user, room, TAGS).await? else {
             return Ok(Map::new());
@@ -152,4 +215,17 @@ impl AccountData {
             None => Ok(RoomNid::default()),
         }
     }
+}
+
+/// Puts `new` beside `old` wherever that is a direct chat; `None` if nothing changes.
+fn succeed(mut direct: Map<String, Value>, old: &RoomId, new: &RoomId) -> Option<Value> {
+    let mut is_changed = false;
+    for rooms in direct.values_mut().filter_map(Value::as_array_mut) {
+        let has = |rooms: &[Value], room: &RoomId| rooms.iter().any(|one| one == room.as_str());
+        if has(rooms, old) && !has(rooms, new) {
+            rooms.push(new.as_str().into());
+            is_changed = true;
+        }
+    }
+    is_changed.then_some(Value::Object(direct))
 }

@@ -75,7 +75,7 @@ pub struct Users {
     pub account_data: Arc<account_data::AccountData>,
     pub filters: filters::Filters,
     pub ignored: ignored::Ignored,
-    pub push_rules: push_rules::PushRules,
+    pub push_rules: Arc<push_rules::PushRules>,
     pub to_device: to_device::ToDevice,
     pub receipts: receipts::Receipts,
     pub typing: typing::Typing,
@@ -131,6 +131,7 @@ impl Users {
         forget_what_is_heard(&deps.notices, &tokens, &profiles, keys.count_cache());
         let room_nids = Arc::new(room_nids::RoomNids::new(&deps));
         let account_data = Arc::new(account_data::AccountData::new(&deps, &room_nids));
+        account_data.answer_calls();
         Self {
             logins: logins::Logins::new(&deps, &tokens),
             openid: openid::OpenId::new(&deps),

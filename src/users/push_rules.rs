@@ -23,6 +23,8 @@ use ruma_common::{
 use serde::Deserialize;
 use serde_json::{Map, Value, json, value::to_raw_value};
 
+mod succession;
+
 use crate::{Deps, locks::UserLocks};
 
 /// Users whose rules are remembered (R8).
@@ -58,7 +60,7 @@ pub struct PushRules {
 }
 
 impl PushRules {
-    pub(crate) fn new(deps: &Deps) -> Self {
+    pub(crate) fn new(deps: &Deps) -> Arc<Self> {
         let streams = &deps.streams;
         let writer = Writer::open(streams, &streams.push_rules, &deps.pool, &deps.stop);
         let loaded = Arc::new(Loaded {
@@ -84,7 +86,10 @@ impl PushRules {
             view.rules.clear();
         });
         let default = Arc::new(UserRules { is_default: true, ruleset: Ruleset::new() });
-        Self { deps: deps.clone(), writer, loaded, default, locks: UserLocks::new() }
+        let locks = UserLocks::new();
+        let rules = Arc::new(Self { deps: deps.clone(), writer, loaded, default, locks });
+        rules.answer_calls();
+        rules
     }
 
     /// Rules of `users`, in their order. No query if all are in memory, else one.
@@ -219,8 +224,12 @@ impl PushRules {
         let _line = self.locks.of(who.user).await;
         let mut rules = self.of_user(who.user, &who.user_id).await?;
         change(&mut rules)?;
-        let rules = to_raw_value(&rules).map_err(Error::internal)?.into();
-        self.writer.append(PushRulesRow { user: who.user, rules }).await?;
+        self.write(who.user, &rules).await
+    }
+
+    async fn write(&self, user: UserNid, rules: &Ruleset) -> Result<()> {
+        let rules = to_raw_value(rules).map_err(Error::internal)?.into();
+        self.writer.append(PushRulesRow { user, rules }).await?;
         Ok(())
     }
 }

@@ -61,6 +61,40 @@ scenario! {
         assert_eq!(state(&alice, &new, "m.room.power_levels").await, levels);
     }
 
+    async fn tags_and_push_rules_and_direct_chats_go_with_the_room(server: Server) {
+        let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+        let old = alice.create_room().version("10").preset("public_chat").member(&bob).await;
+        let data = |user: &User, rest: &str| path("/user/{}/", &[&user.id]) + rest;
+        let tags = |room: &str| path("rooms/{}/tags", &[room]);
+        for user in [&alice, &bob] {
+            let favourite = data(user, &(tags(&old) + "/m.favourite"));
+            user.put(favourite, &json!({"order": 0.5})).await.ok();
+            let direct = json!({"@somebody:else": [old], "@other:else": ["!other:else"]});
+            user.put(data(user, "account_data/m.direct"), &direct).await.ok();
+            let url = path("/pushrules/global/room/{}", &[&old]);
+            user.put(url, &json!({"actions": []})).await.ok();
+            let muted = json!({"actions": [], "conditions": [
+                {"kind": "event_match", "key": "room_id", "pattern": old}]});
+            user.put(path("/pushrules/global/override/{}", &[&old]), &muted).await.ok();
+        }
+        let new = alice.upgrade(&old, "11").await.string("replacement_room");
+        bob.join(&new).await.ok();
+        for user in [&alice, &bob] {
+            let found = user.get(data(user, &tags(&new))).await;
+            assert_eq!(found.ok()["tags"], json!({"m.favourite": {"order": 0.5}}));
+            let direct = user.get(data(user, "account_data/m.direct")).await;
+            assert_eq!(*direct.ok(),
+                json!({"@somebody:else": [old, new], "@other:else": ["!other:else"]}));
+            user.get(path("/pushrules/global/room/{}", &[&new])).await.ok();
+            let muted = user.get(path("/pushrules/global/override/{}", &[&new])).await;
+            assert_eq!(muted.ok()["conditions"][0]["pattern"], new);
+        }
+        // What somebody takes away stays away.
+        bob.delete(data(&bob, &(tags(&new) + "/m.favourite"))).await.ok();
+        bob.join(&new).await.ok();
+        assert_eq!(bob.get(data(&bob, &tags(&new))).await.ok()["tags"], json!({}));
+    }
+
     async fn creators_come_and_go_with_the_version(server: Server) {
         let (alice, bob) = (server.user("alice").await, server.user("bob").await);
         let room = alice.create_room().version("11").member(&bob).await;
