@@ -142,10 +142,15 @@ impl Other {
     async fn check(&self, seen: &Seen, signed: Option<XMatrix>) -> Result<(), String> {
         let signed = signed.ok_or("it is not signed")?;
         let keys = self.keys_of(signed.origin()).await.map_err(|error| format!("{error:#}"))?;
+        if keys.get(signed.origin()).is_some_and(|keys| !keys.contains_key(signed.key_id())) {
+            // It may have changed it.
+            lock(&self.inner.keys).remove(signed.origin());
+        }
+        let keys = self.keys_of(signed.origin()).await.map_err(|error| format!("{error:#}"))?;
         signed.check(seen, &self.name(), &keys)
     }
 
-    /// The keys of another server, asked for once.
+    /// The keys of another server, asked for once unless it signs with others.
     pub(super) async fn keys_of(&self, server: &str) -> Result<Arc<PublicKeyMap>> {
         if let Some(keys) = lock(&self.inner.keys).get(server) {
             return Ok(keys.clone());

@@ -65,7 +65,7 @@ impl std::fmt::Debug for Other {
 
 struct Inner {
     port: Port,
-    key: Key,
+    key: Mutex<Key>,
     published: Mutex<Published>,
     scripts: Mutex<Vec<(String, String, Script)>>,
     rooms: Mutex<HashMap<String, Room>>,
@@ -93,7 +93,7 @@ impl Other {
         let other = Self {
             inner: Arc::new(Inner {
                 port: Port::claim().expect("a port for another server"),
-                key,
+                key: Mutex::new(key),
                 published: Mutex::new(published),
                 scripts: Mutex::default(),
                 rooms: Mutex::default(),
@@ -126,7 +126,18 @@ impl Other {
 
     /// The key that it signs with.
     pub fn key(&self) -> Key {
-        self.inner.key.clone()
+        lock(&self.inner.key).clone()
+    }
+
+    /// Signs requests, and new rooms, with another key from now on; it publishes that one, and
+    /// says that the earlier one counts until now.
+    pub fn rotate(&self) {
+        let new = Key::generate(&format!("k_{:04x}", rand::random::<u16>()));
+        let old = std::mem::replace(&mut *lock(&self.inner.key), new.clone());
+        self.publish(|published| {
+            published.current = vec![new];
+            published.old.push((old, now_ms()));
+        });
     }
 
     /// Changes what it says of its keys; answers that others have are not taken back.

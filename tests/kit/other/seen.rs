@@ -67,6 +67,10 @@ impl XMatrix {
         self.get("origin")
     }
 
+    pub(crate) fn key_id(&self) -> &str {
+        self.get("key")
+    }
+
     fn get(&self, name: &str) -> &str {
         self.arguments.get(name).map(String::as_str).unwrap_or_default()
     }
