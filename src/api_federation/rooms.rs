@@ -8,7 +8,7 @@ use chatd_federation::{
     Toward,
     answers::{AtEvent, MissingQuery},
 };
-use chatd_http::{Auth, Reply, Request, Routes, federation_v1};
+use chatd_http::{Auth, Reply, Request, Routes, federation_v1, raw};
 use ruma_common::{OwnedEventId, OwnedRoomId};
 use serde::Deserialize;
 use serde_json::json;
@@ -24,7 +24,17 @@ pub fn routes() -> Routes<App> {
         .get(federation_v1("/backfill/{roomId}"), Auth::Server, backfill)
         .get(federation_v1("/timestamp_to_event/{roomId}"), Auth::Server, nearest_event)
         .get(federation_v1("/hierarchy/{roomId}"), Auth::Server, hierarchy)
+        .get(
+            raw("/_matrix/federation/unstable/rooms/{roomId}/complexity"),
+            Auth::Server,
+            complexity,
+        )
         .post(federation_v1("/get_missing_events/{roomId}"), Auth::Server, missing_events)
+}
+
+async fn complexity(app: Arc<App>, req: Request) -> Result<Reply> {
+    let room: OwnedRoomId = req.arg_as("roomId")?;
+    Reply::json(&app.federation.answers.complexity(&room).await?)
 }
 
 async fn event(app: Arc<App>, req: Request) -> Result<Reply> {

@@ -29,6 +29,10 @@ pub struct Federation {
     pub receipts_per_second: u32,
     /// `federation`.
     pub limits: FederationLimits,
+    /// `limit_remote_rooms`.
+    pub remote_rooms: RemoteRooms,
+    /// `user_agent_suffix`: what is added to the name under which this server asks others.
+    pub user_agent_suffix: Option<String>,
 }
 
 /// The keys as they are written.
@@ -48,6 +52,8 @@ struct Keys {
     ip_range_whitelist: Option<Vec<Range>>,
     federation_rr_transactions_per_room_per_second: u32,
     federation: FederationLimits,
+    limit_remote_rooms: RemoteRooms,
+    user_agent_suffix: Option<String>,
 }
 
 impl Default for Keys {
@@ -64,6 +70,8 @@ impl Default for Keys {
             ip_range_whitelist: None,
             federation_rr_transactions_per_room_per_second: 50,
             federation: FederationLimits::default(),
+            limit_remote_rooms: RemoteRooms::default(),
+            user_agent_suffix: None,
         }
     }
 }
@@ -85,6 +93,8 @@ impl From<Keys> for Federation {
             },
             receipts_per_second: keys.federation_rr_transactions_per_room_per_second,
             limits: keys.federation,
+            remote_rooms: keys.limit_remote_rooms,
+            user_agent_suffix: keys.user_agent_suffix.filter(|suffix| !suffix.is_empty()),
         }
     }
 }
@@ -107,6 +117,33 @@ impl Federation {
         let host = host.to_ascii_lowercase();
         let like = |pattern: &String| matches(&pattern.to_ascii_lowercase(), &host);
         self.verifies_certificates && !self.unchecked_hosts.iter().any(like)
+    }
+}
+
+/// The section `limit_remote_rooms`: which rooms of other servers are too much for this one.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+pub struct RemoteRooms {
+    /// `enabled`. Default false.
+    pub enabled: bool,
+    /// `complexity`: the most that a room may have; one for 500 pieces of state. Default 1.
+    pub complexity: f64,
+    /// `complexity_error`: what users are told.
+    pub complexity_error: String,
+    /// `admins_can_join`: whether it does not hold for admins. Default false.
+    pub admins_can_join: bool,
+}
+
+impl Default for RemoteRooms {
+    fn default() -> Self {
+        let error = "This room is too large or complex for this server to join. \
+                     Please speak to its administrator.";
+        Self {
+            enabled: false,
+            complexity: 1.0,
+            complexity_error: error.to_owned(),
+            admins_can_join: false,
+        }
     }
 }
 

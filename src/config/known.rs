@@ -195,6 +195,16 @@ const SUPPORTED: &[(&str, Shape)] = &[
             ("destination_max_retry_interval", Any),
         ]),
     ),
+    (
+        "limit_remote_rooms",
+        Keys(&[
+            ("enabled", Any),
+            ("complexity", Any),
+            ("complexity_error", Any),
+            ("admins_can_join", Any),
+        ]),
+    ),
+    ("user_agent_suffix", Any),
     ("worker_app", Any),
     ("worker_name", Any),
     ("worker_listeners", LISTENERS),
@@ -345,9 +355,7 @@ const INERT: &[Inert] = &[
             "federation_whitelist_endpoint_enabled",
             "http_proxy",
             "https_proxy",
-            "limit_remote_rooms",
             "no_proxy_hosts",
-            "user_agent_suffix",
         ],
     },
     Inert {

@@ -44,7 +44,7 @@ pub use chatd::{Chatd, Fresh, ProxyPools};
 pub use config::{Config, Overrides, Tls};
 pub use database::{Database, DatabaseTls, PoolSize, PostgresDatabase};
 pub use error::ConfigError;
-pub use federation::{AddressRules, Federation, FederationLimits, TlsVersion};
+pub use federation::{AddressRules, Federation, FederationLimits, RemoteRooms, TlsVersion};
 pub use fleet::{Finding, Fleet, FleetFile, Member, Severity};
 pub use generate::NewConfig;
 pub use keys::{Keys, OldKey, PublicKey, TrustedServer};

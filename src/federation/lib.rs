@@ -9,6 +9,7 @@ pub mod queries;
 pub mod resident;
 pub mod sending;
 
+mod complexity;
 mod event;
 mod uri;
 
@@ -25,6 +26,7 @@ use crate::{
 };
 pub use chatd_rooms::read::{ListingQuery, Toward};
 pub use chatd_streams::events::Membership;
+pub use complexity::Complexity;
 pub(crate) use uri::uri;
 
 /// What every service of this member is built from. Cheap to clone.

@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use chatd_config::Config;
-use http::{Method, Request, header};
+use chatd_config::{Config, Federation};
+use http::{HeaderValue, Method, Request, header};
 use http_body_util::Full;
 use rand::Rng;
 use ruma_common::{OwnedServerName, ServerName};
@@ -23,7 +23,7 @@ use crate::{
     well_known::WellKnown,
 };
 
-pub(crate) const USER_AGENT: &str = concat!("chatd/", env!("CARGO_PKG_VERSION"));
+const USER_AGENT: &str = concat!("chatd/", env!("CARGO_PKG_VERSION"));
 const REQUESTS: &str = "synapse_http_matrixfederationclient_requests_total";
 const RESPONSES: &str = "synapse_http_matrixfederationclient_responses_total";
 /// Whoever gives up sooner learns little about the server. Clients say how long they wait for keys
@@ -35,10 +35,18 @@ const MOST_OF_A_REFUSAL: usize = 64 << 10;
 /// fourfold for others.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 
+/// What this server calls itself.
+pub(crate) fn agent(config: &Federation) -> Result<HeaderValue, String> {
+    let suffix = config.user_agent_suffix.as_ref().map(|suffix| format!(" {suffix}"));
+    HeaderValue::try_from(format!("{USER_AGENT}{}", suffix.unwrap_or_default()))
+        .map_err(|_| "user_agent_suffix: this cannot stand in a header".to_owned())
+}
+
 /// Asks other servers.
 pub struct Client {
     deps: Deps,
     signer: RequestSigner,
+    agent: HeaderValue,
     transport: Transport,
     well_known: WellKnown,
     back_off: Arc<BackOff>,
@@ -49,14 +57,16 @@ impl Client {
     /// Fails if authorities that the configuration names cannot be read.
     pub(crate) fn new(deps: &Deps, back_off: &Arc<BackOff>) -> Result<Self, String> {
         let Config { server_name, federation, .. } = &*deps.config;
+        let agent = agent(federation)?;
         let dns = Dns::new(deps.config.chatd.dns_servers.as_deref())?;
         let connector = Connector::new(Tls::new(federation)?, federation.addresses.clone(), dns);
         let transport = Transport::new(connector);
         Ok(Self {
             deps: deps.clone(),
             signer: RequestSigner::new(server_name.clone(), deps.keys.current()),
-            well_known: WellKnown::new(&transport, &deps.clock, deps.well_known_port),
+            well_known: WellKnown::new(&transport, &agent, &deps.clock, deps.well_known_port),
             transport,
+            agent,
             back_off: back_off.clone(),
             outbound: Outbound::new(&deps.config.workers),
         })
@@ -221,7 +231,7 @@ impl Client {
             .method(ask.method.clone())
             .uri(format!("https://{authority}{}", ask.path))
             .header(header::HOST, authority)
-            .header(header::USER_AGENT, USER_AGENT)
+            .header(header::USER_AGENT, self.agent.clone())
             .header(header::AUTHORIZATION, signed.map_err(|error| odd(&error))?);
         if body.is_some() {
             request = request.header(header::CONTENT_TYPE, "application/json");

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use chatd_config::Config;
-use http::{Method, Request, header};
+use http::{HeaderValue, Method, Request, header};
 use http_body_util::Full;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -15,7 +15,7 @@ use url::Url;
 
 use crate::{
     Failure,
-    client::{USER_AGENT, refused},
+    client::{agent, refused},
     connect::Connector,
     dns::Dns,
     tls::Tls,
@@ -30,6 +30,7 @@ const MOST_BYTES: usize = 64 << 10;
 /// Asks servers that are no homeservers.
 pub struct Outside {
     transport: Transport,
+    agent: HeaderValue,
 }
 
 impl Outside {
@@ -38,7 +39,7 @@ impl Outside {
         let dns = Dns::new(config.chatd.dns_servers.as_deref())?;
         let federation = &config.federation;
         let connector = Connector::new(Tls::strict(federation)?, federation.addresses.clone(), dns);
-        Ok(Self { transport: Transport::new(connector) })
+        Ok(Self { transport: Transport::new(connector), agent: agent(federation)? })
     }
 
     /// What is at `url`, with an access token for that server if it wants one.
@@ -68,7 +69,8 @@ impl Outside {
         body: Option<&Value>,
     ) -> Result<T, Failure> {
         let by = Instant::now() + WITHIN;
-        let request = request(method, url, token, body)?;
+        let mut request = request(method, url, token, body)?;
+        request.headers_mut().insert(header::USER_AGENT, self.agent.clone());
         let answer = self.transport.send(request, by, by, MOST_BYTES).await?;
         if !answer.status.is_success() {
             return Err(refused(answer).await);
@@ -100,8 +102,7 @@ fn request(
     let mut request = Request::builder()
         .method(method)
         .uri(format!("https://{host}:{port}{}{query}", url.path()))
-        .header(header::HOST, named)
-        .header(header::USER_AGENT, USER_AGENT);
+        .header(header::HOST, named);
     if let Some(token) = token {
         request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
     }

@@ -5,13 +5,13 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use chatd_base::{Cache, Clock};
-use http::{HeaderMap, Request, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri, header};
 use http_body_util::Full;
 use ruma_common::{OwnedServerName, ServerName};
 use serde::Deserialize;
 use tokio::{sync::Mutex, time::Instant};
 
-use crate::{Failure, client::USER_AGENT, transport::Transport};
+use crate::{Failure, transport::Transport};
 
 /// Servers whose delegation is remembered (R8).
 const CACHE: usize = 20_000;
@@ -36,6 +36,7 @@ const GRACE_MS: u64 = 24 * HOUR_MS;
 /// Knows to which hosts servers delegate.
 pub(crate) struct WellKnown {
     transport: Transport,
+    agent: HeaderValue,
     clock: Clock,
     /// Where the documents are served: 443, but in tests.
     port: u16,
@@ -69,9 +70,15 @@ struct Document {
 }
 
 impl WellKnown {
-    pub(crate) fn new(transport: &Transport, clock: &Clock, port: u16) -> Self {
+    pub(crate) fn new(
+        transport: &Transport,
+        agent: &HeaderValue,
+        clock: &Clock,
+        port: u16,
+    ) -> Self {
         let known = Cache::new("well_known", CACHE);
-        Self { transport: transport.clone(), clock: clock.clone(), port, known }
+        let (transport, agent, clock) = (transport.clone(), agent.clone(), clock.clone());
+        Self { transport, agent, clock, port, known }
     }
 
     /// To whom `server`, a name without a port, delegates.
@@ -126,7 +133,7 @@ impl WellKnown {
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
         let request = Request::get(format!("https://{}:{port}{path}", host.host()))
             .header(header::HOST, host.as_str().trim_end_matches(":443"))
-            .header(header::USER_AGENT, USER_AGENT)
+            .header(header::USER_AGENT, self.agent.clone())
             .body(Full::<Bytes>::default())
             .map_err(|error| odd(&error))?;
         self.transport.send(request, by, by, MOST_BYTES).await

@@ -42,6 +42,8 @@ statements! {
                AND c.key = (SELECT nid FROM state_keys
                             WHERE type = 'm.room.server_acl' AND state_key = ''))
         FROM rooms r WHERE r.room_id = $1");
+    COUNT_STATE = "SELECT count(*) FROM current_state c JOIN rooms r ON r.nid = c.room
+                   WHERE r.room_id = $1";
     GET_ROOM_OF_EVENT = "SELECT r.room_id FROM events e JOIN rooms r ON r.nid = e.room
                          WHERE e.event_id = $1 AND e.flags & 3 = 0";
     GET_ANCHOR = "SELECT nid, snapshot, flags FROM events WHERE room = $1 AND event_id = $2";
@@ -107,6 +109,12 @@ pub async fn get_room(pool: &Pool, room: &str, server: &str) -> Result<Option<Ro
         they_are_in: row.get(3),
         acl: row.get(4),
     }))
+}
+
+/// How much current state a room has.
+pub async fn count_state(pool: &Pool, room: &str) -> Result<i64> {
+    let row = pool.query_opt(&COUNT_STATE, &[&room]).await?;
+    Ok(row.map_or(0, |row| row.get(0)))
 }
 
 /// The room of an event that has its place in it.

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use chatd_base::{Refusal, Result, UserNid};
-use chatd_rooms::read::{ListingPage, ListingQuery};
-use chatd_storage::{devices, rooms};
+use chatd_rooms::read::{Listing, ListingPage, ListingQuery};
+use chatd_storage::{devices, resident, rooms};
 use chatd_users::key_query::{Queried, Wanted};
 use ruma_common::{OwnedUserId, RoomAliasId, RoomId, UserId};
 use serde_json::{Map, Value, json};
 
 use super::Answers;
+use crate::Complexity;
 
 /// Users about whom one request may ask (R8).
 const MOST_USERS: usize = 10_000;
@@ -29,6 +30,20 @@ impl Answers {
             servers.extend(self.deps.rooms.hosts.servers_in_room(room).await?);
         }
         Ok(json!({ "room_id": room_id, "servers": servers }))
+    }
+
+    /// How complex a room is. Refuses all but those that anybody may join or read.
+    pub async fn complexity(&self, room: &RoomId) -> Result<Complexity> {
+        let room = room.as_str();
+        let summary = self.deps.reader.summaries(&[room], None).await?.pop();
+        let listing = summary.map(|room| room.summary.listing);
+        let is_open =
+            |room: &Listing| room.world_readable || room.join_rule.as_deref() == Some("public");
+        if !listing.as_ref().is_some_and(is_open) {
+            return Err(Refusal::not_found("the room is not known here").into());
+        }
+        let count = resident::count_state(self.pool(), room).await?;
+        Ok(Complexity::of_state(usize::try_from(count).unwrap_or_default()))
     }
 
     /// A user's profile, or one field of it.

@@ -28,14 +28,24 @@ impl Joining {
     ) -> Result<()> {
         let _turn = self.turns.take(&who.user_id, room_id).await;
         let rooms = &self.deps.rooms;
-        if rooms.owner.is_in(room_id).await? && !self.needs_others(who, room_id).await? {
+        let is_in = rooms.owner.is_in(room_id).await?;
+        if is_in && !self.needs_others(who, room_id).await? {
             return rooms.join(who, room_id, extra).await;
         }
         let reason = extra.reason.as_deref();
         let wished = self.wish(who, room_id, servers, Membership::Join, reason).await?;
         let (wish, candidates) = &wished;
+        let limit = self.limit_for(who).filter(|_| !is_in);
+        let is_checked = match limit {
+            Some(limit) => self.check_before(limit, room_id, candidates).await?,
+            None => true,
+        };
         let attempt = |server| -> BoxFuture<'_, _> { Box::pin(self.join_by(server, wish)) };
-        self.by_first(room_id, candidates, attempt).await
+        self.by_first(room_id, candidates, attempt).await?;
+        if let Some(limit) = limit.filter(|_| !is_checked) {
+            self.check_after(limit, who, room_id).await?;
+        }
+        rooms.inherit(who, room_id).await
     }
 
     /// Whether nobody here can let the user into a room which others may.

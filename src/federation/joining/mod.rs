@@ -11,6 +11,7 @@ mod invite;
 mod join;
 mod knock;
 mod leave;
+mod limit;
 mod split;
 mod template;
 mod third_party;

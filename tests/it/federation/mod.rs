@@ -22,6 +22,7 @@
 
 mod acts;
 mod answers;
+mod complexity;
 mod confined;
 mod doors;
 mod encrypted;
@@ -38,6 +39,7 @@ mod oracle;
 mod others;
 mod partition;
 mod queries;
+mod rotation;
 mod sending;
 mod spaces;
 mod third_party;
