@@ -1,6 +1,9 @@
 //! A room that another server is in, and events to be made for it: sound ones, and lies.
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{
+    Arc, Mutex, MutexGuard,
+    atomic::{AtomicU64, Ordering},
+};
 
 use ruma_common::{
     UserId,
@@ -49,7 +52,8 @@ impl Room {
         let id_is_hash = rules.room_id_format == RoomIdFormatVersion::V2;
         let made_up = format!("!{:016x}:{server}", rand::random::<u64>());
         let room = Self::of(Memory::new(&made_up, version), server, key);
-        let first = room.draft(creator, "m.room.create", content).state("").make();
+        let first = room.draft(creator, "m.room.create", content).state("");
+        let first = first.with("origin_server_ts", creation_ms()).make();
         if id_is_hash {
             room.memory().room_id = first.id.replacen('$', "!", 1);
         }
@@ -241,6 +245,17 @@ impl Draft {
             put_default(&mut event, "room_id", memory.room_id.as_str());
         }
         event
+    }
+}
+
+/// The time of a new room, which no other has: in some versions its id follows from its first
+/// event.
+fn creation_ms() -> u64 {
+    static NEWEST: AtomicU64 = AtomicU64::new(0);
+    let now = now_ms();
+    let later = |newest: u64| Some(now.max(newest + 1));
+    match NEWEST.fetch_update(Ordering::AcqRel, Ordering::Acquire, later) {
+        Ok(newest) | Err(newest) => now.max(newest + 1),
     }
 }
 
