@@ -6,6 +6,7 @@ pub mod calls;
 pub mod clock;
 pub mod cost;
 pub mod error;
+pub mod event_form;
 pub mod ids;
 pub mod json;
 pub mod patience;

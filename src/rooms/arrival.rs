@@ -3,18 +3,17 @@
 
 use std::collections::HashSet;
 
-use chatd_base::{EventNid, KeyNid, Refusal, Result};
+use chatd_base::{EventNid, KeyNid, Refusal, Result, event_form};
 use ruma_common::{
     CanonicalJsonObject, CanonicalJsonValue, EventId, OwnedEventId, RoomId, UserId,
     room_version_rules::RoomVersionRules,
 };
-use ruma_state_res::check_pdu_format;
 use serde_json::value::RawValue;
 
 use crate::{
     incoming::references,
     pdu::Pdu,
-    seal::{self, Draft, MAX_EVENT_BYTES, Reference, Route, SealedJson, Unsealed},
+    seal::{self, Draft, Reference, Route, SealedJson, Unsealed},
 };
 
 /// An event of another server that is to find its place.
@@ -30,9 +29,6 @@ pub struct Arrival {
     references: Vec<(&'static str, CanonicalJsonValue)>,
 }
 
-/// Members that [`check_pdu_format`] looks at; the size is checked here.
-const FORMAT: [&str; 8] =
-    ["type", "sender", "room_id", "event_id", "state_key", "prev_events", "auth_events", "depth"];
 const REFERENCES: [&str; 2] = ["prev_events", "auth_events"];
 
 impl Arrival {
@@ -43,7 +39,7 @@ impl Arrival {
         room_id: &RoomId,
     ) -> Result<Self> {
         event.remove("unsigned");
-        check_form(&event, rules)?;
+        event_form::check(&event, &rules.event_format)?;
         let is_create = event.get("type").and_then(CanonicalJsonValue::as_str)
             == Some("m.room.create")
             && rules.authorization.room_create_event_id_as_room_id;
@@ -141,18 +137,6 @@ impl Arrival {
             hash: self.sealed.hash.clone(),
         })
     }
-}
-
-fn check_form(event: &CanonicalJsonObject, rules: &RoomVersionRules) -> Result<()> {
-    let size = serde_json::to_vec(event).map_err(chatd_base::Error::internal)?.len();
-    if size > MAX_EVENT_BYTES {
-        let message = format!("the event has {size} bytes; {MAX_EVENT_BYTES} are allowed");
-        return Err(Refusal::too_large(message).into());
-    }
-    let members = FORMAT.iter().filter_map(|name| event.get_key_value(*name));
-    let outline: CanonicalJsonObject =
-        members.map(|(name, value)| (name.clone(), value.clone())).collect();
-    Ok(check_pdu_format(&outline, &rules.event_format).map_err(Refusal::bad_json)?)
 }
 
 /// The event as a draft says it.

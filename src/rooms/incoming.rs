@@ -1,12 +1,11 @@
 //! An event of another server, taken apart: in the form in which it is stored, and as the rules see
 //! it. Its signatures and hashes have been checked.
 
-use chatd_base::{EventNid, Refusal, Result};
+use chatd_base::{EventNid, Refusal, Result, event_form};
 use ruma_common::{
     CanonicalJsonObject, CanonicalJsonValue, OwnedEventId, OwnedUserId, RoomId,
     room_version_rules::RoomVersionRules,
 };
-use ruma_state_res::check_pdu_format;
 use serde_json::value::RawValue;
 
 use crate::{
@@ -29,7 +28,7 @@ pub fn read(
     rules: &RoomVersionRules,
     room_id: &RoomId,
 ) -> Result<Incoming> {
-    check_pdu_format(&event, &rules.event_format).map_err(Refusal::bad_json)?;
+    event_form::check(&event, &rules.event_format)?;
     let kind = text(&event, "type")?.to_owned();
     let is_hash_create =
         kind == "m.room.create" && rules.authorization.room_create_event_id_as_room_id;

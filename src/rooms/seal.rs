@@ -1,7 +1,7 @@
 //! From a draft to an event that is complete for federation: canonical JSON, content hash,
 //! signature, and the id that follows from them.
 
-use chatd_base::{Refusal, Result, json::MAX_INTEGER};
+use chatd_base::{Refusal, Result, event_form::MAX_EVENT_BYTES, json::MAX_INTEGER};
 use ed25519_dalek::{Signer as _, SigningKey};
 use ruma_common::{
     AnyKeyName, CanonicalJsonObject, CanonicalJsonValue, EventId, OwnedEventId, OwnedRoomId,
@@ -18,8 +18,6 @@ use uuid::Uuid;
 
 use crate::shape;
 
-/// Largest event in its federation form, signatures included (spec: size limits).
-pub const MAX_EVENT_BYTES: usize = 65_536;
 /// Longest `type`, `state_key`, `sender`, `room_id` and event id.
 pub const MAX_FIELD_BYTES: usize = 255;
 

@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
+use chatd_base::event_form;
 use futures::{StreamExt, stream};
 use ruma_common::{
     CanonicalJsonObject, CanonicalJsonValue, OwnedServerName, ServerName, canonical_json::redact,
@@ -11,7 +12,6 @@ use ruma_common::{
 use ruma_signatures::{
     PublicKeyMap, Verified, required_server_signatures_to_verify_event, verify_event,
 };
-use ruma_state_res::check_pdu_format;
 
 use crate::{
     Keyring,
@@ -115,7 +115,8 @@ impl Candidate {
     fn new(mut event: CanonicalJsonObject, rules: &RoomVersionRules) -> Result<Self, Unsound> {
         // Not a part of the event: whoever sends it adds what is of use to the receiver.
         let unsigned = event.remove("unsigned");
-        check_pdu_format(&event, &rules.event_format).map_err(Unsound::Forged)?;
+        event_form::check(&event, &rules.event_format)
+            .map_err(|error| Unsound::Forged(error.to_string()))?;
         let signers = required_server_signatures_to_verify_event(&event, &rules.signatures)
             .map_err(|error| Unsound::Forged(error.to_string()))?;
         let made_ms = event.get("origin_server_ts").and_then(CanonicalJsonValue::as_integer);
