@@ -12,18 +12,18 @@ use serde_json::{Value, json};
 use super::acts::until_event;
 
 /// A server with alice, another server with mallory, and a room of alice in which both are.
-struct Stage {
-    server: Server,
-    peer: Peer,
-    other: Other,
-    alice: User,
-    mallory: String,
-    id: String,
-    room: Room,
+pub struct Stage {
+    pub server: Server,
+    pub peer: Peer,
+    pub other: Other,
+    pub alice: User,
+    pub mallory: String,
+    pub id: String,
+    pub room: Room,
 }
 
 impl Stage {
-    async fn set(version: &str) -> Self {
+    pub async fn set(version: &str) -> Self {
         let server = Server::start(env!("CARGO_BIN_EXE_chatd"), Settings::federating()).await;
         let (peer, other) = (server.peer(), Other::start().await);
         let alice = server.user("alice").await;
@@ -33,27 +33,30 @@ impl Stage {
         Self { server, peer, other, alice, mallory, id, room }
     }
 
-    fn text(&self, text: &str) -> chatd_kit::other::Draft {
+    pub fn text(&self, text: &str) -> chatd_kit::other::Draft {
         let content = json!({"msgtype": "m.text", "body": text});
         self.room.draft(&self.mallory, "m.room.message", content)
     }
 
     /// Sends one event; what the server says of it.
-    async fn send(&self, pdu: &Pdu) -> Value {
+    pub async fn send(&self, pdu: &Pdu) -> Value {
         let answer = self.other.send(&self.peer, std::slice::from_ref(pdu), &[]).await;
         answer.ok()["pdus"][&pdu.id].clone()
     }
 
-    /// Sends one event that nobody should believe, and makes sure that alice never sees it.
-    async fn is_refused(&self, pdu: &Pdu, why: &str) {
+    /// Sends one event that nobody should believe, and makes sure that alice never sees it, and that
+    /// the log says why.
+    pub async fn is_refused(&self, pdu: &Pdu, why: &str) {
+        let before = self.server.log().len();
         let result = self.send(pdu).await;
         self.goes_on().await;
+        self.until_told(before, pdu, why).await;
         let seen = self.alice.event(&self.id, &pdu.id).await;
         assert_eq!(seen.status, 404, "{why}: {result}: {seen}");
     }
 
     /// Both sides are heard by each other.
-    async fn goes_on(&self) {
+    pub async fn goes_on(&self) {
         let here = self.text("the room goes on").add();
         self.other.deliver(&self.peer, std::slice::from_ref(&here)).await;
         until_event(&self.alice, &self.id, &here.id).await;
@@ -62,7 +65,20 @@ impl Stage {
         self.other.until_pdu("a text of alice", body).await;
     }
 
-    fn memory_mib(&mut self) -> u64 {
+    /// Waits until the log speaks of the event, or of something without the form of one, which has no
+    /// id.
+    async fn until_told(&self, before: usize, pdu: &Pdu, what: &str) {
+        chatd_kit::eventually(&format!("the log tells about {what}"), || async {
+            let log = self.server.log();
+            let is_told = |line: &str| {
+                line.contains(&pdu.id) || line.contains("not an event") && line.contains(&self.id)
+            };
+            if log[before..].lines().any(is_told) { Ok(()) } else { Err(log[before..].to_owned()) }
+        })
+        .await;
+    }
+
+    pub fn memory_mib(&mut self) -> u64 {
         let pid = self.server.process().pid().expect("it runs");
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a size");
@@ -133,8 +149,8 @@ async fn events_that_nothing_allows_are_refused() {
 async fn events_without_the_form_of_one_are_refused() {
     let stage = Stage::set("10").await;
     let length = stage.text("").make().json.to_string().len();
-    let largest = stage.text(&"x".repeat(65_535 - length)).add();
-    assert_eq!(largest.json.to_string().len(), 65_535);
+    let largest = stage.text(&"x".repeat(65_536 - length)).add();
+    assert_eq!(largest.json.to_string().len(), 65_536);
     stage.other.deliver(&stage.peer, std::slice::from_ref(&largest)).await;
     until_event(&stage.alice, &stage.id, &largest.id).await;
     // Its predecessor has another depth now, which may have one more digit.
@@ -147,6 +163,7 @@ async fn events_without_the_form_of_one_are_refused() {
         ("state_key", json!("k".repeat(256))),
         ("depth", json!(-1)),
         ("prev_events", json!([])),
+        ("prev_events", json!(vec!["$x"; 21])),
         ("prev_events", json!("none")),
         ("auth_events", json!(vec!["$x"; 11])),
         ("sender", json!("mallory")),

@@ -38,6 +38,7 @@ mod openid;
 mod oracle;
 mod others;
 mod partition;
+mod piles;
 mod queries;
 mod rotation;
 mod sending;

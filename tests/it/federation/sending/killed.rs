@@ -34,6 +34,30 @@ fn ids_by_text(other: &Other) -> BTreeMap<String, Vec<Value>> {
     ids
 }
 
+/// Every acknowledged text has come to `other`, once, and in order.
+async fn has_all(other: &Other, acknowledged: &[String]) {
+    until_text(other, "the end").await;
+    for text in acknowledged {
+        until_text(other, text).await;
+    }
+    let ids = ids_by_text(other);
+    assert!(ids.values().all(|ids| ids.len() == 1), "one event each");
+    assert_eq!(ids.len(), acknowledged.len() + 1);
+    let mut first = Vec::new();
+    for text in other.seen("PUT", SEND).iter().flat_map(texts_of) {
+        if !first.contains(&text) {
+            first.push(text);
+        }
+    }
+    assert_eq!(first[..acknowledged.len()], *acknowledged, "in order");
+    assert!(other.problems().is_empty(), "{:?}", other.problems());
+}
+
+/// A fleet in which two instances send to other servers.
+fn senders_apart() -> Settings {
+    impatient().with("federation_sender_instances", json!(["sync1", "sync2"]))
+}
+
 scenario! {
     /// The server is killed again and again while it sends to one that is slow and to one that
     /// comes and goes: every acknowledged event arrives at both, and a room's events keep their
@@ -63,21 +87,46 @@ scenario! {
         }
         alice.send(&room, "the end").await;
         for other in [&slow, &fickle] {
-            until_text(other, "the end").await;
-            for text in &acknowledged {
-                until_text(other, text).await;
-            }
-            let ids = ids_by_text(other);
-            assert!(ids.values().all(|ids| ids.len() == 1), "one event each");
-            assert_eq!(ids.len(), acknowledged.len() + 1);
-            let mut first = Vec::new();
-            for text in other.seen("PUT", SEND).iter().flat_map(texts_of) {
-                if !first.contains(&text) {
-                    first.push(text);
+            has_all(other, &acknowledged).await;
+        }
+    }
+
+    /// Each of the senders of a fleet is killed while it sends, and stays away for a while; the other
+    /// one stands in for it.
+    async fn nothing_is_lost_when_senders_of_a_fleet_are_killed(server: Server) in (random)
+    with (senders_apart()) {
+        let others = [Other::start().await, Other::start().await, Other::start().await];
+        let alice = server.user("alice").await;
+        let all: Vec<&Other> = others.iter().collect();
+        let room = shared_room(&mut server, &alice, &all).await;
+        for other in &others {
+            other.always("PUT", SEND, Reply::json(&json!({"pdus": {}})).after(
+                std::time::Duration::from_millis(40),
+            ));
+        }
+        let mut acknowledged = Vec::new();
+        for round in 0..4 {
+            let say = async |acknowledged: &mut Vec<String>, count: usize| {
+                for _ in 0..count {
+                    let text = format!("m{:03}", acknowledged.len());
+                    alice.send(&room, &text).await;
+                    acknowledged.push(text);
                 }
+            };
+            say(&mut acknowledged, 20).await;
+            let name = ["sync1", "sync2"][round % 2];
+            server.members().instance(name).kill9().unwrap();
+            say(&mut acknowledged, 20).await;
+            // Whoever stands in sends to all.
+            let last = acknowledged.last().unwrap();
+            for other in &others {
+                until_text(other, last).await;
             }
-            assert_eq!(first[..acknowledged.len()], acknowledged, "in order");
-            assert!(other.problems().is_empty(), "{:?}", other.problems());
+            server.members().launch().await.unwrap();
+        }
+        alice.send(&room, "the end").await;
+        for other in &others {
+            has_all(other, &acknowledged).await;
         }
     }
 }
