@@ -2,7 +2,7 @@
 //! order of the branches.
 
 use proptest::prelude::*;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{
     lab::{ALICE, BOB, CAROL, Lab, VERSIONS},
