@@ -181,12 +181,14 @@ fn note(shared: &Shared, line: String) {
     let target_line = line.trim_end();
     let is_serious =
         ["FATAL:", "PANIC:", "ERROR:", "WARNING:"].iter().any(|level| target_line.contains(level));
-    // It says this to our own attempts to connect, while it starts and ends.
-    let is_busy = target_line.contains("FATAL:  the database system is");
+    let says = |what: &str| target_line.contains(&format!("FATAL:  {what}"));
     let mut state = shared.lock();
-    // And this to connections that are idle when it is made to end.
-    let is_end = state.stopping && target_line.contains("FATAL:  terminating connection");
-    if is_serious && !is_busy && !is_end {
+    // It says so to our own attempts to connect while it starts and ends, of connections that we have
+    // closed, and of idle ones when it is made to end.
+    let is_no_news = says("the database system is")
+        || says("connection to client lost")
+        || (state.stopping && says("terminating connection"));
+    if is_serious && !is_no_news {
         tracing::warn!(target: "chatd::postgres", "{target_line}");
     } else {
         tracing::debug!(target: "chatd::postgres", "{target_line}");

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use chatd_base::{Position, UserNid};
+use chatd_base::{Position, RoomNid, UserNid};
 
 use crate::{Batch, Pool, Result, params, statement::statements};
 
@@ -24,6 +24,13 @@ statements! {
                                     status_msg
                              FROM presence WHERE pos > $1 AND pos <= $2
                              ORDER BY pos LIMIT $3";
+    /// Users of this server, with a room that they are in.
+    LIST_PRESENT_IN = "SELECT p.user_nid, p.pos, p.state, p.currently_active, p.last_active_ts,
+                              p.status_msg, m.room
+                       FROM memberships m
+                       JOIN presence p ON p.user_nid = m.user_nid AND p.state <> 'f'
+                       WHERE m.room = ANY($1::int4[]) AND m.is_local AND m.membership = 'j'
+                       LIMIT $2";
     LIST_PRESENT = "SELECT user_nid, pos, state, currently_active, last_active_ts, status_msg
                     FROM presence WHERE state <> 'f' LIMIT $1";
 }
@@ -105,4 +112,15 @@ pub async fn list_changed(
 /// Up to `limit` users who are not offline.
 pub async fn list_present(pool: &Pool, limit: i64) -> Result<Vec<Stored>> {
     Ok(pool.query(&LIST_PRESENT, &[&limit]).await?.iter().map(stored).collect())
+}
+
+/// Up to `limit` times that a user of this server is in one of `rooms` and not offline.
+pub async fn list_present_in(
+    pool: &Pool,
+    rooms: &[RoomNid],
+    limit: i64,
+) -> Result<Vec<(RoomNid, Stored)>> {
+    let rooms: Vec<i32> = rooms.iter().map(|room| room.0).collect();
+    let rows = pool.query(&LIST_PRESENT_IN, &[&rooms, &limit]).await?;
+    Ok(rows.iter().map(|row| (RoomNid(row.get(6)), stored(row))).collect())
 }

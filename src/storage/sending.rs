@@ -37,13 +37,16 @@ statements! {
         WHERE e.flags & 64 <> 0 AND e.pos > $4 AND e.pos <= $5
               AND e.pos > coalesce(b.low, $4) AND e.pos <= coalesce(b.high, $6)
         ORDER BY e.pos LIMIT $7";
-    /// The oldest of each room from a position on, and whether more than $4 are left.
+    /// The oldest of each room from a position on, and whether more than $4 are left: that is
+    /// found out once for each room, not for each event (`OFFSET 0`).
     LIST_OWED_EVENTS = "
-        SELECT o.room, e.nid, e.pos, e.writer, u.user_id, k.state_key, j.content,
-               EXISTS (SELECT 1 FROM events f
-                       WHERE f.room = o.room AND f.pos >= o.since AND f.flags & 64 <> 0
-                       OFFSET $4 LIMIT 1)
+        SELECT o.room, e.nid, e.pos, e.writer, u.user_id, k.state_key, j.content, far.is_far
         FROM unnest($1::int4[], $2::int8[]) AS o(room, since)
+        CROSS JOIN LATERAL (SELECT EXISTS (SELECT 1 FROM events f
+                                           WHERE f.room = o.room AND f.pos >= o.since
+                                                 AND f.flags & 64 <> 0
+                                           OFFSET $4 LIMIT 1) AS is_far
+                            OFFSET 0) AS far
         CROSS JOIN LATERAL (SELECT i.nid, i.pos, i.writer, i.sender, i.key FROM events i
                             WHERE i.room = o.room AND i.pos >= o.since AND i.flags & 64 <> 0
                             ORDER BY i.pos LIMIT $3) AS e

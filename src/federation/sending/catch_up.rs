@@ -24,10 +24,13 @@ use super::{
 pub(super) const MOST_ROOMS: usize = 50;
 /// With more events than that a room is told newest first.
 const FAR: i64 = 500;
-/// Events that are read of each room.
-const OF_ROOM: usize = MOST_PDUS;
 /// Events that are looked at for one transaction: some may not be for the server.
 const MOST_LOOKED_AT: usize = 2 * MOST_PDUS;
+
+/// Events that are read of each of so many rooms: enough for a transaction, and not much more.
+fn of_room(rooms: usize) -> usize {
+    (2 * MOST_LOOKED_AT / rooms.max(1)).clamp(4, MOST_PDUS)
+}
 
 /// What goes out next, and what is owed when it has been taken.
 #[derive(Debug, Default)]
@@ -48,7 +51,7 @@ pub(super) async fn next(
     }
     let since: Vec<(RoomNid, Position)> =
         owed.iter().map(|(room, owed)| (*room, owed.since)).collect();
-    let limit = i64::try_from(OF_ROOM).unwrap_or(i64::MAX);
+    let limit = i64::try_from(of_room(owed.len())).unwrap_or(i64::MAX);
     let found = sending::list_owed_events(pool, &since, limit, FAR).await?;
     let is_far = |room: RoomNid| found.iter().any(|(event, far)| event.room == room && *far);
     let far: Vec<(RoomNid, Owed)> =
@@ -104,13 +107,14 @@ async fn oldest(
     events.truncate(MOST_PDUS);
     let passed: Vec<&ToSend> =
         looked_at.iter().filter(|event| end.is_none_or(|end| event.pos < end)).collect();
+    let most = of_room(owed.len());
     let rooms = owed.iter().map(|(room, owed)| {
-        let of_room: Vec<&&ToSend> = passed.iter().filter(|event| event.room == *room).collect();
+        let passed: Vec<&&ToSend> = passed.iter().filter(|event| event.room == *room).collect();
         let all = read.get(room).copied().unwrap_or_default();
-        if of_room.len() == all && all < OF_ROOM {
+        if passed.len() == all && all < most {
             return (*room, None);
         }
-        let since = of_room.last().map_or(owed.since, |last| Position(last.pos.0 + 1));
+        let since = passed.last().map_or(owed.since, |last| Position(last.pos.0 + 1));
         (*room, Some(Owed { since, ..*owed }))
     });
     let rooms = rooms.collect();

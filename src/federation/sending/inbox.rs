@@ -5,9 +5,12 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use chatd_base::{Position, WriterId};
+use chatd_base::{Position, RoomNid, UserNid, WriterId};
 use chatd_streams::{
-    Key, Picky, StreamToken, Streams, presence::PresenceRow, receipts::ReceiptRow,
+    Key, Picky, StreamToken, Streams,
+    events::{EventRow, Membership},
+    presence::PresenceRow,
+    receipts::ReceiptRow,
     typing::TypingRow,
 };
 use parking_lot::Mutex;
@@ -36,6 +39,26 @@ pub(super) struct News {
     pub receipts: Vec<ReceiptRow>,
     pub typing: Vec<TypingRow>,
     pub presence: Vec<PresenceRow>,
+    pub joins: Vec<Join>,
+}
+
+/// Somebody has come into a room.
+#[derive(Clone, Debug)]
+pub(super) struct Join {
+    pub room: RoomNid,
+    pub at: Position,
+    pub writer: WriterId,
+    pub user: UserNid,
+    pub server: OwnedServerName,
+}
+
+impl Join {
+    fn of(row: &EventRow, writer: WriterId, at: Position) -> Option<Self> {
+        let change = row.membership.as_ref()?;
+        let is_new = change.now == Membership::Join && change.before != Some(Membership::Join);
+        let server = change.user_id.server_name().to_owned();
+        is_new.then_some(Self { room: row.room, at, writer, user: change.user, server })
+    }
 }
 
 impl News {
@@ -133,6 +156,12 @@ pub(super) fn attach(inboxes: &Arc<Inboxes>, streams: &Streams) {
         |all, frame| {
             if frame.rows.iter().any(|(_, row)| row.to_send) {
                 all.tell(|news| note(&mut news.events, frame.writer, frame.position));
+            }
+            let joins = frame.rows.iter();
+            let joins = joins.filter_map(|(at, row)| Join::of(row, frame.writer, *at));
+            let joins: Vec<Join> = joins.collect();
+            if !joins.is_empty() {
+                all.tell(|news| joins.iter().for_each(|join| push(&mut news.joins, join)));
             }
         },
         |news, writer, upto| note(&mut news.events, writer, upto)

@@ -87,6 +87,15 @@ impl Spread {
         }
     }
 
+    /// Takes in who is there, as far as nothing newer is known.
+    pub(super) fn add_present(&mut self, rows: Vec<PresenceRow>) {
+        for row in rows {
+            if self.presence.len() < MOST {
+                self.presence.entry(row.user).or_insert_with(|| Arc::new(row));
+            }
+        }
+    }
+
     fn take_typing(&mut self, row: TypingRow, now_ms: u64) {
         let own = &self.own;
         let now: BTreeSet<OwnedUserId> =

@@ -3,8 +3,10 @@
 //! is at the writer of the stream; the others tell it what devices do there (`relay`).
 
 mod device;
+mod present;
 mod relay;
 mod remote;
+mod told;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -14,21 +16,23 @@ use std::{
 
 use chatd_base::{Refusal, Requester, Result, UserNid, tasks};
 use chatd_config::{PresenceMode, StreamName};
-use chatd_storage::{memberships, presence, remote_edus};
+use chatd_storage::{memberships, presence};
 use chatd_streams::{
-    Feed, Writer,
+    Writer,
     presence::{Presence as PresenceStream, PresenceRow, PresenceState},
 };
-use futures::future::{join_all, try_join_all};
+use futures::future::join_all;
 use parking_lot::Mutex;
 use ruma_common::{OwnedUserId, UserId};
 use serde_json::{Value, json};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
+pub use self::told::RemotePresence;
 use self::{
     device::{Device, Timeouts, combine, next_change_ms},
     relay::Relay,
     remote::{Heard, TELL_AGAIN_MS},
+    told::MAX_UNSEEN,
 };
 use crate::{Deps, logins::ts};
 
@@ -91,20 +95,12 @@ struct Inner {
     is_writer: bool,
     relay: Relay,
     state: Mutex<State>,
+    /// Places for messages that are looked at again.
+    unseen: Arc<Semaphore>,
     /// Wakes the task: something is dirty or the timer goes off earlier.
     wake: Notify,
     /// Makes writes a line, so that the last one written is the last one that happened.
     writing: tokio::sync::Mutex<()>,
-}
-
-/// What another server says of one of its users.
-#[derive(Clone, Debug)]
-pub struct RemotePresence {
-    pub user_id: OwnedUserId,
-    pub state: PresenceState,
-    pub status_msg: Option<String>,
-    pub currently_active: bool,
-    pub last_active_ts: i64,
 }
 
 /// Presence of this server's users. Cheap to clone.
@@ -152,6 +148,7 @@ impl Presence {
             relay: Relay::new(timeouts.sync_ms),
             writer: Writer::open(streams, &streams.presence, &deps.pool, &deps.stop),
             state: Mutex::default(),
+            unseen: Arc::new(Semaphore::new(MAX_UNSEEN)),
             wake: Notify::new(),
             writing: tokio::sync::Mutex::default(),
             deps: deps.clone(),
@@ -166,60 +163,6 @@ impl Presence {
             _ => {}
         }
         presence
-    }
-
-    /// Takes in presence of users of other servers. Those who share no room with anybody here are
-    /// passed over.
-    pub async fn set_remote(&self, told: Vec<RemotePresence>) -> Result<()> {
-        if self.mode() != PresenceMode::Enabled {
-            return Ok(());
-        }
-        let names: Vec<&str> = told.iter().map(|told| told.user_id.as_str()).collect();
-        let seen = remote_edus::list_seen(&self.0.deps.pool, &names).await?;
-        let seen: HashMap<&str, UserNid> =
-            seen.iter().map(|(user, name)| (name.as_str(), *user)).collect();
-        let rows = told.iter().filter_map(|told| {
-            Some(PresenceRow {
-                user: *seen.get(told.user_id.as_str())?,
-                user_id: told.user_id.clone(),
-                state: told.state,
-                status_msg: told.status_msg.clone().filter(|s| s.len() <= MAX_STATUS_BYTES),
-                currently_active: told.currently_active,
-                last_active_ts: told.last_active_ts,
-            })
-        });
-        try_join_all(rows.map(|row| self.0.writer.append(row))).await?;
-        Ok(())
-    }
-
-    /// Follows what other servers tell, through whichever instance it has come.
-    fn follow_others(&self, feed: &Arc<Feed<PresenceStream>>) {
-        let presence = Arc::downgrade(&self.0);
-        feed.on_rows(move |frame| {
-            let Some(inner) = presence.upgrade() else { return };
-            let own = &inner.deps.config.server_name;
-            let (now_ms, mut state) = (inner.deps.clock.now_ms(), inner.state.lock());
-            for (_, row) in frame.rows.iter().filter(|(_, row)| row.user_id.server_name() != own) {
-                state.heard.note(row, now_ms, MAX_USERS);
-            }
-        });
-    }
-
-    /// Shows those as offline of whom nothing has been heard for too long.
-    async fn end_silent(&self) -> Result<()> {
-        let silent = self.0.state.lock().heard.take_silent(self.now_ms());
-        let written = silent.iter().map(|row| self.0.writer.append(row.clone()));
-        let failed = join_all(written).await.into_iter().zip(&silent);
-        let failed: Vec<_> = failed.filter_map(|(done, row)| Some((done.err()?, row))).collect();
-        let mut state = self.0.state.lock();
-        let mut outcome = Ok(());
-        for (error, row) in failed {
-            // They are looked at again when as much time has passed.
-            let again = PresenceRow { state: PresenceState::Unavailable, ..row.clone() };
-            state.heard.note(&again, self.now_ms(), MAX_USERS);
-            outcome = Err(error);
-        }
-        outcome
     }
 
     fn now_ms(&self) -> u64 {
@@ -505,34 +448,25 @@ impl Presence {
         };
         let now_ms = self.now_ms();
         for (stored, name) in stored.into_iter().zip(names) {
-            let user_id = name.and_then(|name| UserId::parse(&*name).ok());
-            let state = PresenceState::from_letter(stored.state);
-            let (Some(user_id), Some(state)) = (user_id, state) else { continue };
-            if *user_id.server_name() != deps.config.server_name {
-                let row = PresenceRow {
-                    user: stored.user,
-                    user_id,
-                    state,
-                    status_msg: stored.status_msg,
-                    currently_active: stored.currently_active,
-                    last_active_ts: stored.last_active_ts,
-                };
+            let Some(row) = present::row(stored, name.as_deref()) else { continue };
+            if *row.user_id.server_name() != deps.config.server_name {
                 self.0.state.lock().heard.note(&row, now_ms, MAX_USERS);
                 continue;
             }
-            self.update(stored.user, &user_id, |live, _| {
-                let last_active_ms = u64::try_from(stored.last_active_ts).unwrap_or_default();
+            self.update(row.user, &row.user_id, |live, _| {
+                let last_active_ms = u64::try_from(row.last_active_ts).unwrap_or_default();
                 live.written.get_or_insert(Written {
-                    state,
-                    currently_active: stored.currently_active,
+                    state: row.state,
+                    currently_active: row.currently_active,
                     last_active_ms,
                     at_ms: now_ms,
                 });
                 if live.devices.is_empty() {
-                    let device = Device { active_ms: last_active_ms, ..Device::new(state, now_ms) };
+                    let device =
+                        Device { active_ms: last_active_ms, ..Device::new(row.state, now_ms) };
                     live.devices.insert("".into(), device);
                     live.last_active_ms = last_active_ms;
-                    live.status = Status::Known(stored.status_msg);
+                    live.status = Status::Known(row.status_msg.clone());
                 }
                 true
             });

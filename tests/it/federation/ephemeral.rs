@@ -36,14 +36,7 @@ async fn presence_is_told(from: &User, to: &User) {
     let mut feed = to.feed().await;
     let status = json!({"presence": "unavailable", "status_msg": "far away"});
     from.put(path("/presence/{}/status", &[&from.id]), &status).await.ok();
-    feed.until("presence", |synced| {
-        let all = synced.presence();
-        let is_it = |event: &&Value| {
-            event["sender"] == from.id.as_str() && event["content"]["status_msg"] == "far away"
-        };
-        all.iter().find(is_it).map(drop)
-    })
-    .await;
+    until_shown(&mut feed, from, "far away").await;
 }
 
 /// Device keys that are not signed by anybody; servers do not look at that.
@@ -125,6 +118,47 @@ between! {
         reaches(&alice, &bob, &room).await;
         reaches(&bob, &alice, &room).await;
     }
+}
+
+/// Waits until somebody is shown with that status.
+async fn until_shown(feed: &mut Feed, user: &User, status: &str) {
+    feed.until(status, |synced| {
+        let all = synced.presence();
+        let is_it = |event: &&Value| {
+            event["sender"] == user.id.as_str() && event["content"]["status_msg"] == status
+        };
+        all.iter().find(is_it).map(drop)
+    })
+    .await;
+}
+
+/// Nobody does anything but come into a room.
+async fn whoever_comes_sees_who_is_there(first: &User, second: &User) {
+    let (mut of_first, mut of_second) = (first.feed().await, second.feed().await);
+    for (user, status) in [(first, "was here"), (second, "have come")] {
+        let status = json!({"presence": "online", "status_msg": status});
+        user.put(path("/presence/{}/status", &[&user.id]), &status).await.ok();
+    }
+    shared_room(first, second, "11").await;
+    until_shown(&mut of_second, first, "was here").await;
+    until_shown(&mut of_first, second, "have come").await;
+}
+
+between! {
+    async fn presence_comes_with_a_join(here: Server, there: Server) {
+        let (alice, bob) = (here.user("alice").await, there.user("bob").await);
+        whoever_comes_sees_who_is_there(&alice, &bob).await;
+    }
+}
+
+#[tokio::test]
+async fn presence_comes_with_a_join_of_synapse_and_at_synapse() {
+    let synapse = Synapse::shared().await;
+    let server = Server::start(env!("CARGO_BIN_EXE_chatd"), Settings::federating()).await;
+    let (alice, bob) = (server.user("alice").await, synapse.user("bob").await);
+    whoever_comes_sees_who_is_there(&alice, &bob).await;
+    let (carol, dan) = (server.user("carol").await, synapse.user("dan").await);
+    whoever_comes_sees_who_is_there(&dan, &carol).await;
 }
 
 #[tokio::test]

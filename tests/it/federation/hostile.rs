@@ -331,23 +331,6 @@ async fn answers_without_an_end_cost_little() {
 }
 
 #[tokio::test]
-async fn thousands_of_forks_are_drawn_together() {
-    let stage = Stage::set("10").await;
-    let trunk = stage.room.heads();
-    let forks: Vec<Pdu> =
-        (0..2_000).map(|n| stage.text(&format!("fork {n}")).after(&trunk).make()).collect();
-    for batch in forks.chunks(50) {
-        stage.other.deliver(&stage.peer, batch).await;
-    }
-    let event = stage.alice.send(&stage.id, "after all of them").await;
-    let sent =
-        stage.other.until_pdu("a text", |pdu| pdu["content"]["body"] == "after all of them").await;
-    let prev = sent["prev_events"].as_array().map_or(0, Vec::len);
-    assert!((1..=20).contains(&prev), "{event} has {prev} predecessors");
-    stage.goes_on().await;
-}
-
-#[tokio::test]
 async fn circles_of_events_lead_nowhere() {
     let stage = Stage::set("1").await;
     let name = stage.other.name();

@@ -117,7 +117,7 @@ async fn rooms_with_deep_auth_chains_can_be_joined() {
 async fn piles_of_forks_are_drawn_together() {
     let mut stage = Stage::set("10").await;
     let trunk = stage.room.heads();
-    let count = pile(2_000);
+    let count = pile(600);
     let cost = Cost::start(&mut stage);
     for batch in 0..count / 50 {
         let fork = |n| stage.text(&format!("fork {batch} {n}")).after(&trunk).make();

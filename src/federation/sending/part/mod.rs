@@ -3,6 +3,7 @@
 //! anything happens, and not at all while nothing does (`progress`).
 
 mod filling;
+mod greeting;
 mod progress;
 
 use std::{
@@ -21,7 +22,7 @@ use metrics::Gauge;
 use ruma_common::{OwnedServerName, ServerName};
 use tokio::sync::mpsc;
 
-use self::progress::WRITE_EVERY_MS;
+use self::{greeting::Greetings, progress::WRITE_EVERY_MS};
 use super::{
     Sending,
     delivery::{Done, Outcome},
@@ -61,6 +62,7 @@ pub(super) struct Part {
     /// When those that do not answer are tried again.
     timers: BTreeSet<(u64, OwnedServerName)>,
     spread: Spread,
+    greetings: Greetings,
     ledger: Ledger,
     running: usize,
     tell_done: mpsc::Sender<Done>,
@@ -118,6 +120,7 @@ impl Part {
             line: VecDeque::new(),
             timers: BTreeSet::new(),
             spread,
+            greetings: Greetings::default(),
             ledger: Ledger::default(),
             running: 0,
             tell_done,
@@ -220,7 +223,8 @@ impl Part {
     fn pause(&self) -> Duration {
         let timer = self.timers.first().map(|(at, _)| *at);
         let write = self.is_dirty.then_some(self.written_ms + WRITE_EVERY_MS);
-        let due = [timer, write, self.spread.due()].into_iter().flatten().min();
+        let due =
+            [timer, write, self.spread.due(), self.greetings.due()].into_iter().flatten().min();
         let now_ms = self.with.now_ms();
         let until = |due: u64| Duration::from_millis(due.saturating_sub(now_ms));
         due.map_or(Duration::MAX, |due| until(due).min(LONGEST_PAUSE))
@@ -327,6 +331,8 @@ impl Part {
         }
         let now_ms = self.with.now_ms();
         self.spread.add(news, now_ms);
+        self.greetings.add(std::mem::take(&mut news.joins), now_ms);
+        self.greet(now_ms).await?;
         if self.spread.due().is_some_and(|due| due <= now_ms) {
             let facts = self.spread.take(&self.with.deps.rooms.hosts, now_ms).await?;
             facts.into_iter().for_each(|(server, fact)| self.tell(server, fact));

@@ -1,0 +1,112 @@
+//! What other servers tell of their users.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use chatd_base::{Result, UserNid, tasks};
+use chatd_config::PresenceMode;
+use chatd_storage::remote_edus;
+use chatd_streams::{
+    Feed,
+    presence::{Presence as PresenceStream, PresenceRow, PresenceState},
+};
+use futures::future::{join_all, try_join_all};
+use ruma_common::OwnedUserId;
+
+use super::{MAX_STATUS_BYTES, MAX_USERS, Presence};
+
+/// When presence of those whom nobody here meets is looked at again, and how many of such messages
+/// may wait for that (R8).
+const UNSEEN_AGAIN: Duration = Duration::from_secs(4);
+pub(super) const MAX_UNSEEN: usize = 64;
+
+/// What another server says of one of its users.
+#[derive(Clone, Debug)]
+pub struct RemotePresence {
+    pub user_id: OwnedUserId,
+    pub state: PresenceState,
+    pub status_msg: Option<String>,
+    pub currently_active: bool,
+    pub last_active_ts: i64,
+}
+
+impl Presence {
+    /// Takes in presence of users of other servers. Those who share no room with anybody here are
+    /// passed over, unless that is so a moment later: who lets somebody in may tell who is there
+    /// before this server knows that somebody is in.
+    pub async fn set_remote(&self, told: Vec<RemotePresence>) -> Result<()> {
+        if self.mode() != PresenceMode::Enabled {
+            return Ok(());
+        }
+        let unseen = self.set_seen(told).await?;
+        if unseen.is_empty() {
+            return Ok(());
+        }
+        if let Ok(place) = self.0.unseen.clone().try_acquire_owned() {
+            let presence = self.clone();
+            tasks::spawn("unseen_presence", async move {
+                let _place = place;
+                if presence.0.deps.stop.sleep(UNSEEN_AGAIN).await
+                    && let Err(error) = presence.set_seen(unseen).await
+                {
+                    tracing::info!(%error, "presence of other servers is lost");
+                }
+            });
+        }
+        Ok(())
+    }
+
+    /// Takes in those who share a room with somebody here; returns the others.
+    async fn set_seen(&self, told: Vec<RemotePresence>) -> Result<Vec<RemotePresence>> {
+        let names: Vec<&str> = told.iter().map(|told| told.user_id.as_str()).collect();
+        let seen = remote_edus::list_seen(&self.0.deps.pool, &names).await?;
+        let seen: HashMap<&str, UserNid> =
+            seen.iter().map(|(user, name)| (name.as_str(), *user)).collect();
+        let rows = told.iter().filter_map(|told| {
+            Some(PresenceRow {
+                user: *seen.get(told.user_id.as_str())?,
+                user_id: told.user_id.clone(),
+                state: told.state,
+                status_msg: told.status_msg.clone().filter(|s| s.len() <= MAX_STATUS_BYTES),
+                currently_active: told.currently_active,
+                last_active_ts: told.last_active_ts,
+            })
+        });
+        try_join_all(rows.map(|row| self.0.writer.append(row))).await?;
+        let names: BTreeSet<String> = seen.into_keys().map(str::to_owned).collect();
+        Ok(told.into_iter().filter(|told| !names.contains(told.user_id.as_str())).collect())
+    }
+
+    /// Follows what other servers tell, through whichever instance it has come.
+    pub(super) fn follow_others(&self, feed: &Arc<Feed<PresenceStream>>) {
+        let presence = Arc::downgrade(&self.0);
+        feed.on_rows(move |frame| {
+            let Some(inner) = presence.upgrade() else { return };
+            let own = &inner.deps.config.server_name;
+            let (now_ms, mut state) = (inner.deps.clock.now_ms(), inner.state.lock());
+            for (_, row) in frame.rows.iter().filter(|(_, row)| row.user_id.server_name() != own) {
+                state.heard.note(row, now_ms, MAX_USERS);
+            }
+        });
+    }
+
+    /// Shows those as offline of whom nothing has been heard for too long.
+    pub(super) async fn end_silent(&self) -> Result<()> {
+        let silent = self.0.state.lock().heard.take_silent(self.now_ms());
+        let written = silent.iter().map(|row| self.0.writer.append(row.clone()));
+        let failed = join_all(written).await.into_iter().zip(&silent);
+        let failed: Vec<_> = failed.filter_map(|(done, row)| Some((done.err()?, row))).collect();
+        let mut state = self.0.state.lock();
+        let mut outcome = Ok(());
+        for (error, row) in failed {
+            // They are looked at again when as much time has passed.
+            let again = PresenceRow { state: PresenceState::Unavailable, ..row.clone() };
+            state.heard.note(&again, self.now_ms(), MAX_USERS);
+            outcome = Err(error);
+        }
+        outcome
+    }
+}
