@@ -132,8 +132,11 @@ scenario! {
         answer.refused(413, "M_TOO_LARGE");
         let huge = "x".repeat(20 << 20);
         let url = path("/rooms/{}/send/m.room.message/huge", &[&room]);
-        // The server may stop reading, so the connection may end before the answer is read.
-        if let Ok(answer) = alice.put(url, &json!({"body": huge})).send().await {
+        // The server may stop reading, so the connection may end before the answer is read; a proxy
+        // calls that a bad gateway.
+        if let Ok(answer) = alice.put(url, &json!({"body": huge})).send().await
+            && answer.status != 502
+        {
             answer.refused(413, "M_TOO_LARGE");
         }
         let fits = json!({"msgtype": "m.text", "body": "x".repeat(60_000)});
