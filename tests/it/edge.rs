@@ -132,12 +132,13 @@ scenario! {
         answer.refused(413, "M_TOO_LARGE");
         let huge = "x".repeat(20 << 20);
         let url = path("/rooms/{}/send/m.room.message/huge", &[&room]);
-        // The server may stop reading, so the connection may end before the answer is read; a proxy
-        // calls that a bad gateway.
-        if let Ok(answer) = alice.put(url, &json!({"body": huge})).send().await
-            && answer.status != 502
-        {
-            answer.refused(413, "M_TOO_LARGE");
+        // The server may stop reading, so the connection may end before the answer is read; nginx
+        // says then in words of its own that the gateway is bad.
+        if let Ok(answer) = alice.put(url, &json!({"body": huge})).send().await {
+            let is_nginx = answer.status == 502 && answer.text.contains("<center>nginx");
+            if !is_nginx {
+                answer.refused(413, "M_TOO_LARGE");
+            }
         }
         let fits = json!({"msgtype": "m.text", "body": "x".repeat(60_000)});
         alice.send_event(&room, "m.room.message", "fits", &fits).await.ok();
