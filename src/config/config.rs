@@ -19,6 +19,7 @@ use crate::{
     keys::Keys,
     listeners::{Listener, RawListener},
     load::{self, Files, Origins},
+    outgoing::Outgoing,
     presence::{Presence, PresenceMode, Profiles},
     rates::RateLimits,
     rooms::Rooms,
@@ -73,6 +74,8 @@ pub struct Config {
     pub voip: Voip,
     /// How other servers are found, trusted and asked.
     pub federation: Federation,
+    /// The proxy through which they are asked, if any.
+    pub outgoing: Outgoing,
     /// Limits of caches and queues.
     pub chatd: Chatd,
     /// Which instance does what; for [`crate::assignment`] and the bus.
@@ -102,7 +105,8 @@ pub struct Overrides {
     pub name: Option<String>,
     /// `--data-dir`.
     pub data_dir: Option<PathBuf>,
-    /// Environment variables; only those that begin with `CHATD_` and name a key count.
+    /// Environment variables; only those that begin with `CHATD_` and name a key count, and those
+    /// that name a proxy.
     pub env: Vec<(String, String)>,
 }
 
@@ -238,6 +242,7 @@ impl Reader<'_> {
             keys: self.section()?,
             voip: self.section()?,
             federation: self.section()?,
+            outgoing: self.section()?,
             chatd,
             workers,
             warnings,

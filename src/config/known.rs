@@ -205,6 +205,8 @@ const SUPPORTED: &[(&str, Shape)] = &[
         ]),
     ),
     ("user_agent_suffix", Any),
+    ("https_proxy", Any),
+    ("no_proxy_hosts", Any),
     ("worker_app", Any),
     ("worker_name", Any),
     ("worker_listeners", LISTENERS),
@@ -350,14 +352,9 @@ const INERT: &[Inert] = &[
     },
     Inert {
         instead: "this part of federation is not there yet",
-        keys: &[
-            "federation_metrics_domains",
-            "federation_whitelist_endpoint_enabled",
-            "http_proxy",
-            "https_proxy",
-            "no_proxy_hosts",
-        ],
+        keys: &["federation_metrics_domains", "federation_whitelist_endpoint_enabled"],
     },
+    Inert { instead: "nobody is asked without TLS; `https_proxy` is used", keys: &["http_proxy"] },
     Inert {
         instead: "there is no media repository yet: uploads are refused",
         keys: &[

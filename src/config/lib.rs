@@ -20,6 +20,7 @@ mod listeners;
 mod load;
 mod logging;
 mod names;
+mod outgoing;
 mod presence;
 mod proxy;
 mod rates;
@@ -51,6 +52,7 @@ pub use keys::{Keys, OldKey, PublicKey, TrustedServer};
 pub use listeners::{Bind, Listener, ListenerKind, ResourceName, Resources};
 pub use logging::{LogConfig, LogFormat, LogLevel, LogOutput, LogSink, Rotation};
 pub use names::{RouterName, StreamName, TaskName};
+pub use outgoing::{ForwardProxy, Outgoing};
 pub use presence::{Presence, PresenceMode, Profiles};
 pub use proxy::{
     Certificate, Network, ProxyKind, ProxyListen, ProxyOptions, ProxyRoute, proxy_config,

@@ -11,7 +11,7 @@ use figment::{Figment, Source, error::Actual, error::Kind};
 use crate::{
     ConfigError,
     config::{Overrides, defaults},
-    known,
+    known, outgoing,
     source::{Layer, Named},
 };
 
@@ -52,9 +52,10 @@ impl Files {
         self.layers.iter().map(|layer| layer.file.clone()).collect()
     }
 
-    /// Everything merged: defaults, files, environment, command line.
+    /// Everything merged: defaults, the proxies of the environment, files, environment, command
+    /// line.
     pub fn figment(&self, over: &Overrides, warnings: &mut Vec<String>) -> Figment {
-        let mut figment = defaults();
+        let mut figment = outgoing::from_environment(defaults(), &over.env);
         for (index, layer) in self.layers.iter().enumerate() {
             figment = figment.merge(Named::from_layer(layer, &self.layers[index + 1..]));
         }

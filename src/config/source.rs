@@ -208,6 +208,11 @@ impl Named {
         Self { name: "file", source: Source::File(layer.file.clone()), values }
     }
 
+    /// What an environment variable says that is none of ours.
+    pub fn from_environment(name: &str, values: Dict) -> Self {
+        Self { name: "environment", source: Source::Custom(name.to_owned()), values }
+    }
+
     /// One environment variable: `CHATD_DATABASE__ARGS__HOST` is `database.args.host`.
     pub fn from_variable(name: &str, key: &str, text: &str) -> Self {
         let nested = figment::util::nest(key, variable_value(text));

@@ -59,7 +59,7 @@ impl Client {
         let Config { server_name, federation, .. } = &*deps.config;
         let agent = agent(federation)?;
         let dns = Dns::new(deps.config.chatd.dns_servers.as_deref())?;
-        let connector = Connector::new(Tls::new(federation)?, federation.addresses.clone(), dns);
+        let connector = Connector::new(Tls::new(federation)?, &deps.config, dns);
         let transport = Transport::new(connector);
         Ok(Self {
             deps: deps.clone(),

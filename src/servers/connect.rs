@@ -1,5 +1,6 @@
 //! Opens connections: from the host of a URL to a TLS stream. Every address that is connected to
-//! has been judged here, wherever it came from.
+//! has been judged here, wherever it came from; a proxy looks up names itself, and is told none
+//! but these.
 
 use std::{
     fmt,
@@ -12,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use chatd_config::AddressRules;
+use chatd_config::{AddressRules, Config, ForwardProxy, Outgoing};
 use chatd_wire::Link;
 use http::Uri;
 use hyper_util::rt::TokioIo;
@@ -26,6 +27,7 @@ use tokio_rustls::client::TlsStream;
 use crate::{
     dns::{Dns, Place},
     tls::Tls,
+    tunnel::{self, Way},
 };
 
 /// Connections that are open at the same time, idle ones included (R8).
@@ -66,14 +68,20 @@ pub(crate) struct Connector(Arc<Inner>);
 struct Inner {
     tls: Tls,
     addresses: AddressRules,
+    outgoing: Outgoing,
     dns: Dns,
     connections: Arc<Semaphore>,
 }
 
 impl Connector {
-    pub(crate) fn new(tls: Tls, addresses: AddressRules, dns: Dns) -> Self {
-        let connections = Arc::new(Semaphore::new(MOST_CONNECTIONS));
-        Self(Arc::new(Inner { tls, addresses, dns, connections }))
+    pub(crate) fn new(tls: Tls, config: &Config, dns: Dns) -> Self {
+        Self(Arc::new(Inner {
+            tls,
+            addresses: config.federation.addresses.clone(),
+            outgoing: config.outgoing.clone(),
+            dns,
+            connections: Arc::new(Semaphore::new(MOST_CONNECTIONS)),
+        }))
     }
 }
 
@@ -132,26 +140,19 @@ impl Inner {
         here(MATRIX_PORT)
     }
 
-    async fn try_place(
-        &self,
-        host: &str,
-        place: &Place,
-    ) -> Result<TlsStream<TcpStream>, NoConnection> {
+    async fn try_place(&self, host: &str, place: &Place) -> Result<Stream, NoConnection> {
+        if let Some(proxy) = self.outgoing.proxy_towards(&place.host) {
+            return self.try_proxy(proxy, host, place).await;
+        }
         let away = |why: &dyn fmt::Display| NoConnection::Away(format!("{host}: {why}"));
-        let addresses = match literal(&place.host) {
-            Some(address) => vec![address],
-            None => self.dns.addresses(&place.host).await.map_err(|error| away(&error))?,
-        };
         let mut last = None;
-        for address in addresses.into_iter().take(MOST_ADDRESSES) {
+        for address in self.addresses_of(&place.host).await.map_err(|error| away(&error))? {
             if !self.addresses.allow(address) {
-                let why = format!("{host} is at {address}, which is blocked");
-                last = Some(NoConnection::Barred(why));
+                last = Some(barred(host, address));
                 continue;
             }
             let address = SocketAddr::new(address, place.port);
-            let shaken = tokio::time::timeout(CONNECT, self.shake(host, address)).await;
-            match shaken.map_err(|_| io::Error::from(io::ErrorKind::TimedOut)).flatten() {
+            match within(self.shake(host, connect(address))).await {
                 Ok(stream) => return Ok(stream),
                 Err(error) => last = Some(away(&format!("{address}: {error}"))),
             }
@@ -159,15 +160,69 @@ impl Inner {
         Err(last.unwrap_or_else(|| away(&"it has no address")))
     }
 
-    async fn shake(&self, host: &str, address: SocketAddr) -> io::Result<TlsStream<TcpStream>> {
-        let stream = TcpStream::connect(address).await?;
-        stream.set_nodelay(true)?;
+    /// Through a proxy, which may itself be at any address.
+    async fn try_proxy(
+        &self,
+        proxy: &ForwardProxy,
+        host: &str,
+        place: &Place,
+    ) -> Result<Stream, NoConnection> {
+        if let Some(address) = literal(&place.host).filter(|one| !self.addresses.allow(*one)) {
+            return Err(barred(host, address));
+        }
+        let away = |why: &dyn fmt::Display| {
+            NoConnection::Away(format!("{host}: by the proxy {}: {why}", proxy.host))
+        };
+        let mut last = None;
+        for address in self.addresses_of(&proxy.host).await.map_err(|error| away(&error))? {
+            let address = SocketAddr::new(address, proxy.port);
+            let tunnel = tunnel::open(proxy, address, self.tls.towards_proxy(), place);
+            match within(self.shake(host, tunnel)).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => last = Some(away(&error)),
+            }
+        }
+        Err(last.unwrap_or_else(|| away(&"it has no address")))
+    }
+
+    /// As many addresses of a host as are tried.
+    async fn addresses_of(&self, host: &str) -> Result<Vec<IpAddr>, String> {
+        let mut addresses = match literal(host) {
+            Some(address) => vec![address],
+            None => self.dns.addresses(host).await?,
+        };
+        addresses.truncate(MOST_ADDRESSES);
+        Ok(addresses)
+    }
+
+    /// Makes sure that `host` is at the other end of a way.
+    async fn shake(
+        &self,
+        host: &str,
+        way: impl Future<Output = io::Result<Box<dyn Way>>>,
+    ) -> io::Result<Stream> {
+        let way = way.await?;
         let name = match literal(host) {
             Some(address) => ServerName::from(address),
             None => ServerName::try_from(host.to_owned()).map_err(io::Error::other)?,
         };
-        self.tls.towards(host).connect(name, stream).await
+        self.tls.towards(host).connect(name, way).await
     }
+}
+
+async fn connect(address: SocketAddr) -> io::Result<Box<dyn Way>> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    Ok(Box::new(stream))
+}
+
+async fn within(opened: impl Future<Output = io::Result<Stream>>) -> io::Result<Stream> {
+    let opened = tokio::time::timeout(CONNECT, opened).await;
+    opened.map_err(|_| io::Error::from(io::ErrorKind::TimedOut)).flatten()
+}
+
+fn barred(host: &str, address: IpAddr) -> NoConnection {
+    NoConnection::Barred(format!("{host} is at {address}, which is blocked"))
 }
 
 /// The address that `host` is, if it is no name. IPv6 addresses may stand in brackets.
@@ -177,4 +232,6 @@ pub(crate) fn literal(host: &str) -> Option<IpAddr> {
 }
 
 /// An open connection, which counts as one of so many.
-pub(crate) type Open = Link<Box<TlsStream<TcpStream>>, OwnedSemaphorePermit>;
+pub(crate) type Open = Link<Box<Stream>, OwnedSemaphorePermit>;
+
+type Stream = TlsStream<Box<dyn Way>>;

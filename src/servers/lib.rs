@@ -20,6 +20,7 @@ mod signed_request;
 mod tests;
 mod tls;
 mod transport;
+mod tunnel;
 mod well_known;
 mod x_matrix;
 

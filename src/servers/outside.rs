@@ -38,7 +38,7 @@ impl Outside {
     pub(crate) fn new(config: &Config) -> Result<Self, String> {
         let dns = Dns::new(config.chatd.dns_servers.as_deref())?;
         let federation = &config.federation;
-        let connector = Connector::new(Tls::strict(federation)?, federation.addresses.clone(), dns);
+        let connector = Connector::new(Tls::strict(federation)?, config, dns);
         Ok(Self { transport: Transport::new(connector), agent: agent(federation)? })
     }
 

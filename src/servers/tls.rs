@@ -1,5 +1,5 @@
 //! TLS towards other servers: whom they have to be certified by, and who may do without.
-//! Identity servers never may.
+//! Identity servers and proxies never may.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -11,12 +11,16 @@ use rustls::{
 };
 use tokio_rustls::TlsConnector;
 
+/// What is spoken, best first.
+const HTTP: &[&[u8]] = &[b"h2", b"http/1.1"];
+
 /// TLS as the configuration has it.
 pub(crate) struct Tls {
     /// Names those whose certificates are not checked; absent: there are none.
     exceptions: Option<Federation>,
     checked: TlsConnector,
     unchecked: TlsConnector,
+    proxies: TlsConnector,
 }
 
 impl Tls {
@@ -29,9 +33,7 @@ impl Tls {
     /// Towards servers of other kinds, all of which have to be certified: by the system's
     /// authorities, or those that the configuration adds.
     pub(crate) fn strict(config: &Federation) -> Result<Self, String> {
-        let mut roots = system_authorities();
-        add_all(&mut roots, config.custom_ca_list.as_deref().unwrap_or_default())?;
-        Self::with(config, roots, None)
+        Self::with(config, all_roots(config)?, None)
     }
 
     fn with(
@@ -43,14 +45,15 @@ impl Tls {
             TlsVersion::V1_2 => &[&TLS13, &TLS12],
             TlsVersion::V1_3 => &[&TLS13],
         };
-        let connector = |trust| {
+        let connector = |trust, protocols: &[&[u8]]| {
             let mut client = client(trust, versions)?;
-            client.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+            client.alpn_protocols = protocols.iter().map(|one| one.to_vec()).collect();
             Ok::<_, String>(TlsConnector::from(Arc::new(client)))
         };
         Ok(Self {
-            checked: connector(Trust::ThatHost(roots))?,
-            unchecked: connector(Trust::Anybody)?,
+            checked: connector(Trust::ThatHost(roots), HTTP)?,
+            unchecked: connector(Trust::Anybody, HTTP)?,
+            proxies: connector(Trust::ThatHost(all_roots(config)?), &[])?,
             exceptions,
         })
     }
@@ -60,6 +63,18 @@ impl Tls {
         let checks = |config: &Federation| config.checks_certificate_of(host);
         if self.exceptions.as_ref().is_none_or(checks) { &self.checked } else { &self.unchecked }
     }
+
+    /// How to speak with a proxy.
+    pub(crate) fn towards_proxy(&self) -> &TlsConnector {
+        &self.proxies
+    }
+}
+
+/// The system's authorities and those that the configuration adds.
+fn all_roots(config: &Federation) -> Result<RootCertStore, String> {
+    let mut roots = system_authorities();
+    add_all(&mut roots, config.custom_ca_list.as_deref().unwrap_or_default())?;
+    Ok(roots)
 }
 
 /// The authorities in these files, or the system's.

@@ -8,6 +8,7 @@ pub mod command;
 pub mod database;
 pub mod example;
 pub mod fleet;
+pub mod forward_proxy;
 pub mod gate;
 pub mod guide;
 pub mod http;
@@ -38,6 +39,7 @@ use std::{
 pub use command::{Command, Ended};
 pub use database::Database;
 pub use fleet::{Fleet, Spread};
+pub use forward_proxy::ForwardProxy;
 pub use gate::Gate;
 pub use http::{Answer, Cost, Request, path};
 pub use other::{Other, Peer};

@@ -189,7 +189,12 @@ impl Process {
         // `setpriv` becomes chatd; the kernel kills it when the test's thread ends, however that
         // comes about. So does `unshare`.
         let namespace: &[&str] = if self.is_confined { CONFINE } else { &[] };
-        let child = Command::new("setpriv")
+        let mut command = Command::new("setpriv");
+        // The way to other machines is none to those of a test.
+        for name in ["https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY"] {
+            command.env_remove(name);
+        }
+        let child = command
             .args(["--pdeathsig", "KILL", "--"])
             .args(namespace)
             .arg(&self.binary)

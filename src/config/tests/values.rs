@@ -141,7 +141,7 @@ fn keys_without_effect_and_slips_are_told_once() {
     let config = with(
         "media_store_path: /var/media
 email: { smtp_host: mail }
-https_proxy: proxy:3128
+http_proxy: proxy:3128
 enable_registartion: true
 presence: { enabeld: false }
 listeners: [{ port: 1, type: http, resorces: [] }]
@@ -151,8 +151,8 @@ wholly_unheard_of: 1
     );
     let expected = [
         "`database.args.usr` has no effect; did you mean `user`?",
-        "these keys have no effect: https_proxy (this part of federation is not there \
-         yet); media_store_path (there is no media repository yet: uploads are refused); email (no \
+        "these keys have no effect: http_proxy (nobody is asked without TLS; `https_proxy` is \
+         used); media_store_path (there is no media repository yet: uploads are refused); email (no \
          mail is sent, and third-party ids cannot be added yet); database.txn_limit",
         "homeserver.yaml, line 5: `enable_registartion` is no key that chatd or Synapse knows; did \
          you mean `enable_registration`?",

@@ -50,7 +50,7 @@ impl Authority {
         Self { issuer: Issuer::new(params, key), pem }
     }
 
-    fn acceptor(&self, hosts: &[&str], protocols: &[&[u8]]) -> TlsAcceptor {
+    pub fn acceptor(&self, hosts: &[&str], protocols: &[&[u8]]) -> TlsAcceptor {
         let key = KeyPair::generate().unwrap();
         let names: Vec<String> = hosts.iter().map(ToString::to_string).collect();
         let certificate =

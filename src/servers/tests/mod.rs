@@ -5,4 +5,5 @@ mod finding;
 mod keys;
 mod kit;
 mod names;
+mod proxied;
 mod relaying;

@@ -39,6 +39,7 @@ mod oracle;
 mod others;
 mod partition;
 mod piles;
+mod proxied;
 mod queries;
 mod rotation;
 mod sending;
