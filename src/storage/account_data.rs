@@ -19,7 +19,7 @@ statements! {
     LIST_GLOBAL = "SELECT user_nid, content FROM account_data
                    WHERE user_nid = ANY($1::int4[]) AND room = 0 AND type = $2";
     LIST_ACCOUNT_DATA = "SELECT room, type, pos, content FROM account_data
-                         WHERE user_nid = $1 AND pos > $2 AND pos <= $3 ORDER BY pos";
+                         WHERE user_nid = $1 AND pos > $2 ORDER BY pos";
 }
 
 /// Entries of a commit; of several for the same key the last counts.
@@ -74,14 +74,11 @@ pub async fn list_global(
     Ok(rows.iter().map(|row| (UserNid(row.get(0)), row.get(1))).collect())
 }
 
-/// Everything of a user, global and of all rooms, that was written in `(after, upto]`.
-pub async fn list(
-    pool: &Pool,
-    user: UserNid,
-    after: Position,
-    upto: Position,
-) -> Result<Vec<Stored>> {
-    let rows = pool.query(&LIST_ACCOUNT_DATA, &[&user.0, &after.0, &upto.0]).await?;
+/// Everything of a user, global and of all rooms, that was written after `after`. There is no upper
+/// bound: an entry is overwritten, so that one which has changed since the reader's position would
+/// be missing, not old.
+pub async fn list(pool: &Pool, user: UserNid, after: Position) -> Result<Vec<Stored>> {
+    let rows = pool.query(&LIST_ACCOUNT_DATA, &[&user.0, &after.0]).await?;
     let stored = |row: &crate::Row| Stored {
         room: RoomNid(row.get(0)),
         kind: row.get(1),

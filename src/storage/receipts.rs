@@ -13,7 +13,8 @@ statements! {
                                    $6::text[], $7::int8[], $8::int8[]) AS rows(r, u, k, t, o, e, p, ts)
                        ON CONFLICT (room, user_nid, kind, thread)
                        DO UPDATE SET pos = excluded.pos, event_id = excluded.event_id,
-                                     event_pos = excluded.event_pos, ts = excluded.ts";
+                                     event_pos = excluded.event_pos, ts = excluded.ts
+                       WHERE receipts.event_pos < excluded.event_pos";
 
     /// What a receipt needs to know: its room, whether the user is in it, where the event is, and
     /// where the receipt ('r', 'p') or the marker ('f') stands now.
@@ -33,8 +34,7 @@ statements! {
                       AS marker ON $4 = 'f'
                   WHERE r.room_id = $1";
     LIST_RECEIPTS = "SELECT room, user_nid, kind, thread, pos, event_id, event_pos, ts
-                     FROM receipts WHERE room = ANY($1::int4[]) AND pos > $2 AND pos <= $3
-                     ORDER BY pos";
+                     FROM receipts WHERE room = ANY($1::int4[]) AND pos > $2 ORDER BY pos";
     LIST_RECEIPTS_OF = "SELECT room, user_nid, kind, thread, pos, event_id, event_pos, ts
                         FROM receipts WHERE user_nid = $1 AND room = ANY($2::int4[])";
 }
@@ -63,7 +63,8 @@ impl<'a> Columns<'a> {
     }
 }
 
-/// Writes the receipts at `currval + offset`.
+/// Writes the receipts at `currval + offset`. One that is further already stays: two writers may
+/// have been asked at once.
 pub fn upsert(batch: &mut Batch, rows: Columns<'_>) {
     let (mut rooms, mut users, mut kinds, mut threads) = (vec![], vec![], vec![], vec![]);
     let (mut offsets, mut events, mut event_pos, mut times) = (vec![], vec![], vec![], vec![]);
@@ -161,15 +162,12 @@ fn stored(row: &crate::Row) -> Stored {
     }
 }
 
-/// Receipts of everybody in `rooms` that were written in `(after, upto]`, private ones included.
-pub async fn list(
-    pool: &Pool,
-    rooms: &[RoomNid],
-    after: Position,
-    upto: Position,
-) -> Result<Vec<Stored>> {
+/// Receipts of everybody in `rooms` that were written after `after`, private ones included. There
+/// is no upper bound: a receipt is overwritten when it moves, so that one which has moved since the
+/// reader's position would be missing, not old.
+pub async fn list(pool: &Pool, rooms: &[RoomNid], after: Position) -> Result<Vec<Stored>> {
     let rooms: Vec<i32> = rooms.iter().map(|room| room.0).collect();
-    let rows = pool.query(&LIST_RECEIPTS, &[&rooms, &after.0, &upto.0]).await?;
+    let rows = pool.query(&LIST_RECEIPTS, &[&rooms, &after.0]).await?;
     Ok(rows.iter().map(stored).collect())
 }
 

@@ -120,12 +120,12 @@ statements! {
     LIST_PRESENCE_IN = "SELECT p.user_nid, u.user_id, p.state, p.currently_active, p.last_active_ts,
                                p.status_msg
                         FROM presence p JOIN users_nid u ON u.nid = p.user_nid
-                        WHERE p.pos > $3 AND p.pos <= $4 AND ($5 OR p.state <> 'f')
+                        WHERE p.pos > $3 AND ($4 OR p.state <> 'f')
                               AND (p.user_nid = $1
                                    OR p.user_nid IN (SELECT m.user_nid FROM memberships m
                                                      WHERE m.room = ANY($2::int4[])
                                                            AND m.membership = 'j'))
-                        ORDER BY p.pos DESC LIMIT $6";
+                        ORDER BY p.pos DESC LIMIT $5";
     LIST_DEVICE_CHANGES_IN = "SELECT DISTINCT c.user_nid, u.user_id
                               FROM device_list_changes c JOIN users_nid u ON u.nid = c.user_nid
                               WHERE c.pos > $3 AND c.pos <= $4
@@ -138,11 +138,10 @@ statements! {
                          FROM memberships m JOIN users_nid u ON u.nid = m.user_nid
                          WHERE m.room = ANY($1::int4[]) AND m.membership IN ('l', 'b')
                                AND m.pos > $2 AND m.pos <= $3";
-    /// Users whose last change in ($2, $3] made or left them joined, and who were not at $2.
+    /// Users whose last change after $2 made or left them joined, and who were not at $2.
     LIST_ARRIVED_USERS = "SELECT DISTINCT m.user_nid, u.user_id
                           FROM memberships m JOIN users_nid u ON u.nid = m.user_nid
-                          WHERE m.room = ANY($1::int4[]) AND m.membership = 'j'
-                                AND m.pos > $2 AND m.pos <= $3
+                          WHERE m.room = ANY($1::int4[]) AND m.membership = 'j' AND m.pos > $2
                                 AND 'j' IS DISTINCT FROM
                                     (SELECT h.membership FROM membership_history h
                                      WHERE h.user_nid = m.user_nid AND h.room = m.room
@@ -392,20 +391,20 @@ pub struct PresenceRow {
     pub status_msg: Option<String>,
 }
 
-/// Presence, of `user` and of everybody in `rooms`, that changed in `(after, upto]`: the newest
-/// `limit`.
+/// Presence, of `user` and of everybody in `rooms`, that changed after `after`: the newest `limit`.
+/// There is no upper bound: presence is overwritten, so that one which has changed since the
+/// reader's position would be missing, not old.
 pub async fn list_presence_in(
     pool: &Pool,
     user: UserNid,
     rooms: &[RoomNid],
-    (after, upto): (Position, Position),
+    after: Position,
     with_offline: bool,
     limit: i64,
 ) -> Result<Vec<PresenceRow>> {
     let rooms = room_numbers(rooms);
-    let rows = pool
-        .query(&LIST_PRESENCE_IN, &[&user.0, &rooms, &after.0, &upto.0, &with_offline, &limit])
-        .await?;
+    let rows =
+        pool.query(&LIST_PRESENCE_IN, &[&user.0, &rooms, &after.0, &with_offline, &limit]).await?;
     let presence = |row: &Row| PresenceRow {
         user: UserNid(row.get(0)),
         user_id: row.get(1),
@@ -441,15 +440,15 @@ pub async fn list_parted_users(
     Ok(users(&pool.query(&LIST_PARTED_USERS, &[&rooms, &after.0, &upto.0]).await?))
 }
 
-/// Who came into one of `rooms` in `(after, upto]` and is still there.
+/// Who came into one of `rooms` after `after` and is still there. There is no upper bound: who came
+/// and has changed the own profile since the reader's position has the position of that change.
 pub async fn list_arrived_users(
     pool: &Pool,
     rooms: &[RoomNid],
     after: Position,
-    upto: Position,
 ) -> Result<Vec<(UserNid, String)>> {
     let rooms = room_numbers(rooms);
-    Ok(users(&pool.query(&LIST_ARRIVED_USERS, &[&rooms, &after.0, &upto.0]).await?))
+    Ok(users(&pool.query(&LIST_ARRIVED_USERS, &[&rooms, &after.0]).await?))
 }
 
 /// What has become of a device's inbox, for all instances.

@@ -1,7 +1,7 @@
 //! Every statement is prepared against a freshly migrated database; what a real PostgreSQL
 //! guarantees is asked of one.
 
-use chatd_base::{Position, UserNid, WriterId};
+use chatd_base::{Position, RoomNid, UserNid, WriterId};
 use chatd_kit::{
     Database,
     cluster::{Cluster, USER},
@@ -13,7 +13,7 @@ use crate::{
     inbound::{Staged, count, list, stage},
     migrate,
     notices::{Heard, Notice, Notices},
-    params,
+    params, receipts,
     sync::{get_delivered, set_delivered},
 };
 
@@ -201,4 +201,34 @@ async fn whoever_notes_what_it_delivers_learns_what_others_have() {
     }
     let known = get_delivered(&pool, UserNid(1), "D").await.unwrap();
     assert_eq!((known.delivered, known.removed), (Position(12), Position(0)));
+}
+
+static NEXT_RECEIPT: Statement = statement("NEXT_RECEIPT", "SELECT nextval('stream_receipts')");
+
+/// Two writers may be asked at once, and the database hears of them in any order.
+#[tokio::test]
+async fn a_receipt_never_goes_back() {
+    let database = Database::empty(Cluster::shared().unwrap()).await.unwrap();
+    let pool = open(&database);
+    migrate(&pool).await.unwrap();
+    for (event_id, event_pos, stands_at) in [("$2", 2, "$2"), ("$1", 1, "$2"), ("$3", 3, "$3")] {
+        let mut columns = receipts::Columns::default();
+        columns.push(receipts::Receipt {
+            room: RoomNid(1),
+            user: UserNid(1),
+            is_private: false,
+            thread: "",
+            offset: 0,
+            event_id,
+            event_pos: Position(event_pos),
+            ts: 0,
+        });
+        let mut batch = Batch::new();
+        batch.add(&NEXT_RECEIPT, params![]);
+        receipts::upsert(&mut batch, columns);
+        pool.commit(batch).await.unwrap();
+        let stored = receipts::list(&pool, &[RoomNid(1)], Position(0)).await.unwrap();
+        let stored: Vec<_> = stored.into_iter().map(|receipt| receipt.event_id).collect();
+        assert_eq!(stored, [stands_at]);
+    }
 }

@@ -40,9 +40,8 @@ async fn from_tables(pool: &Pool, asker: &Asker, plan: &mut Plan) -> Result<Glob
     let since = plan.since.as_ref().map_or(Position(0), |since| since.account_data.min);
     // A room that is new to the client needs all of its data, however old that is.
     let after = if plan.arrived_in.is_empty() { since } else { Position(0) };
-    let upto = plan.now.account_data.max();
     let mut global = Global::new();
-    for row in account_data::list(pool, asker.user, after, upto).await? {
+    for row in account_data::list(pool, asker.user, after).await? {
         let is_news = row.pos > since;
         let is_gone = plan.since.is_none() && row.content == "{}" && row.kind != "m.tag";
         let raw = RawValue::from_string(row.content).map_err(chatd_base::Error::internal)?;

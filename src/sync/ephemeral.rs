@@ -21,18 +21,17 @@ pub async fn read(pool: &Pool, interner: &Interner, asker: &Asker, plan: &mut Pl
     if !from_tables || !asker.filter.room.ephemeral.allows_type("m.receipt") {
         return Ok(());
     }
-    let upto = plan.now.receipts.max();
     let is_new = |room: &RoomNid| plan.rooms.get(room).is_some_and(|room| room.is_new);
     let (new, known): (Vec<RoomNid>, Vec<RoomNid>) = plan.joined().into_iter().partition(is_new);
     let mut found = Vec::new();
     if !new.is_empty() {
-        found.extend(receipts::list(pool, &new, Position(0), upto).await?);
+        found.extend(receipts::list(pool, &new, Position(0)).await?);
     }
     if let Some(since) = &plan.since
         && plan.known_receipts_from_tables
         && !known.is_empty()
     {
-        found.extend(receipts::list(pool, &known, since.receipts.min, upto).await?);
+        found.extend(receipts::list(pool, &known, since.receipts.min).await?);
     }
     found.retain(|receipt| !receipt.is_private || receipt.user == asker.user);
     let users: Vec<UserNid> = found.iter().map(|receipt| receipt.user).collect();
@@ -111,7 +110,10 @@ type Content<'a> = BTreeMap<&'a str, BTreeMap<&'static str, BTreeMap<&'a str, Re
 fn contents(rows: &[Arc<ReceiptRow>]) -> Vec<Content<'_>> {
     let mut newest: HashMap<(UserNid, bool, Option<&str>), &ReceiptRow> = HashMap::new();
     for row in rows {
-        newest.insert((row.user, row.is_private, row.thread.as_deref()), row);
+        let newest = newest.entry((row.user, row.is_private, row.thread.as_deref())).or_insert(row);
+        if newest.event_pos < row.event_pos {
+            *newest = row;
+        }
     }
     let mut rows: Vec<&ReceiptRow> = newest.into_values().collect();
     rows.sort_by(|a, b| (&a.user_id, &a.thread).cmp(&(&b.user_id, &b.thread)));
@@ -148,7 +150,7 @@ mod tests {
             is_private: false,
             thread: thread.map(str::to_owned),
             event_id: event.try_into().unwrap(),
-            event_pos: Position(1),
+            event_pos: Position(ts),
             ts,
         })
     }
@@ -160,6 +162,8 @@ mod tests {
             receipt(1, "$2", None, 2),
             receipt(1, "$2", Some("main"), 3),
             receipt(2, "$2", None, 4),
+            // Of another writer, and later only there.
+            receipt(2, "$1", None, 1),
         ];
         let contents = serde_json::to_value(contents(&rows)).unwrap();
         assert_eq!(

@@ -106,7 +106,7 @@ impl Travellers {
         parted: &[RoomNid],
         (low, high): (Position, Position),
     ) -> Result<()> {
-        self.came.extend(sync::list_arrived_users(pool, joined, low, high).await?);
+        self.came.extend(sync::list_arrived_users(pool, joined, low).await?);
         // Others may have gone before the user did.
         let rooms: Vec<RoomNid> = joined.iter().chain(parted).copied().collect();
         self.gone.extend(sync::list_parted_users(pool, &rooms, low, high).await?);
@@ -212,14 +212,13 @@ async fn presence_of(
     match &plan.presence {
         Rows::Tables => {
             let after = plan.since.as_ref().map_or(Position(0), |since| since.presence.min);
-            let span = (after, plan.now.presence.max());
             let with_offline = plan.since.is_some() || rules.include_offline;
             let joined = plan.joined();
             let rows = sync::list_presence_in(
                 pool,
                 asker.user,
                 &joined,
-                span,
+                after,
                 with_offline,
                 MOST_PRESENCE,
             );

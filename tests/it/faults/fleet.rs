@@ -34,11 +34,19 @@ enum Fault {
     Postgres,
 }
 
+/// Messages between one change of a fleet and the next.
+const A_WHILE: usize = 100;
 /// Longer than the silence after which an instance counts as dead.
 const TAKEN_FOR_DEAD: Duration = Duration::from_secs(9);
 
 /// Faults until all have happened that `faults` lists, in its order.
-async fn suffer(fleet: &mut Fleet, cluster: &Cluster, faults: &[Fault], random: &mut StdRng) {
+async fn suffer(
+    fleet: &mut Fleet,
+    cluster: &Cluster,
+    world: &World,
+    faults: &[Fault],
+    random: &mut StdRng,
+) {
     for fault in faults {
         let away = Duration::from_millis(random.random_range(0..1_500));
         say(format!("{fault:?}, {away:?}"));
@@ -69,7 +77,7 @@ async fn suffer(fleet: &mut Fleet, cluster: &Cluster, faults: &[Fault], random: 
                 cluster.restart().unwrap();
             }
         }
-        tokio::time::sleep(Duration::from_millis(random.random_range(300..1_500))).await;
+        world.until_sent(random.random_range(20..200)).await;
     }
 }
 
@@ -95,7 +103,7 @@ async fn survives_with<T>(
     let _kept = prepare(&mut fleet, random.random());
     let world = World::make(&fleet.url(), random.random(), Manners::BehindProxy).await;
     let load = world.start();
-    suffer(&mut fleet, &cluster, faults, &mut random).await;
+    suffer(&mut fleet, &cluster, &world, faults, &mut random).await;
     let healing = Instant::now();
     world.until_answered(|| world.alice().get("/sync").query("timeout", 0)).await.ok();
     let devices = load.finish().await;
@@ -161,16 +169,15 @@ async fn persisters_come_and_go_without_a_failed_request() {
         Fleet::start(binary, &settings, &database.config(), Spread::Generated).await.unwrap();
     let world = World::make(&fleet.url(), random.random(), Manners::Flawless).await;
     let load = world.start();
-    let a_while = Duration::from_millis(700);
 
     // A new one comes and takes its share.
-    tokio::time::sleep(a_while).await;
+    world.until_sent(A_WHILE).await;
     fleet.set_persisters(&["persister1", "persister2", "persister3"]).unwrap();
     let moment = Instant::now();
     fleet.add("persister3").await.unwrap();
     fleet.until_owned("persister3", 21).await.unwrap();
     say(format!("a third persister had its share after {:?}", moment.elapsed()));
-    tokio::time::sleep(a_while).await;
+    world.until_sent(A_WHILE).await;
 
     // It is asked to end.
     let moment = Instant::now();
@@ -178,7 +185,7 @@ async fn persisters_come_and_go_without_a_failed_request() {
     fleet.until_owned("persister1", 32).await.unwrap();
     fleet.until_owned("persister2", 32).await.unwrap();
     say(format!("the others had its rooms after {:?}", moment.elapsed()));
-    tokio::time::sleep(a_while).await;
+    world.until_sent(A_WHILE).await;
 
     // Another one is told that it is none any more, and then that it is one again.
     for (names, count) in [(&["persister1"][..], 0), (&["persister1", "persister2"], 32)] {
@@ -188,7 +195,7 @@ async fn persisters_come_and_go_without_a_failed_request() {
         fleet.until_owned("persister2", count).await.unwrap();
         fleet.until_owned("persister1", 64 - count).await.unwrap();
         say(format!("persister2 owned {count} shards after {:?}", moment.elapsed()));
-        tokio::time::sleep(a_while).await;
+        world.until_sent(A_WHILE).await;
     }
     let devices = load.finish().await;
     check::all(&world, &devices).await;

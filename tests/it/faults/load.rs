@@ -12,6 +12,7 @@ use std::{
 use chatd_kit::{Answer, Request, Started, User, http::Http, path, spawn};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::json;
+use tokio::sync::Notify;
 
 use super::device::Device;
 
@@ -60,6 +61,8 @@ pub struct World {
     pub wanderer: User,
     pub rooms: Vec<String>,
     pub ledger: Mutex<Ledger>,
+    /// Told of each entry of the ledger.
+    noted: Notify,
     /// What the server may answer while the load goes on.
     manners: Manners,
     seed: u64,
@@ -91,9 +94,9 @@ impl World {
             }
             rooms.push(room);
         }
-        let (ledger, is_over) = (Mutex::default(), AtomicBool::new(false));
+        let (ledger, noted, is_over) = (Mutex::default(), Notify::new(), AtomicBool::new(false));
         let random = Mutex::new(StdRng::seed_from_u64(seed));
-        Arc::new(Self { members, wanderer, rooms, ledger, manners, seed, random, is_over })
+        Arc::new(Self { members, wanderer, rooms, ledger, noted, manners, seed, random, is_over })
     }
 
     pub fn alice(&self) -> &User {
@@ -115,6 +118,20 @@ impl World {
     /// Notes something; no lock is held afterwards.
     pub fn note(&self, change: impl FnOnce(&mut Ledger)) {
         change(&mut self.ledger.lock().unwrap());
+        self.noted.notify_waiters();
+    }
+
+    /// Waits until `count` more messages have been acknowledged.
+    pub async fn until_sent(&self, count: usize) {
+        let sent = || self.ledger.lock().unwrap().sent.len();
+        let goal = sent() + count;
+        loop {
+            let noted = self.noted.notified();
+            if sent() >= goal {
+                return;
+            }
+            tokio::time::timeout(LIMIT, noted).await.expect("nothing is acknowledged any more");
+        }
     }
 
     /// Repeats a request until the server answers something else than that it cannot now.

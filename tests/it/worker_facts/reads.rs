@@ -1,9 +1,9 @@
 //! What was written at one worker is read at another at once, with `chatd.fresh` as it is unless
-//! somebody sets it.
+//! somebody sets it; and what an initial sync shows of it where it has not been heard of yet.
 
 use std::path::Path;
 
-use chatd_kit::{Database, Fleet, Settings, Spread, path};
+use chatd_kit::{Database, Fleet, Settings, Spread, eventually, path, say};
 use serde_json::json;
 
 use super::{BINARY, at, users};
@@ -43,4 +43,55 @@ async fn what_one_worker_has_written_another_one_reads() {
         here.put(url.as_str(), &name).await.ok();
         assert_eq!(*there.get(url).await.ok(), name);
     }
+}
+
+/// Receipts, account data and presence are overwritten in place: a worker that is behind must not
+/// take the new one for none at all.
+#[tokio::test]
+async fn what_a_worker_has_not_heard_of_yet_hides_nothing() {
+    let database = Database::create(Path::new(BINARY)).await.unwrap();
+    let mut fleet =
+        Fleet::start(Path::new(BINARY), &Settings::new(), &database.config(), Spread::Random)
+            .await
+            .unwrap();
+    let [alice, bob] = users(&fleet, ["alice", "bob"]).await;
+    let room = alice.create_room().member(&bob).await;
+    let here = alice.at(&at(fleet.folder(), "sync1"));
+    let there = alice.at(&at(fleet.folder(), "sync2"));
+    eventually("the other worker knows the room", || async {
+        let first = there.sync().await;
+        if first.room(&room).is_object() { Ok(()) } else { Err(first.to_string()) }
+    })
+    .await;
+    // Workers that hear nothing ask the database, which takes them a moment.
+    fleet.redis().kill9();
+    let mut behind = 0;
+    for round in 0..ROUNDS {
+        let event = here.send(&room, &format!("round {round}")).await;
+        here.read(&room, &event).await.ok();
+        let number = json!({"number": round});
+        here.set_account_data("m.test", &number).await.ok();
+        let status = json!({"presence": "online", "status_msg": format!("round {round}")});
+        here.put(path("/presence/{}/status", &[&alice.id]), &status).await.ok();
+
+        let first = there.sync().await;
+        let receipts = first.ephemeral_of(&room, "m.receipt").unwrap_or_default();
+        let own = receipts["content"].as_object().into_iter().flatten();
+        let own = own.filter(|(_, kinds)| kinds["m.read"].get(&alice.id).is_some());
+        assert_eq!(
+            own.map(|(at, _)| at).collect::<Vec<_>>(),
+            [&event],
+            "round {round}: {}",
+            *first
+        );
+        let notes = first.account_data().into_iter().find(|entry| entry["type"] == "m.test");
+        assert_eq!(notes.unwrap_or_default()["content"], number, "round {round}: {}", *first);
+        let told = first.presence().into_iter().find(|entry| entry["sender"] == *alice.id);
+        let told = told.unwrap_or_default()["content"]["status_msg"].clone();
+        assert_eq!(told, status["status_msg"], "round {round}: {}", *first);
+        let is_behind = !first.timeline_ids(&room).contains(&event);
+        behind += u64::from(is_behind);
+    }
+    say(format!("the other worker was behind in {behind} of {ROUNDS} rounds"));
+    assert!(behind > 0, "the other worker was never behind");
 }
