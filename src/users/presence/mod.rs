@@ -3,35 +3,32 @@
 //! is at the writer of the stream; the others tell it what devices do there (`relay`).
 
 mod device;
+mod live;
 mod present;
 mod relay;
 mod remote;
 mod told;
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use chatd_base::{Refusal, Requester, Result, UserNid, tasks};
 use chatd_config::{PresenceMode, StreamName};
 use chatd_storage::{memberships, presence};
 use chatd_streams::{
     Writer,
-    presence::{Presence as PresenceStream, PresenceRow, PresenceState},
+    presence::{Presence as PresenceStream, PresenceState},
 };
 use futures::future::join_all;
 use parking_lot::Mutex;
-use ruma_common::{OwnedUserId, UserId};
+use ruma_common::UserId;
 use serde_json::{Value, json};
 use tokio::sync::{Notify, Semaphore};
 
 pub use self::told::RemotePresence;
 use self::{
-    device::{Device, Timeouts, combine, next_change_ms},
+    device::{Device, Timeouts},
+    live::{Live, State, Status, Written},
     relay::Relay,
-    remote::{Heard, TELL_AGAIN_MS},
     told::MAX_UNSEEN,
 };
 use crate::{Deps, logins::ts};
@@ -45,47 +42,6 @@ const MAX_TAKEN_OVER: i64 = 100_000;
 const MAX_STATUS_BYTES: usize = 4096;
 /// How long the timer waits after a failed write.
 const PAUSE: Duration = Duration::from_secs(5);
-
-/// The status message of a user.
-#[derive(Clone, Debug)]
-enum Status {
-    /// As the table says, which has not been read yet.
-    Unread,
-    Known(Option<String>),
-}
-
-/// What the table says of a user.
-#[derive(Clone, Copy, Debug)]
-struct Written {
-    state: PresenceState,
-    currently_active: bool,
-    last_active_ms: u64,
-    /// When it was written, as far as this process knows.
-    at_ms: u64,
-}
-
-/// One user who is, or has just been, somewhere online.
-#[derive(Debug)]
-struct Live {
-    user_id: OwnedUserId,
-    devices: HashMap<Box<str>, Device>,
-    status: Status,
-    status_changed: bool,
-    last_active_ms: u64,
-    written: Option<Written>,
-    /// For when the timer is set.
-    scheduled_ms: Option<u64>,
-}
-
-#[derive(Default)]
-struct State {
-    users: HashMap<UserNid, Live>,
-    timer: BTreeSet<(u64, UserNid)>,
-    /// Users who may look other than the table says.
-    dirty: BTreeSet<UserNid>,
-    /// Users of other servers.
-    heard: Heard,
-}
 
 struct Inner {
     deps: Deps,
@@ -227,6 +183,13 @@ impl Presence {
         self.reschedule(&mut state, user, now_ms);
     }
 
+    /// Sets the timer for a user's next change.
+    fn reschedule(&self, state: &mut State, user: UserNid, now_ms: u64) {
+        if state.reschedule(user, now_ms, self.0.timeouts) {
+            self.0.wake.notify_one();
+        }
+    }
+
     /// Notes that the user has done something: sent an event, a receipt, typed.
     pub fn note_activity(&self, who: &Requester) {
         if self.mode() != PresenceMode::Enabled {
@@ -321,36 +284,20 @@ impl Presence {
         true
     }
 
-    /// Sets the timer for a user's next change, if it is not set for an earlier moment anyway.
-    fn reschedule(&self, state: &mut State, user: UserNid, now_ms: u64) {
-        let Some(live) = state.users.get_mut(&user) else { return };
-        let devices = live.devices.values();
-        let next = next_change_ms(devices, live.last_active_ms, now_ms, self.0.timeouts);
-        let Some(next) = next.into_iter().chain(live.tell_again_ms()).min() else { return };
-        match live.scheduled_ms {
-            Some(earlier) if earlier <= next => return,
-            Some(later) => drop(state.timer.remove(&(later, user))),
-            None => {}
-        }
-        live.scheduled_ms = Some(next);
-        let is_first = state.timer.first().is_none_or(|(at, _)| next < *at);
-        state.timer.insert((next, user));
-        if is_first {
-            self.0.wake.notify_one();
-        }
-    }
-
     /// Writes what dirty users look like now. On return it is durable.
     async fn flush(&self) -> Result<()> {
         let _line = self.0.writing.lock().await;
         self.read_status().await?;
-        let rows = self.take_dirty();
+        let rows = self.0.state.lock().take_dirty(self.now_ms(), self.0.timeouts);
         let written = join_all(rows.iter().map(|row| self.0.writer.append(row.clone()))).await;
         let mut outcome = Ok(());
         let mut state = self.0.state.lock();
         for (row, written) in rows.iter().zip(written) {
             match written {
-                Ok(_) => state.note_written(row, self.now_ms()),
+                Ok(_) if state.note_written(row, self.now_ms(), self.0.timeouts) => {
+                    self.0.wake.notify_one();
+                }
+                Ok(_) => {}
                 Err(error) => {
                     state.dirty.insert(row.user);
                     outcome = Err(error);
@@ -362,13 +309,7 @@ impl Presence {
 
     /// Reads the status messages of dirty users that are not known, in one query.
     async fn read_status(&self) -> Result<()> {
-        let unread: Vec<UserNid> = {
-            let state = self.0.state.lock();
-            let is_unread = |user: &&UserNid| {
-                state.users.get(*user).is_some_and(|live| matches!(live.status, Status::Unread))
-            };
-            state.dirty.iter().filter(is_unread).copied().collect()
-        };
+        let unread = self.0.state.lock().unread();
         if unread.is_empty() {
             return Ok(());
         }
@@ -386,41 +327,18 @@ impl Presence {
         Ok(())
     }
 
-    fn take_dirty(&self) -> Vec<PresenceRow> {
-        let now_ms = self.now_ms();
-        let mut state = self.0.state.lock();
-        let dirty = std::mem::take(&mut state.dirty);
-        let (unread, known): (BTreeSet<UserNid>, BTreeSet<UserNid>) =
-            dirty.into_iter().partition(|user| {
-                state.users.get(user).is_some_and(|live| matches!(live.status, Status::Unread))
-            });
-        state.dirty = unread;
-        known
-            .into_iter()
-            .filter_map(|user| state.users.get(&user)?.row(user, now_ms, self.0.timeouts))
-            .collect()
-    }
-
     /// Until the end: writes what is dirty, and looks at users whose time has come.
     async fn run(self) {
         let stop = self.0.deps.stop.clone();
         self.take_over().await;
         while !stop.is_triggered() {
-            self.look_at_due();
+            self.0.state.lock().look_at_due(self.now_ms(), self.0.timeouts);
             if let Err(error) = self.flush().await.and(self.end_silent().await) {
                 tracing::warn!(%error, "presence could not be written");
                 stop.sleep(PAUSE).await;
                 continue;
             }
-            let next = {
-                let state = self.0.state.lock();
-                if state.dirty.is_empty() {
-                    let own = state.timer.first().map(|(at, _)| *at);
-                    own.into_iter().chain(state.heard.due()).min()
-                } else {
-                    Some(0)
-                }
-            };
+            let next = self.0.state.lock().due();
             let wait = next.map_or(u64::MAX, |at| at.saturating_sub(self.now_ms()));
             tokio::select! {
                 () = self.0.wake.notified() => {}
@@ -471,93 +389,6 @@ impl Presence {
                 true
             });
         }
-    }
-
-    /// Marks users whose time has come, and forgets those who are gone.
-    fn look_at_due(&self) {
-        let now_ms = self.now_ms();
-        let timeouts = self.0.timeouts;
-        let mut state = self.0.state.lock();
-        while let Some((at, user)) = state.timer.first().copied().filter(|(at, _)| *at <= now_ms) {
-            state.timer.remove(&(at, user));
-            let Some(live) = state.users.get_mut(&user) else { continue };
-            live.scheduled_ms = None;
-            live.devices.retain(|_, device| {
-                device.state(now_ms, timeouts) != PresenceState::Offline || device.syncing > 0
-            });
-            if live.row(user, now_ms, timeouts).is_some() {
-                state.dirty.insert(user);
-            } else if live.devices.is_empty() {
-                state.users.remove(&user);
-            }
-            self.reschedule(&mut state, user, now_ms);
-        }
-    }
-}
-
-impl State {
-    fn note_written(&mut self, row: &PresenceRow, now_ms: u64) {
-        let Some(live) = self.users.get_mut(&row.user) else { return };
-        live.written = Some(Written {
-            state: row.state,
-            currently_active: row.currently_active,
-            last_active_ms: u64::try_from(row.last_active_ts).unwrap_or_default(),
-            at_ms: now_ms,
-        });
-        live.status_changed = matches!(&live.status, Status::Known(now) if *now != row.status_msg);
-        if live.devices.is_empty() && !self.dirty.contains(&row.user) {
-            if let Some(at) = live.scheduled_ms {
-                self.timer.remove(&(at, row.user));
-            }
-            self.users.remove(&row.user);
-        }
-    }
-}
-
-impl Live {
-    fn new(user_id: &UserId) -> Self {
-        Self {
-            user_id: user_id.to_owned(),
-            devices: HashMap::new(),
-            status: Status::Unread,
-            status_changed: false,
-            last_active_ms: 0,
-            written: None,
-            scheduled_ms: None,
-        }
-    }
-
-    /// When other servers have to be told again that the user is there.
-    fn tell_again_ms(&self) -> Option<u64> {
-        let written = self.written.filter(|written| written.state != PresenceState::Offline);
-        written.map(|written| written.at_ms.saturating_add(TELL_AGAIN_MS))
-    }
-
-    /// What is to be written, if others would see a difference.
-    fn row(&self, user: UserNid, now_ms: u64, timeouts: Timeouts) -> Option<PresenceRow> {
-        let shown = combine(self.devices.values(), self.last_active_ms, now_ms, timeouts);
-        let is_same = self.written.is_some_and(|written| {
-            let moved_ms = self.last_active_ms.saturating_sub(written.last_active_ms);
-            written.state == shown.state
-                && written.currently_active == shown.currently_active
-                && (shown.currently_active || moved_ms < timeouts.active_ms)
-                && (shown.state == PresenceState::Offline
-                    || now_ms < written.at_ms.saturating_add(TELL_AGAIN_MS))
-        });
-        if is_same && !self.status_changed {
-            return None;
-        }
-        Some(PresenceRow {
-            user,
-            user_id: self.user_id.clone(),
-            state: shown.state,
-            status_msg: match &self.status {
-                Status::Known(status) => status.clone(),
-                Status::Unread => None,
-            },
-            currently_active: shown.currently_active,
-            last_active_ts: ts(self.last_active_ms),
-        })
     }
 }
 
