@@ -32,6 +32,12 @@ impl Cost {
         Self { start: Instant::now(), before_mib: stage.memory_mib() }
     }
 
+    /// Says what it was until now.
+    fn say(&self, stage: &mut Stage, what: &str) {
+        let grown = stage.memory_mib().saturating_sub(self.before_mib);
+        chatd_kit::say(format!("{what}: {:?}, {grown} MiB", self.start.elapsed()));
+    }
+
     /// Panics if it was more than this.
     fn is_within(&self, stage: &mut Stage, what: &str, within: Duration, most_mib: u64) {
         let (time, grown) =
@@ -123,6 +129,9 @@ async fn piles_of_forks_are_drawn_together() {
         let fork = |n| stage.text(&format!("fork {batch} {n}")).after(&trunk).make();
         let forks: Vec<Pdu> = (0..50).map(fork).collect();
         stage.other.deliver(&stage.peer, &forks).await;
+        if batch % 100 == 99 {
+            cost.say(&mut stage, &format!("{} forks", (batch + 1) * 50));
+        }
     }
     stage.alice.send(&stage.id, "after all of them").await;
     let is_it = |pdu: &Value| pdu["content"]["body"] == "after all of them";
