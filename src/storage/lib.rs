@@ -49,6 +49,7 @@ pub mod room_keys;
 pub mod room_state;
 pub mod rooms;
 pub mod sending;
+pub mod sending_missed;
 pub mod server_keys;
 pub mod shards;
 pub mod snapshots;

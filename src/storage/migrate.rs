@@ -33,6 +33,7 @@ migrations![
     "0020_inbound",
     "0021_times",
     "0022_openid",
+    "0023_sending_edus",
 ];
 
 /// Key of the advisory lock that makes instances migrate one after the other.

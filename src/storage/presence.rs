@@ -81,7 +81,8 @@ pub struct Stored {
     pub status_msg: Option<String>,
 }
 
-fn stored(row: &crate::Row) -> Stored {
+/// Presence from the first six columns.
+pub(crate) fn stored(row: &crate::Row) -> Stored {
     Stored {
         user: UserNid(row.get(0)),
         pos: Position(row.get(1)),

@@ -7,9 +7,10 @@ use crate::{Batch, Pool, Result, Row, params, statement::statements};
 
 statements! {
     TAKE_SHARDS = "UPDATE sending_shards SET epoch = epoch + 1 WHERE shard = ANY($1::int2[])
-                   RETURNING shard, epoch, events, device_lists";
+                   RETURNING shard, epoch, events, device_lists, receipts, presence";
     FENCE_SENDING = "SELECT chatd_fence_sending($1::int2[], $2::int8[])";
-    SET_SHARDS = "UPDATE sending_shards SET events = $2, device_lists = $3
+    SET_SHARDS = "UPDATE sending_shards
+                  SET events = $2, device_lists = $3, receipts = $4, presence = $5
                   WHERE shard = ANY($1::int2[])";
     LIST_OWED_ROOMS = "SELECT server, room, since, ahead FROM sending_rooms";
     UPSERT_OWED_ROOMS = "INSERT INTO sending_rooms (server, room, since, ahead)
@@ -88,10 +89,17 @@ statements! {
 pub struct Shard {
     pub id: i16,
     pub epoch: i64,
-    /// Up to where its servers have been told of events: a token.
+    pub told: Told,
+}
+
+/// Up to where servers have been told of each stream: tokens. For events and device lists this
+/// counts those that do not answer as well, of which it is noted what they have missed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Told {
     pub events: String,
-    /// The same for device lists.
     pub device_lists: String,
+    pub receipts: String,
+    pub presence: String,
 }
 
 /// Takes shards over; whoever had them cannot write for them any more.
@@ -99,8 +107,12 @@ pub async fn take(pool: &Pool, shards: &[i16]) -> Result<Vec<Shard>> {
     let row = |row: &Row| Shard {
         id: row.get(0),
         epoch: row.get(1),
-        events: row.get(2),
-        device_lists: row.get(3),
+        told: Told {
+            events: row.get(2),
+            device_lists: row.get(3),
+            receipts: row.get(4),
+            presence: row.get(5),
+        },
     };
     Ok(pool.query(&TAKE_SHARDS, &[&shards]).await?.iter().map(row).collect())
 }
@@ -138,7 +150,7 @@ pub struct Progress {
     /// Shards with their epochs.
     pub shards: Vec<(i16, i64)>,
     /// Up to where all their servers have been told, or are noted.
-    pub told: Option<(String, String)>,
+    pub told: Option<Told>,
     pub owed_rooms: Vec<OwedRoom>,
     pub settled_rooms: Vec<(String, RoomNid)>,
     pub owed_devices: Vec<(String, String)>,
@@ -182,8 +194,8 @@ pub async fn write(pool: &Pool, progress: Progress) -> Result<()> {
             progress.taken.into_iter().map(|(server, position)| (server, position.0)).unzip();
         batch.add(&DELETE_OUTBOUND, params![servers, positions]);
     }
-    if let Some((events, device_lists)) = progress.told {
-        batch.add(&SET_SHARDS, params![shards, events, device_lists]);
+    if let Some(Told { events, device_lists, receipts, presence }) = progress.told {
+        batch.add(&SET_SHARDS, params![shards, events, device_lists, receipts, presence]);
     }
     pool.commit(batch).await?;
     Ok(())

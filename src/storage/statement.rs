@@ -64,6 +64,7 @@ pub static ALL_STATEMENTS: &[&[&Statement]] = &[
     crate::room_state::STATEMENTS,
     crate::rooms::STATEMENTS,
     crate::sending::STATEMENTS,
+    crate::sending_missed::STATEMENTS,
     crate::server_keys::STATEMENTS,
     crate::shards::STATEMENTS,
     crate::snapshots::STATEMENTS,

@@ -40,6 +40,8 @@ pub struct RemoteTyping {
 }
 
 const CALL: &str = "typing.remote";
+/// Asks who types.
+const CALL_ALL: &str = "typing.all";
 /// How long a user of another server types without being heard of again.
 const REMOTE_TIMEOUT_MS: u64 = 60_000;
 
@@ -134,6 +136,11 @@ impl Typing {
         if deps.streams.writes(StreamName::Typing) {
             let writer = typing.clone();
             deps.streams.calls.on(CALL, move |body| answer(writer.clone(), body));
+            let writer = typing.clone();
+            deps.streams.calls.on(CALL_ALL, move |_| {
+                let all = serde_json::to_vec(&writer.all_here()).map_err(Error::internal);
+                std::future::ready(all)
+            });
         }
         tasks::spawn("typing", typing.clone().run());
         typing
@@ -202,6 +209,26 @@ impl Typing {
         if let Some(room_id) = room_id {
             self.change(room, &room_id, user, None);
         }
+    }
+
+    /// All who type, for somebody who has missed rows. From any instance.
+    pub async fn list_all(&self) -> Result<Vec<TypingRow>> {
+        let streams = &self.0.deps.streams;
+        if streams.writes(StreamName::Typing) {
+            return Ok(self.all_here());
+        }
+        let all = streams.others.ask_writer(StreamName::Typing, CALL_ALL, Bytes::new()).await?;
+        serde_json::from_slice(&all).map_err(Error::internal)
+    }
+
+    fn all_here(&self) -> Vec<TypingRow> {
+        let state = self.0.state.lock();
+        let row = |(room, typing): (&RoomNid, &Room)| TypingRow {
+            room: *room,
+            room_id: typing.room_id.clone(),
+            users: typing.users.keys().cloned().collect(),
+        };
+        state.rooms.iter().map(row).collect()
     }
 
     /// Those who are typing in a room.

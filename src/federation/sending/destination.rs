@@ -178,7 +178,12 @@ impl Destination {
             self.owe_devices(server, oldest, ledger);
         }
         self.devices.clear();
-        self.ephemeral.clear();
+        self.ephemeral.keep_receipts();
+    }
+
+    /// Whether it has been given all events when what is under way has been taken.
+    pub(super) fn has_events(&self) -> bool {
+        !self.is_behind && self.queue.is_empty()
     }
 
     /// Takes the oldest events for a transaction; at most `limit`.
@@ -220,6 +225,7 @@ impl Destination {
     ) {
         self.under_way.clear();
         self.devices_under_way.clear();
+        self.ephemeral.accepted();
         // One that is not behind is owed nothing but what waits in memory.
         let owed_rooms = caught_up.rooms.into_iter().filter(|_| self.is_behind);
         for (room, owed) in owed_rooms.collect::<Vec<_>>() {
@@ -269,6 +275,7 @@ impl Destination {
         if let Some(oldest) = devices.iter().map(|change| change.pos).min() {
             self.owe_devices(server, oldest, ledger);
         }
+        self.ephemeral.failed();
         self.is_failing = true;
         self.retry_at = until;
     }

@@ -17,8 +17,44 @@ use parking_lot::Mutex;
 use ruma_common::OwnedServerName;
 use tokio::sync::Notify;
 
-/// Facts of one kind that wait (R8); further ones are dropped.
+/// Facts of one kind that wait (R8); further ones are read from the tables.
 const MOST: usize = 20_000;
+
+/// A row and where it stands.
+#[derive(Clone, Debug)]
+pub(super) struct At<R> {
+    pub at: Position,
+    pub row: R,
+}
+
+/// Rows as they came, unless they are to be read.
+#[derive(Debug)]
+pub(super) struct Rows<R> {
+    pub seen: Vec<At<R>>,
+    /// There are some in the tables that were not seen: up to there.
+    pub missed: Option<StreamToken>,
+}
+
+impl<R> Default for Rows<R> {
+    fn default() -> Self {
+        Self { seen: Vec::new(), missed: None }
+    }
+}
+
+impl<R> Rows<R> {
+    /// There may be anything in the tables.
+    fn of_the_tables() -> Self {
+        Self { missed: Some(StreamToken::default()), ..Self::default() }
+    }
+
+    fn push(&mut self, writer: WriterId, at: Position, row: impl FnOnce() -> R) {
+        if self.seen.len() < MOST {
+            self.seen.push(At { at, row: row() });
+        } else {
+            note(&mut self.missed, writer, at);
+        }
+    }
+}
 
 /// What has come since the sender looked last. Folds are told before the token of their stream
 /// moves, so the sender has to wait until that covers what it was told of.
@@ -36,28 +72,31 @@ pub(super) struct News {
     pub alive: BTreeSet<OwnedServerName>,
     /// Any server may have shown signs of life.
     pub alive_missed: bool,
-    pub receipts: Vec<ReceiptRow>,
+    pub receipts: Rows<ReceiptRow>,
+    pub presence: Rows<PresenceRow>,
+    pub joins: Rows<Join>,
     pub typing: Vec<TypingRow>,
-    pub presence: Vec<PresenceRow>,
-    pub joins: Vec<Join>,
+    /// Some of it was not seen: its writer knows.
+    pub typing_missed: bool,
+    /// All who typed when the writer was asked.
+    pub all_typing: Option<Vec<TypingRow>>,
 }
 
 /// Somebody has come into a room.
 #[derive(Clone, Debug)]
 pub(super) struct Join {
     pub room: RoomNid,
-    pub at: Position,
     pub writer: WriterId,
     pub user: UserNid,
     pub server: OwnedServerName,
 }
 
 impl Join {
-    fn of(row: &EventRow, writer: WriterId, at: Position) -> Option<Self> {
+    fn of(row: &EventRow, writer: WriterId) -> Option<Self> {
         let change = row.membership.as_ref()?;
         let is_new = change.now == Membership::Join && change.before != Some(Membership::Join);
         let server = change.user_id.server_name().to_owned();
-        is_new.then_some(Self { room: row.room, at, writer, user: change.user, server })
+        is_new.then_some(Self { room: row.room, writer, user: change.user, server })
     }
 }
 
@@ -65,7 +104,15 @@ impl News {
     /// There may be anything in the tables.
     pub(super) fn of_the_tables() -> Self {
         let all = || Some(StreamToken::default());
-        Self { events: all(), device_lists: all(), ..Self::default() }
+        Self {
+            events: all(),
+            device_lists: all(),
+            receipts: Rows::of_the_tables(),
+            presence: Rows::of_the_tables(),
+            joins: Rows::of_the_tables(),
+            typing_missed: true,
+            ..Self::default()
+        }
     }
 }
 
@@ -85,6 +132,12 @@ pub(super) struct Inbox {
 impl Inbox {
     pub(super) fn take(&self) -> News {
         std::mem::take(&mut self.news.lock())
+    }
+
+    /// Who types, as its writer has told.
+    pub(super) fn tell_typing(&self, all: Vec<TypingRow>) {
+        self.news.lock().all_typing = Some(all);
+        self.wake.notify_one();
     }
 
     /// Returns when something has come since it returned last.
@@ -129,13 +182,6 @@ impl Picky for Inboxes {
     fn pass(&self, _writer: WriterId, _upto: Position, _keys: &BTreeSet<Key>) {}
 }
 
-/// Adds up to the limit.
-fn push<T: Clone>(waiting: &mut Vec<T>, row: &T) {
-    if waiting.len() < MOST {
-        waiting.push(row.clone());
-    }
-}
-
 /// Has the senders that run here told of everything that `streams` bring.
 pub(super) fn attach(inboxes: &Arc<Inboxes>, streams: &Streams) {
     macro_rules! on {
@@ -158,13 +204,21 @@ pub(super) fn attach(inboxes: &Arc<Inboxes>, streams: &Streams) {
                 all.tell(|news| note(&mut news.events, frame.writer, frame.position));
             }
             let joins = frame.rows.iter();
-            let joins = joins.filter_map(|(at, row)| Join::of(row, frame.writer, *at));
-            let joins: Vec<Join> = joins.collect();
+            let joins = joins.filter_map(|(at, row)| Some((*at, Join::of(row, frame.writer)?)));
+            let joins: Vec<(Position, Join)> = joins.collect();
             if !joins.is_empty() {
-                all.tell(|news| joins.iter().for_each(|join| push(&mut news.joins, join)));
+                all.tell(|news| {
+                    let push = |(at, join): &(Position, Join)| {
+                        news.joins.push(frame.writer, *at, || join.clone());
+                    };
+                    joins.iter().for_each(push);
+                });
             }
         },
-        |news, writer, upto| note(&mut news.events, writer, upto)
+        |news, writer, upto| {
+            note(&mut news.events, writer, upto);
+            note(&mut news.joins.missed, writer, upto);
+        }
     );
     on!(
         device_lists,
@@ -187,30 +241,47 @@ pub(super) fn attach(inboxes: &Arc<Inboxes>, streams: &Streams) {
     on!(
         receipts,
         |all, frame| all.tell(|news| {
-            let public = frame.rows.iter().filter(|(_, row)| !row.is_private);
-            public.for_each(|(_, row)| push(&mut news.receipts, row));
+            for (at, row) in frame.rows.iter().filter(|(_, row)| !row.is_private) {
+                news.receipts.push(frame.writer, *at, || row.clone());
+            }
         }),
-        |_, _, _| {}
+        |news, writer, upto| note(&mut news.receipts.missed, writer, upto)
     );
     on!(
         typing,
         |all, frame| all.tell(|news| {
-            frame.rows.iter().for_each(|(_, row)| push(&mut news.typing, row));
+            let room = MOST.saturating_sub(news.typing.len());
+            news.typing_missed |= frame.rows.len() > room;
+            news.typing.extend(frame.rows.iter().take(room).map(|(_, row)| row.clone()));
         }),
-        |_, _, _| {}
+        |news, _, _| news.typing_missed = true
     );
     on!(
         presence,
         |all, frame| all.tell(|news| {
-            frame.rows.iter().for_each(|(_, row)| push(&mut news.presence, row));
+            for (at, row) in frame.rows.iter() {
+                news.presence.push(frame.writer, *at, || row.clone());
+            }
         }),
-        |_, _, _| {}
+        |news, writer, upto| note(&mut news.presence.missed, writer, upto)
     );
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_does_not_fit_in_is_read_from_the_tables() {
+        let mut rows: Rows<i64> = Rows::default();
+        for at in 0..20_000 {
+            rows.push(WriterId(1), Position(at), || at);
+        }
+        assert_eq!(rows.missed, None);
+        rows.push(WriterId(2), Position(20_005), || 5);
+        assert_eq!(rows.seen.len(), 20_000);
+        assert_eq!(rows.missed.unwrap().of(WriterId(2)), Position(20_005));
+    }
 
     #[test]
     fn what_the_sender_is_told_of_is_covered_only_when_the_token_has_moved() {

@@ -6,37 +6,43 @@ use std::{
     sync::Arc,
 };
 
-use chatd_base::{Result, RoomNid, UserNid};
+use chatd_base::{Position, Result, RoomNid, UserNid};
 use chatd_rooms::hosts::Hosts;
 use chatd_streams::{presence::PresenceRow, receipts::ReceiptRow, typing::TypingRow};
 use ruma_common::{OwnedRoomId, OwnedServerName, OwnedUserId, ServerName};
 
-use super::inbox::News;
+use super::{
+    ephemeral::Oldest,
+    inbox::{At, News},
+};
 
 /// Presence of different users is told together, so often.
 const PRESENCE_EVERY_MS: u64 = 500;
 /// Whoever types for longer is told of again: other servers forget it after a while.
 const TYPING_EVERY_MS: u64 = 20_000;
+/// Who has typed for so long has stopped, and that was missed.
+const TYPING_AT_MOST_MS: u64 = 600_000;
 /// Rooms and users of which something waits (R8).
 const MOST: usize = 50_000;
 
 /// Something for one server.
 #[derive(Clone, Debug)]
 pub(super) enum Fact {
-    Receipt(Arc<ReceiptRow>),
+    Receipt(Arc<At<ReceiptRow>>),
     Typing(OwnedRoomId, OwnedUserId, bool),
-    Presence(Arc<PresenceRow>),
+    Presence(Arc<At<PresenceRow>>),
 }
 
 /// Those who type in a room.
 struct Typing {
     room_id: OwnedRoomId,
     users: BTreeSet<OwnedUserId>,
+    since_ms: u64,
     told_ms: u64,
 }
 
 /// The newest receipt of each user in a thread, or in none.
-type Receipts = BTreeMap<(OwnedUserId, Option<String>), Arc<ReceiptRow>>;
+type Receipts = BTreeMap<(OwnedUserId, Option<String>), Arc<At<ReceiptRow>>>;
 
 /// What waits to be told.
 pub(super) struct Spread {
@@ -49,7 +55,7 @@ pub(super) struct Spread {
     typing: HashMap<RoomNid, Typing>,
     /// Who has begun or stopped to type.
     typing_news: Vec<(RoomNid, OwnedRoomId, OwnedUserId, bool)>,
-    presence: BTreeMap<UserNid, Arc<PresenceRow>>,
+    presence: BTreeMap<UserNid, Arc<At<PresenceRow>>>,
     presence_at: u64,
 }
 
@@ -70,20 +76,33 @@ impl Spread {
     /// Takes in what this server's users have done.
     pub(super) fn add(&mut self, news: &mut News, now_ms: u64) {
         let own = self.own.clone();
-        for row in std::mem::take(&mut news.receipts) {
+        for receipt in std::mem::take(&mut news.receipts.seen) {
+            let row = &receipt.row;
             let is_ours = row.user_id.server_name() == own;
             if is_ours && (self.receipts.len() < MOST || self.receipts.contains_key(&row.room)) {
-                let key = (row.user_id.clone(), row.thread.clone());
-                self.receipts.entry(row.room).or_default().insert(key, Arc::new(row));
+                let (room, key) = (row.room, (row.user_id.clone(), row.thread.clone()));
+                self.receipts.entry(room).or_default().insert(key, Arc::new(receipt));
             }
+        }
+        if let Some(all) = news.all_typing.take() {
+            self.take_all_typing(all, now_ms);
         }
         for row in std::mem::take(&mut news.typing) {
             self.take_typing(row, now_ms);
         }
-        for row in std::mem::take(&mut news.presence) {
-            if row.user_id.server_name() == own && self.presence.len() < MOST {
-                self.presence.insert(row.user, Arc::new(row));
+        for presence in std::mem::take(&mut news.presence.seen) {
+            if presence.row.user_id.server_name() == own && self.presence.len() < MOST {
+                self.presence.insert(presence.row.user, Arc::new(presence));
             }
+        }
+    }
+
+    /// What may not have been told.
+    pub(super) fn oldest(&self) -> Oldest {
+        let receipts = self.receipts.values().flat_map(BTreeMap::values);
+        Oldest {
+            receipt: receipts.map(|receipt| receipt.at).min(),
+            presence: self.presence.values().map(|presence| presence.at).min(),
         }
     }
 
@@ -91,9 +110,23 @@ impl Spread {
     pub(super) fn add_present(&mut self, rows: Vec<PresenceRow>) {
         for row in rows {
             if self.presence.len() < MOST {
-                self.presence.entry(row.user).or_insert_with(|| Arc::new(row));
+                let at = Position(i64::MAX);
+                self.presence.entry(row.user).or_insert_with(|| Arc::new(At { at, row }));
             }
         }
+    }
+
+    /// Takes in who types; nobody else does any more.
+    fn take_all_typing(&mut self, all: Vec<TypingRow>, now_ms: u64) {
+        let rooms: BTreeSet<RoomNid> = all.iter().map(|row| row.room).collect();
+        let over = self.typing.iter().filter(|(room, _)| !rooms.contains(room));
+        let over = over.map(|(room, typing)| TypingRow {
+            room: *room,
+            room_id: typing.room_id.clone(),
+            users: Vec::new(),
+        });
+        let over: Vec<TypingRow> = over.collect();
+        over.into_iter().chain(all).for_each(|row| self.take_typing(row, now_ms));
     }
 
     fn take_typing(&mut self, row: TypingRow, now_ms: u64) {
@@ -111,7 +144,8 @@ impl Spread {
         if now.is_empty() {
             self.typing.remove(&row.room);
         } else if self.typing.len() < MOST {
-            let typing = Typing { room_id: row.room_id, users: now, told_ms: now_ms };
+            let typing =
+                Typing { room_id: row.room_id, users: now, since_ms: now_ms, told_ms: now_ms };
             self.typing.insert(row.room, typing);
         }
     }
@@ -176,6 +210,7 @@ impl Spread {
         facts: &mut Vec<(OwnedServerName, Fact)>,
     ) -> Result<()> {
         let mut news = std::mem::take(&mut self.typing_news);
+        self.typing.retain(|_, typing| typing.since_ms + TYPING_AT_MOST_MS > now_ms);
         for (room, typing) in &mut self.typing {
             if typing.told_ms + TYPING_EVERY_MS <= now_ms {
                 typing.told_ms = now_ms;
@@ -194,5 +229,30 @@ impl Spread {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(room: i32, users: &[&str]) -> TypingRow {
+        let users = users.iter().map(|user| OwnedUserId::try_from(*user).unwrap()).collect();
+        TypingRow { room: RoomNid(room), room_id: "!r:a".try_into().unwrap(), users }
+    }
+
+    #[test]
+    fn who_types_after_a_gap_is_what_the_writer_says() {
+        let mut spread = Spread::new("a".try_into().unwrap(), 1);
+        let typing = vec![row(1, &["@x:a"]), row(2, &["@y:a"])];
+        spread.add(&mut News { typing, ..News::default() }, 0);
+        spread.typing_news.clear();
+        let all = vec![row(2, &["@y:a", "@z:a", "@far:b"])];
+        spread.add(&mut News { all_typing: Some(all), ..News::default() }, 1);
+        let news = spread.typing_news.iter();
+        let news: Vec<_> =
+            news.map(|(room, _, user, types)| (room.0, user.as_str(), *types)).collect();
+        assert_eq!(news, [(1, "@x:a", false), (2, "@z:a", true)]);
+        assert_eq!(spread.typing.len(), 1);
     }
 }

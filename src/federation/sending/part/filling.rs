@@ -38,8 +38,9 @@ impl Part {
         let mut deliveries = self.fill(servers).await?;
         for delivery in &mut deliveries {
             if let Some(one) = self.destinations.get_mut(&delivery.server) {
-                let room = delivery.transaction.room_for_edus();
-                delivery.transaction.add_edus(one.ephemeral.take(room, self.with.now_ms()));
+                let (room, has_events) = (delivery.transaction.room_for_edus(), one.has_events());
+                let edus = one.ephemeral.take(room, has_events, self.with.now_ms());
+                delivery.transaction.add_edus(edus);
             }
         }
         for delivery in deliveries {

@@ -11,7 +11,10 @@ use chatd_streams::StreamToken;
 use ruma_common::OwnedServerName;
 
 use super::{Part, reach};
-use crate::sending::{inbox::Join, spread::Fact};
+use crate::sending::{
+    inbox::{At, Join},
+    spread::Fact,
+};
 
 /// How long a server that comes into a room may take to read what it is told of that room.
 const AFTER_MS: u64 = 3_000;
@@ -20,10 +23,10 @@ const MOST: usize = 20_000;
 
 /// Those who have come into rooms of late, with the time for telling.
 #[derive(Default)]
-pub(super) struct Greetings(VecDeque<(u64, Join)>);
+pub(super) struct Greetings(VecDeque<(u64, At<Join>)>);
 
 impl Greetings {
-    pub(super) fn add(&mut self, joins: Vec<Join>, now_ms: u64) {
+    pub(super) fn add(&mut self, joins: Vec<At<Join>>, now_ms: u64) {
         let room = MOST.saturating_sub(self.0.len());
         self.0.extend(joins.into_iter().take(room).map(|join| (now_ms + AFTER_MS, join)));
     }
@@ -33,7 +36,7 @@ impl Greetings {
         self.0.front().map(|(due, _)| *due)
     }
 
-    fn take(&mut self, now_ms: u64) -> Vec<Join> {
+    fn take(&mut self, now_ms: u64) -> Vec<At<Join>> {
         let count = self.0.iter().take_while(|(due, _)| *due <= now_ms).count();
         self.0.drain(..count).map(|(_, join)| join).collect()
     }
@@ -47,19 +50,19 @@ impl Part {
             return Ok(());
         }
         let token = StreamToken::default();
-        let upto = joins.iter().fold(token, |upto, join| upto.raised(join.writer, join.at));
+        let upto = joins.iter().fold(token, |upto, join| upto.raised(join.row.writer, join.at));
         reach(&self.with.streams().events, &upto).await?;
         let own = self.with.own_name();
-        let (ours, theirs): (Vec<Join>, Vec<Join>) =
-            joins.into_iter().partition(|join| join.server == *own);
+        let (ours, theirs): (Vec<At<Join>>, Vec<At<Join>>) =
+            joins.into_iter().partition(|join| join.row.server == *own);
         self.tell_of(&ours).await?;
-        let theirs = theirs.into_iter().filter(|join| self.mine(&join.server)).collect();
+        let theirs = theirs.into_iter().filter(|join| self.mine(&join.row.server)).collect();
         self.tell_newcomers(theirs).await
     }
 
     /// The servers that users of this one have come to share a room with hear of them.
-    async fn tell_of(&mut self, joins: &[Join]) -> Result<()> {
-        let users: BTreeSet<UserNid> = joins.iter().map(|join| join.user).collect();
+    async fn tell_of(&mut self, joins: &[At<Join>]) -> Result<()> {
+        let users: BTreeSet<UserNid> = joins.iter().map(|join| join.row.user).collect();
         let users: Vec<UserNid> = users.into_iter().collect();
         let present = self.with.deps.users.presence.list_present(&users).await?;
         self.spread.add_present(present);
@@ -67,20 +70,21 @@ impl Part {
     }
 
     /// Servers that were not in a room before hear who of this server is there.
-    async fn tell_newcomers(&mut self, joins: Vec<Join>) -> Result<()> {
-        let at: Vec<(RoomNid, Position)> = joins.iter().map(|join| (join.room, join.at)).collect();
+    async fn tell_newcomers(&mut self, joins: Vec<At<Join>>) -> Result<()> {
+        let at: Vec<(RoomNid, Position)> =
+            joins.iter().map(|join| (join.row.room, join.at)).collect();
         let before = self.with.deps.rooms.hosts.servers_before(&at).await?;
         let mut new: HashMap<RoomNid, HashSet<OwnedServerName>> = HashMap::new();
-        for (join, before) in joins.into_iter().zip(before) {
+        for (At { row: join, .. }, before) in joins.into_iter().zip(before) {
             if !before.contains(&join.server) {
                 new.entry(join.room).or_default().insert(join.server);
             }
         }
         let rooms: Vec<RoomNid> = new.keys().copied().collect();
         for (room, row) in self.with.deps.users.presence.list_present_in(&rooms).await? {
-            let row = Arc::new(row);
+            let presence = Arc::new(At { at: Position(i64::MAX), row });
             for server in new.get(&room).into_iter().flatten() {
-                self.tell(server.clone(), Fact::Presence(row.clone()));
+                self.tell(server.clone(), Fact::Presence(presence.clone()));
             }
         }
         Ok(())

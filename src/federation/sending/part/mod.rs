@@ -4,6 +4,7 @@
 
 mod filling;
 mod greeting;
+mod missed;
 mod progress;
 
 use std::{
@@ -15,14 +16,18 @@ use std::{
 use chatd_base::{Position, Result};
 use chatd_storage::{
     destinations,
-    sending::{self, ToSend},
+    sending::{self, ToSend, Told},
 };
 use chatd_streams::{Feed, Stream, StreamToken};
 use metrics::Gauge;
 use ruma_common::{OwnedServerName, ServerName};
 use tokio::sync::mpsc;
 
-use self::{greeting::Greetings, progress::WRITE_EVERY_MS};
+use self::{
+    greeting::Greetings,
+    missed::{Early, Seen},
+    progress::WRITE_EVERY_MS,
+};
 use super::{
     Sending,
     delivery::{Done, Outcome},
@@ -42,6 +47,8 @@ const MOST_READ: i64 = 500;
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// How long the token of a stream may take to cover a row that folds have been told of.
 const TOKEN_WITHIN: Duration = Duration::from_secs(10);
+/// A server that is left alone for longer gets no receipts of that time.
+const RECEIPTS_WAIT_MS: u64 = 3_600_000;
 
 /// A sender at work.
 pub(super) struct Part {
@@ -61,6 +68,9 @@ pub(super) struct Part {
     line: VecDeque<OwnedServerName>,
     /// When those that do not answer are tried again.
     timers: BTreeSet<(u64, OwnedServerName)>,
+    /// Up to where rows that are told while they are true have come.
+    seen: Seen,
+    early: Early,
     spread: Spread,
     greetings: Greetings,
     ledger: Ledger,
@@ -68,7 +78,7 @@ pub(super) struct Part {
     tell_done: mpsc::Sender<Done>,
     done: mpsc::Receiver<Done>,
     /// What the tables say; and when they were written.
-    written: Option<(String, String)>,
+    written: Option<Told>,
     written_ms: u64,
     /// Whether there may be something to write.
     is_dirty: bool,
@@ -95,9 +105,13 @@ impl Part {
         let pool = with.pool();
         let mut began = HashMap::new();
         let mut shards = Vec::new();
+        let mut seen = None::<Seen>;
         for shard in sending::take(pool, mine).await? {
-            began.insert(shard.id, (token(&shard.events)?, token(&shard.device_lists)?));
+            let told = &shard.told;
+            began.insert(shard.id, (token(&told.events)?, token(&told.device_lists)?));
             shards.push((shard.id, shard.epoch));
+            let of_shard = Seen::of(told)?;
+            seen = Some(seen.map_or(of_shard.clone(), |seen| seen.least(&of_shard)));
         }
         let both = |a: (StreamToken, StreamToken), b: &(StreamToken, StreamToken)| {
             (least(&a.0, &b.0), least(&a.1, &b.1))
@@ -119,6 +133,8 @@ impl Part {
             destinations: HashMap::new(),
             line: VecDeque::new(),
             timers: BTreeSet::new(),
+            seen: seen.unwrap_or_default(),
+            early: Early::default(),
             spread,
             greetings: Greetings::default(),
             ledger: Ledger::default(),
@@ -196,6 +212,7 @@ impl Part {
     /// Until something fails.
     pub(super) async fn run(&mut self) -> Result<()> {
         let mut news = News::of_the_tables();
+        let mut upto = self.seen_now();
         loop {
             if let Some(upto) = news.events.take() {
                 reach(&self.with.streams().events, &upto).await?;
@@ -205,6 +222,7 @@ impl Part {
                 reach(&self.with.streams().device_lists, &upto).await?;
                 self.consider_device_lists().await?;
             }
+            self.read_missed(&mut news, upto).await?;
             self.take_news(&mut news).await?;
             self.start().await?;
             self.write_if_due().await?;
@@ -215,6 +233,8 @@ impl Part {
                 () = self.inbox.has_news() => {}
                 () = tokio::time::sleep(pause) => {}
             }
+            // Whatever this covers is in the inbox by now, or was.
+            upto = self.seen_now();
             news = self.inbox.take();
         }
     }
@@ -223,8 +243,8 @@ impl Part {
     fn pause(&self) -> Duration {
         let timer = self.timers.first().map(|(at, _)| *at);
         let write = self.is_dirty.then_some(self.written_ms + WRITE_EVERY_MS);
-        let due =
-            [timer, write, self.spread.due(), self.greetings.due()].into_iter().flatten().min();
+        let told = [self.spread.due(), self.greetings.due(), self.early.due()];
+        let due = [timer, write].into_iter().chain(told).flatten().min();
         let now_ms = self.with.now_ms();
         let until = |due: u64| Duration::from_millis(due.saturating_sub(now_ms));
         due.map_or(Duration::MAX, |due| until(due).min(LONGEST_PAUSE))
@@ -330,8 +350,9 @@ impl Part {
             self.read_failing().await?;
         }
         let now_ms = self.with.now_ms();
+        self.hold_early(&mut news.receipts.seen, now_ms);
         self.spread.add(news, now_ms);
-        self.greetings.add(std::mem::take(&mut news.joins), now_ms);
+        self.greetings.add(std::mem::take(&mut news.joins.seen), now_ms);
         self.greet(now_ms).await?;
         if self.spread.due().is_some_and(|due| due <= now_ms) {
             let facts = self.spread.take(&self.with.deps.rooms.hosts, now_ms).await?;
@@ -350,13 +371,15 @@ impl Part {
         if !self.mine(&server) || !self.may_talk_to(&server) {
             return;
         }
+        let soon = self.with.now_ms() + RECEIPTS_WAIT_MS;
         let one = self.destinations.entry(server.clone()).or_default();
-        if one.is_behind {
-            return;
-        }
         match fact {
-            Fact::Receipt(row) => one.ephemeral.add_receipt(&row),
-            Fact::Presence(row) => one.ephemeral.add_presence(&row),
+            Fact::Receipt(receipt) if !one.is_behind || one.retry_at <= soon => {
+                one.ephemeral.add_receipt(&receipt);
+            }
+            Fact::Receipt(_) => return,
+            _ if one.is_behind => return,
+            Fact::Presence(presence) => one.ephemeral.add_presence(&presence),
             Fact::Typing(room, user, types) => one.ephemeral.add_typing(&room, &user, types),
         }
         self.wake(&server);
@@ -400,6 +423,9 @@ impl Part {
             Outcome::Failed { until_ms, again, has_more } => {
                 one.has_outbound |= has_more;
                 one.failed(&server, until_ms, &mut self.ledger);
+                if until_ms > self.with.now_ms() + RECEIPTS_WAIT_MS {
+                    one.ephemeral.clear();
+                }
                 one.again = Some(again).filter(|again| !again.is_empty());
             }
         }

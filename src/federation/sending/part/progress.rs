@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 
 use chatd_base::{Position, Result, WriterId};
-use chatd_storage::sending::{self, OwedRoom, Progress};
+use chatd_storage::sending::{self, OwedRoom, Progress, Told};
 use chatd_streams::StreamToken;
 
-use super::Part;
+use super::{Part, missed::Seen};
 use crate::sending::{
     destination::{Destination, Ledger, Owed},
     shards::least,
@@ -55,8 +55,8 @@ impl Part {
     }
 
     /// Up to where all servers have been told, or are noted; `None` while that is behind what
-    /// the tables say of some of them.
-    fn told(&self) -> Option<(String, String)> {
+    /// the tables say of some of them. Receipts and presence are told twice rather than not at all.
+    fn told(&self) -> Option<Told> {
         let mut events: BTreeMap<WriterId, Position> = self
             .with
             .streams()
@@ -80,10 +80,16 @@ impl Part {
             events.is_at_least(began) && device_lists.is_at_least(devices)
         };
         let is_true = self.began.values().all(is_further);
-        is_true.then(|| (events.to_string(), device_lists.to_string()))
+        let Seen { receipts, presence, .. } = self.told_of_edus();
+        is_true.then(|| Told {
+            events: events.to_string(),
+            device_lists: device_lists.to_string(),
+            receipts: receipts.to_string(),
+            presence: presence.to_string(),
+        })
     }
 
-    fn progress(&mut self, told: Option<(String, String)>) -> Progress {
+    fn progress(&mut self, told: Option<Told>) -> Progress {
         let Ledger { rooms, devices, taken } = std::mem::take(&mut self.ledger);
         let mut progress = Progress { shards: self.shards.clone(), told, ..Progress::default() };
         for ((server, room), owed) in rooms {

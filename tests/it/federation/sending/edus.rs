@@ -1,6 +1,6 @@
 //! What is no event: messages to devices, device lists, receipts, typing, presence.
 
-use chatd_kit::{Other, Settings, other::Reply, scenario};
+use chatd_kit::{Other, Server, Settings, User, other::Reply, scenario};
 use serde_json::{Value, json};
 
 use super::{SEND, shared_room, until_text};
@@ -8,6 +8,48 @@ use super::{SEND, shared_room, until_text};
 /// The user id of `user` here.
 fn is_of(edu: &Value, kind: &str) -> bool {
     edu["edu_type"] == kind
+}
+
+/// A fleet whose instances do not hear each other.
+fn without_bus() -> Settings {
+    Settings::federating().with("redis", json!({"enabled": true, "path": "/nobody/listens/here"}))
+}
+
+/// Receipts, devices and presence of a user in a room that is shared with one of two servers.
+async fn is_told(server: &mut Server) -> (Other, User, String) {
+    let (here, nowhere) = (Other::start().await, Other::start().await);
+    let alice = server.user("alice").await;
+    let room = shared_room(server, &alice, &[&here]).await;
+    let event = alice.send(&room, "read me").await;
+    until_text(&here, "read me").await;
+    alice.read(&room, &event).send().await.unwrap().ok();
+    let receipt = here.until_edu("a receipt", |edu| is_of(edu, "m.receipt")).await;
+    let read = &receipt["content"][&room]["m.read"][&alice.id];
+    assert_eq!(read["event_ids"], json!([event]));
+    let keys = json!({ "device_keys": {
+        "user_id": alice.id,
+        "device_id": alice.device,
+        "algorithms": ["m.olm.v1.curve25519-aes-sha2"],
+        "keys": { format!("curve25519:{}", alice.device): "c", format!("ed25519:{}", alice.device): "e" },
+        "signatures": {},
+    } });
+    alice.post("/_matrix/client/v3/keys/upload", &keys).send().await.unwrap().ok();
+    let of_alice =
+        |edu: &Value| is_of(edu, "m.device_list_update") && edu["content"]["keys"].is_object();
+    let list = here.until_edu("her device", of_alice).await;
+    assert_eq!(list["content"]["user_id"], json!(alice.id));
+    assert_eq!(list["content"]["keys"], keys["device_keys"]);
+    let presence = json!({ "presence": "unavailable", "status_msg": "away" });
+    let path = chatd_kit::path("/_matrix/client/v3/presence/{}/status", &[&alice.id]);
+    alice.put(path, &presence).send().await.unwrap().ok();
+    let is_away = |edu: &Value| {
+        let push = edu["content"]["push"].as_array().cloned().unwrap_or_default();
+        push.iter().any(|one| one["status_msg"] == "away")
+    };
+    here.until_edu("her presence", is_away).await;
+    assert!(nowhere.seen("", "").is_empty());
+    assert!(here.problems().is_empty(), "{:?}", here.problems());
+    (here, alice, room)
 }
 
 scenario! {
@@ -63,15 +105,7 @@ scenario! {
 
     /// Receipts, typing and new devices are told to the servers with which a room is shared.
     async fn what_is_no_event_is_told(server: Server) with (Settings::federating()) {
-        let (here, nowhere) = (Other::start().await, Other::start().await);
-        let alice = server.user("alice").await;
-        let room = shared_room(&mut server, &alice, &[&here]).await;
-        let event = alice.send(&room, "read me").await;
-        until_text(&here, "read me").await;
-        alice.read(&room, &event).send().await.unwrap().ok();
-        let receipt = here.until_edu("a receipt", |edu| is_of(edu, "m.receipt")).await;
-        let read = &receipt["content"][&room]["m.read"][&alice.id];
-        assert_eq!(read["event_ids"], json!([event]));
+        let (here, alice, room) = is_told(&mut server).await;
         alice.typing(&room, true).send().await.unwrap().ok();
         let typing = here.until_edu("typing", |edu| is_of(edu, "m.typing")).await;
         let expected = json!({ "room_id": room, "user_id": alice.id, "typing": true });
@@ -79,30 +113,12 @@ scenario! {
         alice.typing(&room, false).send().await.unwrap().ok();
         let ends = |edu: &Value| is_of(edu, "m.typing") && edu["content"]["typing"] == false;
         here.until_edu("the end of it", ends).await;
-
-        let keys = json!({ "device_keys": {
-            "user_id": alice.id,
-            "device_id": alice.device,
-            "algorithms": ["m.olm.v1.curve25519-aes-sha2"],
-            "keys": { format!("curve25519:{}", alice.device): "c", format!("ed25519:{}", alice.device): "e" },
-            "signatures": {},
-        } });
-        alice.post("/_matrix/client/v3/keys/upload", &keys).send().await.unwrap().ok();
-        let of_alice = |edu: &Value| {
-            is_of(edu, "m.device_list_update") && edu["content"]["keys"].is_object()
-        };
-        let list = here.until_edu("her device", of_alice).await;
-        assert_eq!(list["content"]["user_id"], json!(alice.id));
-        assert_eq!(list["content"]["keys"], keys["device_keys"]);
-        let presence = json!({ "presence": "unavailable", "status_msg": "away" });
-        let path = chatd_kit::path("/_matrix/client/v3/presence/{}/status", &[&alice.id]);
-        alice.put(path, &presence).send().await.unwrap().ok();
-        let is_away = |edu: &Value| {
-            let push = edu["content"]["push"].as_array().cloned().unwrap_or_default();
-            push.iter().any(|one| one["status_msg"] == "away")
-        };
-        here.until_edu("her presence", is_away).await;
-        assert!(nowhere.seen("", "").is_empty());
         assert!(here.problems().is_empty(), "{:?}", here.problems());
+    }
+
+    /// What is in the tables is told also if no row reaches the sender.
+    async fn what_the_sender_was_not_told_is_told(server: Server) in (fleet, random)
+    with (without_bus()) {
+        is_told(&mut server).await;
     }
 }

@@ -58,6 +58,22 @@ fn senders_apart() -> Settings {
     impatient().with("federation_sender_instances", json!(["sync1", "sync2"]))
 }
 
+fn is_receipt(edu: &Value) -> bool {
+    edu["edu_type"] == "m.receipt"
+}
+
+/// Waits for the receipt in a transaction that comes after the first `before`.
+async fn until_receipt_after(other: &Other, before: usize, room: &str, user: &str, event: &str) {
+    chatd_kit::eventually("a receipt", || async {
+        let seen = other.seen("PUT", SEND).split_off(before);
+        let edus = seen.iter().flat_map(|seen| seen.body["edus"].as_array().cloned()).flatten();
+        let receipts: Vec<Value> = edus.filter(is_receipt).collect();
+        let is_it = |edu: &Value| edu["content"][room]["m.read"][user]["event_ids"][0] == event;
+        receipts.iter().any(is_it).then_some(()).ok_or(format!("{receipts:?}"))
+    })
+    .await;
+}
+
 scenario! {
     /// The server is killed again and again while it sends to one that is slow and to one that
     /// comes and goes: every acknowledged event arrives at both, and a room's events keep their
@@ -89,6 +105,58 @@ scenario! {
         for other in [&slow, &fickle] {
             has_all(other, &acknowledged).await;
         }
+    }
+
+    /// A receipt whose sender is killed before it has arrived is told by the next one.
+    async fn a_receipt_outlives_its_sender(server: Server) in (monolith) with (impatient()) {
+        let here = Other::start().await;
+        let alice = server.user("alice").await;
+        let room = shared_room(&mut server, &alice, &[&here]).await;
+        let event = alice.send(&room, "read me").await;
+        until_text(&here, "read me").await;
+        let minute = std::time::Duration::from_secs(60);
+        here.always("PUT", SEND, Reply::json(&json!({"pdus": {}})).after(minute));
+        alice.read(&room, &event).await.ok();
+        server.kill9().unwrap();
+        here.behave();
+        server.restart().await.unwrap();
+        until_receipt_after(&here, 0, &room, &alice.id, &event).await;
+    }
+
+    /// Nobody sends when a receipt is set.
+    async fn a_receipt_waits_for_a_sender(server: Server) in (fleet) with (senders_apart()) {
+        let here = Other::start().await;
+        let alice = server.user("alice").await;
+        let room = shared_room(&mut server, &alice, &[&here]).await;
+        let event = alice.send(&room, "read me").await;
+        until_text(&here, "read me").await;
+        for name in ["sync1", "sync2"] {
+            server.members().instance(name).kill9().unwrap();
+        }
+        alice.read(&room, &event).await.ok();
+        server.members().launch().await.unwrap();
+        until_receipt_after(&here, 0, &room, &alice.id, &event).await;
+    }
+
+    /// A server that was away gets the receipts of that time, after the events.
+    async fn a_receipt_waits_for_the_server(server: Server) in (monolith) with (impatient()) {
+        let here = Other::start().await;
+        let alice = server.user("alice").await;
+        let room = shared_room(&mut server, &alice, &[&here]).await;
+        here.always("PUT", SEND, Reply::refused(503, "M_UNKNOWN"));
+        alice.send(&room, "one").await;
+        until_text(&here, "one").await;
+        let event = alice.send(&room, "two").await;
+        alice.read(&room, &event).await.ok();
+        alice.send(&room, "three").await;
+        let before = here.seen("PUT", SEND).len();
+        here.behave();
+        until_receipt_after(&here, before, &room, &alice.id, &event).await;
+        let seen = here.seen("PUT", SEND).split_off(before);
+        let at = |has: &dyn Fn(&Value) -> bool| seen.iter().position(|seen| has(&seen.body));
+        let text = at(&|body| body.to_string().contains("\"two\""));
+        let receipt = at(&|body| body.to_string().contains("m.receipt"));
+        assert!(text.is_some() && text <= receipt, "{text:?} {receipt:?}");
     }
 
     /// Each of the senders of a fleet is killed while it sends, and stays away for a while; the other
