@@ -62,7 +62,7 @@ impl Federation {
     pub fn new(deps: Deps) -> Self {
         let (inbound, queries) = (Inbound::new(&deps), Queries::new(&deps));
         let history = History::new(&deps, &inbound);
-        let (joining, resident) = (Joining::new(&deps), Resident::new(&deps));
+        let (joining, resident) = (Joining::new(&deps, &history), Resident::new(&deps));
         let (answers, sending) = (Answers::new(&deps), Sending::new(&deps));
         Self { inbound, history, queries, joining, resident, answers, sending, deps }
     }

@@ -82,10 +82,15 @@ impl History {
         let weak = Arc::downgrade(&history.0);
         inbound.on_gap(move |room| {
             if let Some(history) = weak.upgrade() {
-                tasks::spawn("gaps", History(history).fill_gaps(room.to_owned()));
+                History(history).close_gaps(room);
             }
         });
         history
+    }
+
+    /// Begins to fill gaps between events of a room, which this instance owns. Nobody waits for it.
+    pub(crate) fn close_gaps(&self, room: &RoomId) {
+        tasks::spawn("gaps", self.clone().fill_gaps(room.to_owned()));
     }
 
     /// As [`Reader::messages`], with what other servers have of it.

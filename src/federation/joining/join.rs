@@ -66,7 +66,10 @@ impl Joining {
         let body = self.send(server, wish, &made, &["v2", "v1"], large).await?;
         let import = self.read_answer(server, wish.room_id, made, body).await?;
         match self.deps.rooms.owner.import(import).await {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                self.history.close_gaps(wish.room_id);
+                Ok(())
+            }
             Err(Error::Refused(refusal)) if refusal.status < 500 && !is_ours(&refusal) => {
                 let why = format!("{server} has answered what is no room: {}", refusal.message);
                 Err(Trial::Theirs(Failure::Odd(why)))

@@ -22,12 +22,14 @@ use parking_lot::Mutex;
 use ruma_common::{OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, UserId};
 use tokio::sync::OwnedMutexGuard;
 
-use crate::Deps;
+use crate::{Deps, history::History};
 pub use third_party::{ByAddress, Redeemed};
 
 /// Brings users into rooms, wherever these are.
 pub struct Joining {
     deps: Deps,
+    /// Fetches what was said while nobody of this server was in a room.
+    history: History,
     turns: Turns,
 }
 
@@ -57,8 +59,9 @@ pub struct Found {
 }
 
 impl Joining {
-    pub(crate) fn new(deps: &Deps) -> Arc<Self> {
-        let joining = Arc::new(Self { deps: deps.clone(), turns: Turns::default() });
+    pub(crate) fn new(deps: &Deps, history: &History) -> Arc<Self> {
+        let (deps, history) = (deps.clone(), history.clone());
+        let joining = Arc::new(Self { deps, history, turns: Turns::default() });
         joining.answer_calls();
         joining
     }

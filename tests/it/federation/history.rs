@@ -239,6 +239,38 @@ scenario! {
         assert_eq!(texts(&synced.timeline(&id)), ["back"]);
     }
 
+    /// Nobody reads it, and the server that has said it is gone when somebody does.
+    async fn what_was_said_in_everybodys_absence_is_fetched_at_the_return(server: Server)
+        with (Settings::federating())
+    {
+        let other = Other::start().await;
+        let (alice, bob) = (server.user("alice").await, other.user("bob"));
+        let room = other.create_room("11", &bob);
+        let id = room.id();
+        alice.join_via(&id, &other.name()).await.ok();
+        until_texts(&alice, &id, &[]).await;
+        alice.leave(&id).await.ok();
+        other.until_pdu("a leave", |pdu| pdu["content"]["membership"] == "leave").await;
+        let said = say(&room, &bob, "meanwhile", 330);
+        alice.join_via(&id, &other.name()).await.ok();
+        let since = alice.sync().await.next_batch();
+        let client = server.database().connect().await.unwrap();
+        let gaps = "SELECT count(*) FROM event_gaps g
+                    JOIN events e ON e.nid = g.event AND e.flags & 1 = 0
+                    WHERE e.pos > (SELECT min(f.pos) FROM events f
+                                   WHERE f.room = e.room AND f.pos > 0)";
+        eventually("no gap", || async {
+            let left: i64 = client.query_one(gaps, &[]).await.unwrap().get(0);
+            if left == 0 { Ok(()) } else { Err(format!("{left} gaps")) }
+        })
+        .await;
+        other.go_away();
+        until_texts(&alice, &id, &said).await;
+        alice.send(&id, "back").await;
+        let synced = alice.sync().since(&since).await;
+        assert_eq!(texts(&synced.timeline(&id)), ["back"]);
+    }
+
     async fn what_could_not_be_heard_is_filled_in(server: Server) with (Settings::federating()) {
         let (other, peer) = (Other::start().await, server.peer());
         let (alice, bob) = (server.user("alice").await, other.user("bob"));
