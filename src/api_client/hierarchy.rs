@@ -31,16 +31,18 @@ struct Params {
     limit: Option<usize>,
     max_depth: Option<usize>,
     from: Option<String>,
+    #[serde(default, alias = "org.matrix.msc4235.via")]
+    via: Vec<OwnedServerName>,
 }
 
 /// A page of the rooms below a room.
 async fn hierarchy(app: Arc<App>, req: Request) -> Result<Reply> {
     let room: OwnedRoomId = req.arg_as("roomId")?;
-    let Params { suggested_only, limit, max_depth, from } = req.query()?;
+    let Params { suggested_only, limit, max_depth, from, via } = req.query()?;
     if limit == Some(0) {
         return Err(Refusal::invalid_param("`limit` has to be greater than zero").into());
     }
-    let query = HierarchyQuery { suggested_only, limit, max_depth, from };
+    let query = HierarchyQuery { suggested_only, limit, max_depth, from, via };
     Reply::json(&app.federation.queries.hierarchy(req.who()?, &room, &query).await?)
 }
 

@@ -60,9 +60,10 @@ pub struct Federation {
 
 impl Federation {
     pub fn new(deps: Deps) -> Self {
-        let (inbound, queries) = (Inbound::new(&deps), Queries::new(&deps));
+        let inbound = Inbound::new(&deps);
         let history = History::new(&deps, &inbound);
         let (joining, resident) = (Joining::new(&deps, &history), Resident::new(&deps));
+        let queries = Queries::new(&deps, &joining);
         let (answers, sending) = (Answers::new(&deps), Sending::new(&deps));
         Self { inbound, history, queries, joining, resident, answers, sending, deps }
     }

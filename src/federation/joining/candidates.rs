@@ -123,7 +123,7 @@ impl Joining {
     /// The servers to ask about a room, the most promising first: who has invited the user, those
     /// that the client names, that of the room's id, and those that were in the room when this
     /// server was.
-    pub(super) async fn candidates(
+    pub(crate) async fn candidates(
         &self,
         room_id: &RoomId,
         given: &[OwnedServerName],

@@ -11,14 +11,14 @@ use std::{
     time::Duration,
 };
 
-use chatd_base::{Refusal, Requester, Result};
+use chatd_base::{Error, Refusal, Requester, Result};
 use chatd_rooms::read::{SpaceRoom, Summary, Visitor};
 use futures::{StreamExt, stream};
 use ruma_common::{OwnedServerName, RoomId};
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::Queries;
+use super::{MOST_SERVERS, Queries};
 
 /// Rooms of one page.
 const MOST_ROOMS: usize = 50;
@@ -29,8 +29,6 @@ const MOST_ROUNDS: usize = 64;
 const MOST_ASKED: usize = 50;
 const AT_A_TIME: usize = 8;
 const ALL_WITHIN: Duration = Duration::from_secs(20);
-/// Servers of a child that are asked.
-const MOST_SERVERS: usize = 3;
 
 /// Which part of a space's tree is wanted.
 #[derive(Clone, Debug, Default)]
@@ -41,6 +39,8 @@ pub struct HierarchyQuery {
     pub max_depth: Option<usize>,
     /// The token of the page, of the one before.
     pub from: Option<String>,
+    /// Servers that may know the room at the top.
+    pub via: Vec<OwnedServerName>,
 }
 
 /// A page of a space's tree.
@@ -79,7 +79,8 @@ struct Walk {
 }
 
 impl Queries {
-    /// A page of the tree below a room. Refuses rooms that the user may not look at.
+    /// A page of the tree below a room. Refuses rooms that the user may not look at, or that no
+    /// server tells of.
     pub async fn hierarchy(
         &self,
         who: &Requester,
@@ -126,8 +127,12 @@ impl Queries {
         let here: HashSet<String> =
             rooms.iter().map(|room| room.summary.listing.room_id.clone()).collect();
         let elsewhere = wanted.iter().filter(|wanted| !here.contains(&wanted.room));
-        rooms
-            .extend(self.look_elsewhere(query, tree, elsewhere.cloned().collect(), deadline).await);
+        let mut elsewhere: Vec<Wanted> = elsewhere.cloned().collect();
+        for top in elsewhere.iter_mut().filter(|wanted| wanted.depth == 0) {
+            let room = <&RoomId>::try_from(top.room.as_str()).map_err(Error::internal)?;
+            top.via = self.servers_that_know(who, room, &query.via).await?;
+        }
+        rooms.extend(self.look_elsewhere(query, tree, elsewhere, deadline).await);
         let summaries = rooms.iter().map(|room| &room.summary);
         let visitor = Visitor::User(who.user);
         let memberships = self.reader.memberships_for(visitor, summaries).await?;
@@ -331,6 +336,7 @@ mod tests {
             max_depth,
             from,
             limit: None,
+            via: Vec::new(),
         };
         let token = query(true, Some(3), None).token(50);
         assert_eq!(query(true, Some(3), Some(token.clone())).skipped().unwrap(), 50);

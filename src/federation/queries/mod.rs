@@ -12,19 +12,21 @@ mod summary;
 
 use std::sync::Arc;
 
-use chatd_base::{Cache, Clock, Error, Refusal};
+use chatd_base::{Cache, Clock, Error, Refusal, Requester, Result};
 use chatd_config::Config;
 use chatd_rooms::{Rooms, read::Reader};
 use chatd_servers::{Failure, Servers};
 use chatd_users::Users;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
-use ruma_common::{OwnedUserId, ServerName};
+use ruma_common::{OwnedServerName, OwnedUserId, RoomId, ServerName};
 
 pub use directory::{PlaceOfAlias, RoomListQuery};
 pub use hierarchy::{HierarchyPage, HierarchyQuery};
 pub use keys::Claims;
 use profiles::Remembered;
 pub use summary::RoomSummary;
+
+use crate::joining::Joining;
 
 /// What a value in a query string may not have as it is.
 const RESERVED: &AsciiSet = &CONTROLS
@@ -56,6 +58,9 @@ const RESERVED: &AsciiSet = &CONTROLS
 const OF_TOKENS: &[&str] =
     &["M_UNKNOWN_TOKEN", "M_MISSING_TOKEN", "M_USER_LOCKED", "M_USER_DEACTIVATED"];
 
+/// Servers that are asked about one room (R8).
+const MOST_SERVERS: usize = 3;
+
 /// Asks other servers on behalf of clients.
 pub struct Queries {
     config: Arc<Config>,
@@ -63,23 +68,39 @@ pub struct Queries {
     rooms: Arc<Rooms>,
     reader: Reader,
     servers: Servers,
+    joining: Arc<Joining>,
     clock: Clock,
     profiles: Cache<OwnedUserId, Remembered>,
     spaces: Cache<spaces::Key, spaces::Remembered>,
 }
 
 impl Queries {
-    pub(crate) fn new(deps: &crate::Deps) -> Self {
+    pub(crate) fn new(deps: &crate::Deps, joining: &Arc<Joining>) -> Self {
         Self {
             config: deps.config.clone(),
             users: deps.users.clone(),
             rooms: deps.rooms.clone(),
             reader: deps.reader.clone(),
             servers: deps.servers.clone(),
+            joining: joining.clone(),
             clock: deps.users.deps.clock.clone(),
             profiles: Cache::new("remote_profiles", profiles::MOST),
             spaces: Cache::new("remote_spaces", spaces::MOST),
         }
+    }
+
+    /// Servers that may tell a user of a room that nobody here is in: that of whoever has invited
+    /// the user, those that the client names, that of the room's id.
+    async fn servers_that_know(
+        &self,
+        who: &Requester,
+        room: &RoomId,
+        via: &[OwnedServerName],
+    ) -> Result<Vec<OwnedServerName>> {
+        let standing = self.rooms.owner.standing(&who.user_id, room).await?;
+        let mut servers = self.joining.candidates(room, via, standing.as_ref()).await?;
+        servers.truncate(MOST_SERVERS);
+        Ok(servers)
     }
 }
 

@@ -7,9 +7,6 @@ use serde::Serialize;
 
 use super::Queries;
 
-/// Servers that are asked (R8).
-const MOST_SERVERS: usize = 3;
-
 /// A room, and what the user is in it.
 #[derive(Debug, Serialize)]
 pub struct RoomSummary {
@@ -31,11 +28,12 @@ impl Queries {
         let absent = || Refusal::not_found("there is no such room, or it is not open to you");
         let (room, via) = self.place(who, room, via).await?;
         let here = self.reader.summaries(&[room.as_str()], None).await?.pop();
-        let found = match here {
-            Some(here) => Some(here.summary),
-            None if who.is_none() || via.is_empty() => None,
-            None => {
-                let far = self.space_elsewhere(room.to_string(), via, false).await;
+        let found = match (here, who) {
+            (Some(here), _) => Some(here.summary),
+            (None, None) => None,
+            (None, Some(who)) => {
+                let servers = self.servers_that_know(who, &room, &via).await?;
+                let far = self.space_elsewhere(room.to_string(), servers, false).await;
                 far.map(|far| far.room.summary.clone())
             }
         };
@@ -54,7 +52,7 @@ impl Queries {
         Ok(RoomSummary { summary, membership })
     }
 
-    /// The room's id, and other servers that know it.
+    /// The room's id, and servers that are said to know it.
     async fn place(
         &self,
         who: Option<&Requester>,
@@ -69,8 +67,6 @@ impl Queries {
                 place.0
             }
         };
-        via.retain(|server| *server != self.config.server_name);
-        via.truncate(MOST_SERVERS);
         Ok((room, via))
     }
 

@@ -184,7 +184,8 @@ scenario! {
         assert_eq!(ids(&own), told(&all));
         rooms(&bob, &closed, &[]).await.refused(403, "M_FORBIDDEN");
         rooms(&bob, &banned, &[]).await.refused(403, "M_FORBIDDEN");
-        rooms(&bob, "!none:example.org", &[]).await.refused(403, "M_FORBIDDEN");
+        let none = format!("!none:{here}");
+        rooms(&bob, &none, &[]).await.refused(403, "M_FORBIDDEN");
     }
 
     async fn whoever_asks_too_often_waits(server: Server) in (monolith) {
@@ -332,12 +333,68 @@ scenario! {
             "room": room, "children": [], "inaccessible_children": [],
         })));
         let url = path("/_matrix/client/v1/room_summary/{}", &[&far.id()]);
+        let nobody = server.request("GET", &url).query("via", other.name()).await;
+        nobody.refused(404, "M_NOT_FOUND");
+        assert!(other.seen("GET", FAR).is_empty(), "nobody asks on behalf of nobody");
+        for asked in [alice.get(&url), alice.get(&url).query("via", other.name())] {
+            let told = asked.await;
+            let (name, kind) = (told.string("name"), told.string("room_type"));
+            assert_eq!((name.as_str(), kind.as_str()), ("far", "m.space"));
+        }
+        assert_eq!(other.seen("GET", FAR).len(), 1);
+        // The id of a newer room names no server.
+        let (bob, space) = (other.user("bob"), json!({"type": "m.space"}));
+        let newer = other.create_room_with("12", &bob, &space);
+        room["room_id"] = json!(newer.id());
+        other.always("GET", FAR, Reply::json(&json!({"room": room, "children": []})));
+        let url = path("/_matrix/client/v1/room_summary/{}", &[&newer.id()]);
         alice.get(&url).await.refused(404, "M_NOT_FOUND");
         let told = alice.get(&url).query("via", other.name()).await;
-        assert_eq!((told.string("name"), told.string("room_type")), ("far".into(), "m.space".into()));
-        let nobody = server.request("GET", url).query("via", other.name()).await;
-        nobody.refused(404, "M_NOT_FOUND");
-        assert_eq!(other.seen("GET", FAR).len(), 1);
+        assert_eq!(told.string("room_id"), newer.id());
+    }
+
+    async fn the_top_of_a_tree_may_be_elsewhere(server: Server)
+    in (monolith, fleet) with (Settings::federating())
+    {
+        let (alice, carol) = (server.user("alice").await, server.user("carol").await);
+        let (other, second) = (Other::start().await, Other::start().await);
+        let (far, summary) = far_space(&other);
+        let leaf = format!("!leaf:{}", other.name());
+        let told = |rule: &str| {
+            let mut room = summary.clone();
+            room["join_rule"] = rule.into();
+            room["children_state"] = json!([child_event(&leaf, &other.name(), 1)]);
+            let children = [room_elsewhere(&leaf, "public", &[])];
+            Reply::json(&json!({"room": room, "children": children, "inaccessible_children": []}))
+        };
+        // The server of its id does not know it any more, another one does.
+        other.always("GET", FAR, Reply::refused(404, "M_NOT_FOUND"));
+        second.always("GET", FAR, told("public"));
+        rooms(&alice, &far.id(), &[]).await.refused(403, "M_FORBIDDEN");
+        let both = [far.id(), leaf.clone()];
+        let there = second.name();
+        for name in ["via", "org.matrix.msc4235.via"] {
+            let found = rooms(&alice, &far.id(), &[(name, &there)]).await;
+            assert_eq!(ids(&found), both);
+        }
+        // A second page is of the same tree.
+        let first = rooms(&alice, &far.id(), &[("via", &there), ("limit", "1")]).await;
+        assert_eq!(ids(&first), [far.id()]);
+        let next = first.string("next_batch");
+        let query = [("via", there.as_str()), ("limit", "1"), ("from", &next)];
+        let second_page = rooms(&alice, &far.id(), &query).await;
+        assert_eq!(ids(&second_page), [leaf.clone()]);
+
+        // Whoever is invited looks at what others do not see, by the server of who has invited.
+        let (closed, by) = (other.create_room("11", &other.user("bob")), other.user("bob"));
+        let mut room = summary.clone();
+        room["room_id"] = json!(closed.id());
+        room["join_rule"] = json!("invite");
+        room["children_state"] = json!([]);
+        other.always("GET", FAR, Reply::json(&json!({"room": room, "children": []})));
+        other.invite(&server.peer(), &closed, &by, &carol.id).await.ok();
+        rooms(&alice, &closed.id(), &[]).await.refused(403, "M_FORBIDDEN");
+        assert_eq!(ids(&rooms(&carol, &closed.id(), &[]).await), [closed.id()]);
     }
 }
 
@@ -357,6 +414,11 @@ async fn trees_go_through_synapse_and_back() {
         ids(&rooms(&alice, &here, &[]).await),
         [&here, &ours, &there, &theirs].map(Clone::clone)
     );
+    // Nobody here is in it.
+    let by = synapse.name();
+    let from_outside = rooms(&alice, &there, &[("via", by)]).await;
+    assert_eq!(ids(&from_outside), [&there, &theirs].map(Clone::clone));
+    rooms(&alice, &closed, &[("via", by)]).await.refused(403, "M_FORBIDDEN");
     put(&bob, &there, &here, via(server.name())).await;
     let all = [&there, &closed, &theirs, &here, &ours].map(Clone::clone);
     assert_eq!(ids(&rooms(&bob, &there, &[]).await), all);
