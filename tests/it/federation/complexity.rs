@@ -1,16 +1,45 @@
 //! Rooms that are too large for a server.
 
-use chatd_kit::{Other, Settings, other::Reply, path, scenario};
+use chatd_kit::{Other, Server, Settings, User, other::Reply, path, scenario};
 use serde_json::json;
 
 const TOO_MUCH: &str = "M_RESOURCE_LIMIT_EXCEEDED";
 
 fn limited() -> Settings {
-    Settings::federating().with("user_agent_suffix", "(of the test)").with(
-        "limit_remote_rooms",
-        json!({
-            "enabled": true, "complexity": 0.03, "complexity_error": "that is too much"}),
-    )
+    let limit =
+        json!({"enabled": true, "complexity": 0.03, "complexity_error": "that is too much"});
+    Settings::federating()
+        .with("user_agent_suffix", "(of the test)")
+        .with("limit_remote_rooms", limit)
+}
+
+/// The same with a word on whether admins may do what others may not.
+fn admins_can_join(can: bool) -> Settings {
+    let limit = json!({"enabled": true, "complexity": 0.03, "admins_can_join": can});
+    Settings::federating().with("limit_remote_rooms", limit)
+}
+
+/// A room of another server that is too large, whether or not that server says so.
+fn large_room(other: &Other, says_it: bool) -> String {
+    let told =
+        if says_it { Reply::json(&json!({"v1": 7.5})) } else { Reply::refused(404, "M_NOT_FOUND") };
+    other.always("GET", "/_matrix/federation/unstable/rooms/", told);
+    let bob = other.user("bob");
+    let room = other.create_room("10", &bob);
+    for number in 0..20 {
+        room.set(&bob, "org.example.state", &number.to_string(), json!({}));
+    }
+    room.id()
+}
+
+/// A user, and another one who is an admin.
+async fn user_and_admin(server: &Server) -> (User, User) {
+    let (alice, root) = (server.user("alice").await, server.user("root").await);
+    let database = server.database().connect().await.expect("a connection");
+    let made = "UPDATE users SET is_admin = true WHERE localpart = 'root'";
+    assert_eq!(database.execute(made, &[]).await.expect("an admin"), 1);
+    // Who one is is read with the token.
+    (alice, root.another_device().await)
 }
 
 scenario! {
@@ -48,6 +77,29 @@ scenario! {
         rooms.sort_by_key(ToString::to_string);
         joined.sort_by_key(ToString::to_string);
         assert_eq!(rooms, joined);
+    }
+
+    async fn admins_join_rooms_of_any_size_if_they_may(server: Server)
+    in (monolith, random) with (admins_can_join(true)) {
+        let (other, (alice, root)) = (Other::start().await, user_and_admin(&server).await);
+        for says_it in [true, false] {
+            let room = large_room(&other, says_it);
+            alice.join_via(&room, &other.name()).await.refused(400, TOO_MUCH);
+            root.join_via(&room, &other.name()).await.ok();
+            let state = root.get_state(&room, "org.example.state", "19").await;
+            assert_eq!(*state.ok(), json!({}));
+            // It is not of another server any more: whoever comes next makes it no larger here.
+            alice.join(&room).await.ok();
+        }
+    }
+
+    async fn admins_are_like_all_others_unless_it_is_said(server: Server)
+    in (monolith) with (admins_can_join(false)) {
+        let (other, (_, root)) = (Other::start().await, user_and_admin(&server).await);
+        for says_it in [true, false] {
+            let room = large_room(&other, says_it);
+            root.join_via(&room, &other.name()).await.refused(400, TOO_MUCH);
+        }
     }
 
     async fn other_servers_are_told_how_complex_a_room_is(server: Server)
