@@ -54,9 +54,19 @@ impl Server {
     pub async fn fleet(binary: impl AsRef<Path>, settings: Settings, spread: Spread) -> Self {
         let binary = binary.as_ref();
         let database = Database::create(binary).await.expect("a database for the test");
+        Self::fleet_on(binary, settings, spread, database).await
+    }
+
+    /// A fleet on `database`.
+    pub async fn fleet_on(
+        binary: impl AsRef<Path>,
+        settings: Settings,
+        spread: Spread,
+        database: Database,
+    ) -> Self {
         // Scenarios look at once for what they have done, also where syncs show it.
         let settings = settings.with_chatd("fresh", "always");
-        let fleet = Fleet::start(binary, &settings, &database.config(), spread)
+        let fleet = Fleet::start(binary.as_ref(), &settings, &database.config(), spread)
             .await
             .unwrap_or_else(|error| panic!("the fleet does not start: {error:?}"));
         let http = Http::new(fleet.url());
