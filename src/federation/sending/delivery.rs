@@ -1,6 +1,6 @@
 //! One transaction on its way: what it holds, and what became of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use chatd_base::{Position, Result, RoomNid};
 use chatd_servers::Failure;
@@ -78,6 +78,8 @@ pub(super) struct Delivery {
     pub transaction: Transaction,
     pub content: Content,
     behind: Option<Behind>,
+    /// What goes out after it, if it is taken.
+    rest: VecDeque<Content>,
     /// The server may have it.
     is_again: bool,
     has_more: bool,
@@ -92,6 +94,8 @@ pub(super) enum Outcome {
         /// There may be more of them.
         has_more: bool,
         then: CaughtUp,
+        /// What the server gets next.
+        rest: VecDeque<Content>,
     },
     Failed {
         /// It is left alone until then.
@@ -114,7 +118,8 @@ impl Delivery {
     /// With what the server is owed, if it is behind.
     pub(super) fn new(server: OwnedServerName, content: Content, behind: Option<Behind>) -> Self {
         let transaction = Transaction::default();
-        Self { server, transaction, content, behind, is_again: false, has_more: false }
+        let rest = VecDeque::new();
+        Self { server, transaction, content, behind, rest, is_again: false, has_more: false }
     }
 
     /// One that was not taken, as far as this server knows.
@@ -151,16 +156,15 @@ impl Delivery {
     async fn add_owed(&mut self, with: &Sending) -> Result<()> {
         let Some(behind) = self.behind.take() else { return Ok(()) };
         let (pool, config) = (with.pool(), &with.deps.config);
-        let next = catch_up::next(pool, config, &self.server, &behind.owed).await?;
-        let places: Vec<Place> = next.events.iter().map(|event| (event.nid, event.room)).collect();
-        let bodies = with.bodies.load(&places).await?;
-        for (nid, _) in &places {
+        self.rest = catch_up::next(pool, config, &self.server, &behind.owed).await?;
+        let Content { events, then, .. } = self.rest.pop_front().unwrap_or_default();
+        let bodies = with.bodies.load(&events).await?;
+        for (nid, _) in &events {
             if let Some(body) = bodies.get(nid) {
                 self.transaction.add_event(*nid, body.clone());
             }
         }
-        self.content.events = places;
-        self.content.then = next.then;
+        (self.content.events, self.content.then) = (events, then);
         if let Some((since, told)) = &behind.devices {
             let (hosts, own) = (&with.deps.rooms.hosts, with.own_name());
             let limit = MOST_DEVICES.min(self.transaction.room_for_edus());
@@ -183,11 +187,15 @@ impl Delivery {
         Outcome::Failed { until_ms, again: Box::new(again), has_more }
     }
 
+    fn accepted(&mut self) -> Outcome {
+        let Content { messages: taken, then, .. } = std::mem::take(&mut self.content);
+        let rest = std::mem::take(&mut self.rest);
+        Outcome::Accepted { taken, has_more: self.has_more, then, rest }
+    }
+
     async fn send(&mut self, with: &Sending) -> Outcome {
-        let content = self.content.clone();
-        let has_more = self.has_more;
         if self.transaction.is_empty() {
-            return Outcome::Accepted { taken: content.messages, has_more, then: content.then };
+            return self.accepted();
         }
         let client = &with.deps.servers.client;
         let sent = self.transaction.send(client, with.own_name(), &self.server, with.now_ms());
@@ -198,13 +206,13 @@ impl Delivery {
                 metrics::counter!("synapse_federation_client_sent_edus_total")
                     .increment(edus as u64);
                 tracing::debug!(server.name = %self.server, events, edus, "sent a transaction");
-                Outcome::Accepted { taken: content.messages, has_more, then: content.then }
+                self.accepted()
             }
             Err(failure) => {
                 let until_ms = self.left_alone_until(with, &failure).await;
                 tracing::debug!(server.name = %self.server, %failure, until_ms,
                     "a server has not taken a transaction");
-                self.failed(until_ms, content)
+                self.failed(until_ms, self.content.clone())
             }
         }
     }

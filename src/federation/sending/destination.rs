@@ -88,6 +88,8 @@ pub(super) struct Destination {
     pub is_failing: bool,
     /// What it has not taken, as far as this server knows.
     pub again: Option<Box<Content>>,
+    /// What it gets next while it is behind: read together with what is under way.
+    pub prepared: VecDeque<Content>,
     /// It is left alone until then, in milliseconds.
     pub retry_at: u64,
 }
@@ -276,6 +278,7 @@ impl Destination {
             self.owe_devices(server, oldest, ledger);
         }
         self.ephemeral.failed();
+        self.prepared.clear();
         self.is_failing = true;
         self.retry_at = until;
     }

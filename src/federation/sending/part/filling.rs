@@ -84,6 +84,9 @@ impl Part {
             let content = Content::of(&one.take_events(MOST_PDUS), one.take_devices(MOST_DEVICES));
             return Some(Delivery::new(server, content, None));
         }
+        if let Some(next) = one.prepared.pop_front() {
+            return Some(Delivery::new(server, next, None));
+        }
         let behind = Behind {
             owed: one.begin_to_catch_up(MOST_ROOMS),
             devices: one.owed_devices.clone().map(|since| (since, self.device_lists.clone())),

@@ -413,11 +413,14 @@ impl Part {
         let Some(one) = self.destinations.get_mut(&server) else { return };
         one.is_busy = false;
         match done.outcome {
-            Outcome::Accepted { taken, has_more, then } => {
+            Outcome::Accepted { taken, has_more, then, rest } => {
                 one.is_failing = false;
                 one.retry_at = 0;
                 one.has_outbound |= has_more;
                 one.accepted(&server, then, &self.device_lists, &mut self.ledger);
+                if one.is_behind {
+                    one.prepared.extend(rest);
+                }
                 self.ledger.taken.extend(taken.into_iter().map(|pos| (server.clone(), pos)));
             }
             Outcome::Failed { until_ms, again, has_more } => {
