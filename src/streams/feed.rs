@@ -80,6 +80,7 @@ impl<S: Stream> Frame<S> {
 
 type Fold<S> = Box<dyn Fn(&Frame<S>) + Send + Sync>;
 type Forget = Box<dyn Fn(WriterId, Position) + Send + Sync>;
+type Part = Box<dyn Fn(WriterId) + Send + Sync>;
 
 /// A view that wants the rows of some rooms or users only.
 pub trait Picky: Send + Sync + 'static {
@@ -98,6 +99,7 @@ struct Views<S: Stream> {
     sees_all: bool,
     picky: Vec<Arc<dyn Picky>>,
     forgets: Vec<Forget>,
+    parts: Vec<Part>,
     /// Counts gaps.
     skips: Counter,
     /// Counts frames that nobody here wanted.
@@ -134,6 +136,7 @@ impl<S: Stream> Feed<S> {
             sees_all: false,
             picky: Vec::new(),
             forgets: Vec::new(),
+            parts: Vec::new(),
             skips,
             passes,
         };
@@ -182,6 +185,12 @@ impl<S: Stream> Feed<S> {
     /// rules hold as for [`Feed::on_rows`].
     pub fn on_skipped(&self, forget: impl Fn(WriterId, Position) + Send + Sync + 'static) {
         self.views.lock().forgets.push(Box::new(forget));
+    }
+
+    /// Adds what a view does when a writer writes this stream no more; then its tokens need not
+    /// name it. The same rules hold as for [`Feed::on_rows`].
+    pub fn on_retired(&self, part: impl Fn(WriterId) + Send + Sync + 'static) {
+        self.views.lock().parts.push(Box::new(part));
     }
 
     /// How far this instance has folded the stream.
@@ -295,6 +304,9 @@ impl<S: Stream> Feed<S> {
     /// Folds a frame, then moves the token. A frame that was seen before is ignored, and one that
     /// comes after a gap makes the views forget first (R4).
     pub fn apply(&self, frame: &Frame<S>) {
+        if frame.rows.is_empty() && !self.writers.read().contains_key(&frame.writer) {
+            return self.skip(frame.writer, frame.position);
+        }
         let views = self.views.lock();
         let known = self.position_of(frame.writer);
         if frame.position <= known {
@@ -313,8 +325,10 @@ impl<S: Stream> Feed<S> {
     /// not been given. Those at or below the known position change nothing.
     pub fn skip(&self, writer: WriterId, position: Position) {
         let views = self.views.lock();
-        // One that is new must be known before its first row, so that tokens do not cover that.
+        // One that is new must be known before its first row, so that tokens do not cover that. It
+        // has none yet: tokens that do not name it have passed its place, and must not go back.
         let known = self.writers.read().get(&writer).copied();
+        let position = if known.is_none() { position.max(self.token().min) } else { position };
         let lag = known.map_or(0, |known| (position.0 - known.0).max(0));
         self.lags.lock().insert(writer, lag);
         if known.is_some_and(|known| position <= known) {
@@ -337,6 +351,7 @@ impl<S: Stream> Feed<S> {
             writers.remove(&writer);
             StreamToken::from_writers(&writers)
         };
+        views.parts.iter().for_each(|part| part(writer));
         self.lags.lock().remove(&writer);
         self.moved.send_replace(token);
     }

@@ -23,18 +23,29 @@ use crate::index::{Index, Live, State, Step};
 
 /// Makes `index` see every row of every stream.
 pub(crate) fn attach(index: &Arc<Index>, streams: &Streams) {
+    macro_rules! retire {
+        ($feed:ident $of_token:ident) => {
+            let index = index.clone();
+            streams.$feed.on_retired(move |writer| {
+                let State { writers, now, .. } = &mut *index.lock();
+                writers.$feed.remove(&writer);
+                now.$of_token = StreamToken::from_writers(&writers.$feed);
+            });
+        };
+    }
     macro_rules! fold {
         ($($feed:ident $function:ident $missed:ident;)*) => {$({
-            let seen = index.clone();
+            let (seen, missed) = (index.clone(), index.clone());
             streams.$feed.on_rows(move |frame| seen.lock().$function(frame));
-            let index = index.clone();
-            streams.$feed.on_skipped(move |writer, upto| index.lock().$missed(writer, upto));
+            streams.$feed.on_skipped(move |writer, upto| missed.lock().$missed(writer, upto));
+            retire!($feed $feed);
         })*};
     }
     let (view, seen, index_of_events) = (index.clone(), index.clone(), index.clone());
     streams.events.on_wanted_rows(view, move |frame| seen.lock().fold_events(frame));
     let missed = move |writer, upto| index_of_events.lock().miss_events(writer, upto);
     streams.events.on_skipped(missed);
+    retire!(events room);
     fold! {
         typing fold_typing miss_typing;
         receipts fold_receipts miss_receipts;

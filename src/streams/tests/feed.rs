@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use serde_json::value::to_raw_value;
 
 use crate::{
-    Feed, Frame, Key, Picky,
+    Feed, Frame, Key, Picky, StreamToken,
     bus::{Encode, LocalBus},
     to_device::{ToDevice, ToDeviceRow},
 };
@@ -111,4 +111,42 @@ async fn folds_are_told_before_the_token_moves_and_can_wait_for_it() {
     take(&feed, &frame(1, &[1]));
     let token = token.lock().take().unwrap();
     assert!(feed.wait_for(&token, std::time::Duration::from_secs(10)).await);
+}
+
+/// Tokens that do not name a writer have passed its place, if it has written nothing there.
+#[test]
+fn a_writer_that_is_heard_of_late_moves_no_token_back() {
+    for hear in [
+        |feed: &Feed<ToDevice>| feed.skip(WriterId(2), Position(20)),
+        |feed: &Feed<ToDevice>| {
+            let (writer, at) = (WriterId(2), Position(20));
+            let rows = Arc::new([]);
+            let frame = Frame::<ToDevice> { writer, previous: at, position: at, rows };
+            feed.take(&frame.head(), &frame.rows()).unwrap();
+        },
+    ] {
+        let (feed, _) = feed();
+        take(&feed, &frame(5, &[1]));
+        let before = feed.token();
+        hear(&feed);
+        assert!(feed.token().is_at_least(&before), "{} after {before}", feed.token());
+        let first = Frame { writer: WriterId(2), previous: Position(20), ..frame(6, &[1]) };
+        take(&feed, &first);
+        assert_eq!(feed.token().to_string(), "m50~2.60");
+    }
+}
+
+#[test]
+fn who_writes_no_more_is_in_no_token() {
+    let (feed, _) = feed();
+    let gone = Arc::new(Mutex::new(Vec::new()));
+    let told = gone.clone();
+    feed.on_retired(move |writer| told.lock().push(writer));
+    take(&feed, &frame(5, &[1]));
+    take(&feed, &Frame { writer: WriterId(2), ..frame(2, &[1]) });
+    assert_eq!(feed.token().to_string(), "m20~1.50");
+    feed.retire(WriterId(2), Position(10));
+    assert_eq!(*gone.lock(), [], "it has come back");
+    feed.retire(WriterId(2), Position(30));
+    assert_eq!((feed.token(), &*gone.lock()), (StreamToken::at(Position(50)), &vec![WriterId(2)]));
 }
