@@ -30,6 +30,11 @@ impl Error {
             Self::Internal(_) => None,
         }
     }
+
+    /// Whether it says that something is away, or too busy: the same may well succeed later.
+    pub fn is_unavailable(&self) -> bool {
+        matches!(self, Self::Refused(refusal) if refusal.status == 503)
+    }
 }
 
 impl fmt::Display for Error {

@@ -280,12 +280,8 @@ fn flags_of(pdu: &Pdu, effect: &Effect) -> i16 {
 
 /// The event's relation, and the root of the thread that it is in.
 fn relations(draft: &Draft) -> (Option<Relation>, Option<OwnedEventId>) {
-    let relation = push::relation(&draft.content).and_then(|(rel_type, event_id)| {
-        Some(Relation {
-            rel_type: rel_type.to_owned(),
-            event_id: OwnedEventId::try_from(event_id).ok()?,
-        })
-    });
+    let relation = push::relation(&draft.content)
+        .map(|(rel_type, event_id)| Relation { rel_type: rel_type.to_owned(), event_id });
     let thread = relation.as_ref().filter(|r| r.rel_type == "m.thread").map(|r| r.event_id.clone());
     (relation, thread)
 }

@@ -43,7 +43,7 @@ pub fn read(
         _ => event.get("redacts"),
     };
     let redacts = redacts.and_then(CanonicalJsonValue::as_str);
-    let redacts = redacts.and_then(|id| OwnedEventId::try_from(id).ok());
+    let redacts = redacts.and_then(event_form::event_id);
     let (origin_ts, depth) = (integer(&event, "origin_server_ts"), integer(&event, "depth"));
     let prev_events = references(&event, "prev_events")?;
     let auth_events = references(&event, "auth_events")?;
@@ -99,8 +99,7 @@ pub fn references(event: &CanonicalJsonObject, name: &str) -> Result<Vec<OwnedEv
             CanonicalJsonValue::Array(pair) => pair.first().and_then(CanonicalJsonValue::as_str),
             other => other.as_str(),
         };
-        id.and_then(|id| OwnedEventId::try_from(id).ok())
-            .ok_or_else(|| wrong(name, "has a wrong entry"))
+        id.and_then(event_form::event_id).ok_or_else(|| wrong(name, "has a wrong entry"))
     };
     entries.iter().map(one).collect()
 }

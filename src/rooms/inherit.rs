@@ -1,7 +1,7 @@
 //! Who joins a room that has taken the place of another finds it as the other was: with its tags, its
 //! push rules, and among the direct chats.
 
-use chatd_base::{Requester, Result};
+use chatd_base::Requester;
 use ruma_common::{OwnedRoomId, RoomId};
 use serde_json::Value;
 
@@ -9,13 +9,13 @@ use crate::{Rooms, live::Live, owner::lock};
 
 impl Rooms {
     /// Gives a room that the user has just joined what its predecessor has of the user.
-    pub async fn inherit(&self, who: &Requester, room_id: &RoomId) -> Result<()> {
-        let slot = self.owner.slot(room_id).await?;
+    pub async fn inherit(&self, who: &Requester, room_id: &RoomId) {
+        // The join is made, whatever comes of this.
+        let Ok(slot) = self.owner.slot(room_id).await else { return };
         let old = predecessor(&lock(&slot).lock());
         if let Some(old) = old {
             self.inherit_from(who, &old, room_id).await;
         }
-        Ok(())
     }
 
     /// The same from `old`. The user is in the room, whether or not this succeeds.

@@ -46,7 +46,8 @@ impl Rooms {
         content.extend(self.authorisation(who, room_id).await?);
         self.set_membership(&who.user_id, &who.user_id, room_id, Membership::Join, content, extra)
             .await?;
-        self.inherit(who, room_id).await
+        self.inherit(who, room_id).await;
+        Ok(())
     }
 
     /// What a join of a restricted room has to say beside the profile: the local member in whose

@@ -4,17 +4,14 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use chatd_base::{Refusal, Result};
-use ruma_common::{OwnedRoomId, RoomId, RoomVersionId};
+use chatd_base::Result;
+use ruma_common::{OwnedRoomId, RoomId, RoomVersionId, room_version_rules::RoomVersionRules};
 use tokio::sync::watch;
 
 use crate::owner::RoomOwner;
 
-/// How long what comes for such a room waits. Its sender has to come again after that.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// How many are on the way into each room.
-type Counts = watch::Sender<HashMap<OwnedRoomId, usize>>;
+/// How many are on the way into each room, and its version.
+type Counts = watch::Sender<HashMap<OwnedRoomId, (usize, RoomVersionId)>>;
 
 /// The rooms. Cheap to clone.
 #[derive(Clone, Default)]
@@ -28,8 +25,10 @@ pub struct Way {
 }
 
 impl OnTheWay {
-    fn begin(&self, room: &RoomId) -> Way {
-        self.0.send_modify(|rooms| *rooms.entry(room.to_owned()).or_default() += 1);
+    fn begin(&self, room: &RoomId, version: &RoomVersionId) -> Way {
+        self.0.send_modify(|rooms| {
+            rooms.entry(room.to_owned()).or_insert_with(|| (0, version.clone())).0 += 1;
+        });
         Way { rooms: self.0.clone(), room: room.to_owned() }
     }
 
@@ -49,7 +48,7 @@ impl OnTheWay {
 impl Drop for Way {
     fn drop(&mut self) {
         self.rooms.send_modify(|rooms| {
-            if let Some(count) = rooms.get_mut(&self.room) {
+            if let Some((count, _)) = rooms.get_mut(&self.room) {
                 *count -= 1;
                 if *count == 0 {
                     rooms.remove(&self.room);
@@ -61,18 +60,21 @@ impl Drop for Way {
 
 impl RoomOwner {
     /// Somebody here is about to ask another server for the way into a room. On return the room is
-    /// known, on every instance.
+    /// in the tables; instances that have just found it unknown take a moment to look again.
     pub async fn expect(&self, room: &RoomId, version: &RoomVersionId) -> Result<Way> {
-        let way = self.on_the_way.begin(room);
+        let way = self.on_the_way.begin(room, version);
         self.known_room(room, version).await?;
         Ok(way)
     }
 
-    /// Whether somebody here was on the way into the room, for whom this has waited. Refuses (503)
-    /// if that takes too long.
-    pub async fn has_waited_for(&self, room: &RoomId) -> Result<bool> {
-        let late = || Refusal::new(503, "M_UNKNOWN", "this server is joining the room; try again");
-        Ok(self.on_the_way.ended(room, PATIENCE).await.ok_or_else(late)?)
+    /// The rules of a room that somebody here is on the way into.
+    pub fn expected(&self, room: &RoomId) -> Option<RoomVersionRules> {
+        self.on_the_way.0.borrow().get(room).and_then(|(_, version)| version.rules())
+    }
+
+    /// Waits until nobody here is on the way into the room; false if that takes too long.
+    pub async fn has_waited_for(&self, room: &RoomId, patience: Duration) -> bool {
+        self.on_the_way.ended(room, patience).await.is_some()
     }
 }
 
@@ -82,12 +84,15 @@ mod tests {
 
     use super::*;
 
+    const PATIENCE: Duration = Duration::from_secs(10);
+
     #[tokio::test]
     async fn what_comes_waits_until_all_are_there() {
         let rooms = OnTheWay::default();
         let (room, other) = (room_id!("!room:a"), room_id!("!other:a"));
         assert_eq!(rooms.ended(room, PATIENCE).await, Some(false));
-        let (one, two) = (rooms.begin(room), rooms.begin(room));
+        let version = RoomVersionId::V11;
+        let (one, two) = (rooms.begin(room, &version), rooms.begin(room, &version));
         assert_eq!(rooms.ended(other, PATIENCE).await, Some(false));
         drop(one);
         assert_eq!(rooms.ended(room, Duration::ZERO).await, None);

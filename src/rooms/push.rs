@@ -9,12 +9,15 @@ use std::{
     sync::Arc,
 };
 
-use chatd_base::UserNid;
+use chatd_base::{
+    UserNid,
+    event_form::{event_id, is_name},
+};
 use chatd_users::push_rules::UserRules;
 use futures::FutureExt;
 use js_int::UInt;
 use ruma_common::{
-    UserId, owned_user_id,
+    OwnedEventId, UserId, owned_user_id,
     push::{Action, PushConditionPowerLevelsCtx, PushConditionRoomCtx, Ruleset},
     serde::Raw,
 };
@@ -171,8 +174,10 @@ fn power_levels(live: &Live) -> Option<PushConditionPowerLevelsCtx> {
     Some(RoomPowerLevels::new(source, rules, creators).into())
 }
 
-/// `m.relates_to` of an event's content: (relation type, event id).
-pub fn relation(content: &Map<String, Value>) -> Option<(&str, &str)> {
+/// `m.relates_to` of an event's content: (relation type, event id). What can be neither is no
+/// relation: nobody has checked it, and it is to be kept.
+pub fn relation(content: &Map<String, Value>) -> Option<(&str, OwnedEventId)> {
     let relates = content.get("m.relates_to")?;
-    Some((relates.get("rel_type")?.as_str()?, relates.get("event_id")?.as_str()?))
+    let rel_type = relates.get("rel_type")?.as_str().filter(|rel_type| is_name(rel_type))?;
+    Some((rel_type, event_id(relates.get("event_id")?.as_str()?)?))
 }

@@ -14,7 +14,7 @@ impl RoomOwner {
     /// threads below events that relate to others themselves.
     pub(crate) async fn check_relation(&self, room: RoomNid, draft: &Draft) -> Result<()> {
         let Some((rel_type, parent_id)) = push::relation(&draft.content) else { return Ok(()) };
-        match events::get_by_id(&self.pool, parent_id).await? {
+        match events::get_by_id(&self.pool, parent_id.as_str()).await? {
             Some(parent) if parent.room != room => {
                 return Err(Refusal::unknown("relations must be in the same room").into());
             }
@@ -28,11 +28,11 @@ impl RoomOwner {
             }
             Some(_) => {}
             // Somebody else has seen it, from another server.
-            None if relations::is_parent(&self.pool, room, parent_id).await? => {}
+            None if relations::is_parent(&self.pool, room, parent_id.as_str()).await? => {}
             None => return Err(Refusal::unknown("the event to relate to is not known").into()),
         }
         if rel_type == "m.annotation" {
-            self.check_annotation(room, draft, parent_id).await?;
+            self.check_annotation(room, draft, parent_id.as_str()).await?;
         }
         Ok(())
     }

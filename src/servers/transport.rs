@@ -145,13 +145,12 @@ impl Body {
     pub async fn all(mut self) -> Result<Bytes, Failure> {
         let Some(first) = self.next().await? else { return Ok(Bytes::new()) };
         let Some(second) = self.next().await? else { return Ok(first) };
-        // Not one buffer that grows, which would take twice the memory while it does.
-        let mut pieces = vec![first, second];
+        // One buffer: pieces may be of a byte each, and each would cost much more than that.
+        let mut all = BytesMut::from(first);
+        all.extend_from_slice(&second);
         while let Some(piece) = self.next().await? {
-            pieces.push(piece);
+            all.extend_from_slice(&piece);
         }
-        let mut all = BytesMut::with_capacity(pieces.iter().map(Bytes::len).sum());
-        pieces.iter().for_each(|piece| all.extend_from_slice(piece));
         Ok(all.freeze())
     }
 }

@@ -19,7 +19,7 @@ statements! {
         SET interval_ms = least(destinations.interval_ms * $4::int8, $5::int8),
             retry_at = excluded.failing_since + least(destinations.interval_ms * $4::int8, $5::int8)
         WHERE destinations.retry_at <= excluded.failing_since
-        RETURNING server, failing_since, retry_at, interval_ms, xmax = 0";
+        RETURNING server, failing_since, retry_at, interval_ms";
     DELETE_DESTINATION = "DELETE FROM destinations WHERE server = $1 RETURNING server";
 }
 
@@ -63,8 +63,7 @@ pub async fn get(pool: &Pool, server: &str) -> Result<Option<Destination>> {
 }
 
 /// Takes note that an attempt has failed, and says until when the server is left alone. The other
-/// instances are told of the first failure: what they believe of the server decides whether a sign
-/// of life is one.
+/// instances are told: what they believe of the server decides whether a sign of life is one.
 pub async fn note_failure(
     pool: &Pool,
     notices: &Notices,
@@ -73,16 +72,16 @@ pub async fn note_failure(
     intervals: Intervals,
 ) -> Result<Option<Destination>> {
     let Intervals { first_ms, factor, longest_ms } = intervals;
-    let row =
-        pool.query_opt(&NOTE_FAILURE, &[&server, &now_ms, &first_ms, &factor, &longest_ms]).await?;
-    let Some(row) = row else { return get(pool, server).await };
-    let is_first: bool = row.get(4);
-    if is_first {
-        let mut batch = crate::Batch::new();
-        notices.tell(&mut batch, Notice::ServerAway { server: server.to_owned() });
-        pool.commit(batch).await?;
+    let mut batch = crate::Batch::new();
+    let noted =
+        batch.add(&NOTE_FAILURE, params![server.to_owned(), now_ms, first_ms, factor, longest_ms]);
+    // Each time, for it has to be in the same transaction as the first; failures are rare.
+    notices.tell(&mut batch, Notice::ServerAway { server: server.to_owned() });
+    let rows = pool.commit(batch).await?;
+    match rows.of(noted).first() {
+        Some(row) => Ok(Some(destination(row))),
+        None => get(pool, server).await,
     }
-    Ok(Some(destination(&row)))
 }
 
 /// Takes note that the server has shown signs of life, and tells the other instances.

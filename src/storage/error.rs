@@ -55,7 +55,8 @@ impl Error {
     }
 
     /// Whether a text was refused that PostgreSQL cannot keep: one with NUL in it, or one that is
-    /// too long for an index. Such texts come from clients only.
+    /// too long for an index. Clients are told so; of what other servers tell, `event_form` lets
+    /// none through.
     pub fn is_unstorable_text(&self) -> bool {
         let states = [
             SqlState::CHARACTER_NOT_IN_REPERTOIRE,

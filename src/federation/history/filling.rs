@@ -155,7 +155,14 @@ impl History {
                 Err(Error::Refused(why)) if why.errcode == Refusal::NOT_OWNER => {
                     return Ok(Filled::LATER);
                 }
-                Err(error) => return Err(error),
+                Err(error) if error.is_unavailable() => return Err(error),
+                // What this one tells cannot be kept; that says nothing of the others.
+                Err(error) => {
+                    tracing::warn!(
+                        server.name = %server, room.id = %room, %error,
+                        "the past of a room that a server tells cannot be kept"
+                    );
+                }
             }
         }
         if have_all_answered {

@@ -21,8 +21,8 @@ use super::{
     room::{Pdu, is_unknown},
 };
 
-/// Rooms in which something is placed at a time, and those that have a task (R8). The others are
-/// found when the table is looked at.
+/// Rooms whose waiting events are looked through at a time, and those that have a task (R8). The
+/// others are found when the table is looked at.
 const AT_ONCE: usize = 16;
 /// Rooms for which something is fetched at a time: from all servers, and from one, so that those
 /// that are slow keep nobody from asking others.
@@ -266,24 +266,69 @@ impl Inbound {
         let staged = inbound::list(&self.0.pool, room.as_str(), STEP).await?;
         let Some(oldest) = staged.first() else { return Ok(Step::Done) };
         let origin = origin_of(oldest)?;
+        // First this: they may be there when the room is looked at.
+        let is_expected = self.0.rooms.owner.expected(room).is_some();
         let door = match self.0.rooms.owner.door(room, &origin).await {
-            Ok(door) => door,
+            Ok(door) => Some(door).filter(|door| door.is_joined),
             Err(Error::Refused(why)) if why.errcode == Refusal::NOT_OWNER => {
                 return Ok(Step::Done);
             }
-            Err(Error::Refused(why)) if is_unknown(&why) => return self.drop_all(&staged).await,
+            Err(Error::Refused(why)) if is_unknown(&why) => None,
             Err(error) => return Err(error),
         };
-        if !door.is_joined {
-            return self.drop_all(&staged).await;
-        }
+        let Some(door) = door else {
+            if !is_expected {
+                return self.drop_all(&staged).await;
+            }
+            // Somebody is on the way into the room: what has come meanwhile waits for that.
+            drop((place, staged));
+            self.0.rooms.owner.has_waited_for(room, LOOK_EVERY).await;
+            return Ok(Step::Went);
+        };
         let count = staged.len();
+        let staged = self.without_shut_out(room, staged).await?;
         let waiting = self.place_staged(room, &door, staged).await?;
         drop(place);
-        match waiting.len() == count {
-            true => self.fetch(room, &door, waiting, (pause, tries)).await,
-            false => Ok(Step::Went),
+        if waiting.len() < count {
+            return Ok(Step::Went);
         }
+        let mut by_origin: BTreeMap<(bool, OwnedServerName), Vec<i64>> = BTreeMap::new();
+        for (staged, _) in waiting {
+            let origin = origin_of(&staged)?;
+            let is_silent = pause.silent.lock().contains(&origin);
+            by_origin.entry((is_silent, origin)).or_default().push(staged.id);
+        }
+        self.fetch(room, &door, by_origin, (pause, tries)).await
+    }
+
+    /// Drops events of servers that the room's access control list shuts out: it may have come
+    /// later than they.
+    async fn without_shut_out(&self, room: &RoomId, staged: Vec<Staged>) -> Result<Vec<Staged>> {
+        let mut admitted: BTreeMap<String, bool> = BTreeMap::new();
+        for one in &staged {
+            if !admitted.contains_key(&one.origin) {
+                let door = self.0.rooms.owner.door(room, &origin_of(one)?).await?;
+                admitted.insert(one.origin.clone(), door.admits);
+            }
+        }
+        let is_in = |one: &Staged| admitted.get(&one.origin).copied().unwrap_or_default();
+        let (staged, shut_out): (Vec<_>, Vec<_>) = staged.into_iter().partition(is_in);
+        if !shut_out.is_empty() {
+            self.drop_all(&shut_out).await?;
+        }
+        Ok(staged)
+    }
+
+    /// The events that still wait, of those with these ids: they are read anew, for many rooms may
+    /// wait for their turn.
+    async fn waiting(&self, room: &RoomId, door: &Door, ids: &[i64]) -> Result<Vec<Waiting>> {
+        let staged = inbound::list(&self.0.pool, room.as_str(), STEP).await?;
+        let mut waiting = Vec::with_capacity(ids.len());
+        for staged in staged.into_iter().filter(|staged| ids.contains(&staged.id)) {
+            let pdu = Pdu::parse(&staged.event, door, room)?;
+            waiting.push((staged, pdu));
+        }
+        Ok(waiting)
     }
 
     /// Places what can be placed, which then waits no more; returns what does.
@@ -329,20 +374,24 @@ impl Inbound {
         &self,
         room: &RoomId,
         door: &Door,
-        waiting: Vec<Waiting>,
+        by_origin: BTreeMap<(bool, OwnedServerName), Vec<i64>>,
         (pause, tries): (&Pause, &mut Tries),
     ) -> Result<Step> {
-        let mut by_origin: BTreeMap<(bool, OwnedServerName), Vec<Waiting>> = BTreeMap::new();
-        for (staged, pdu) in waiting {
-            let origin = origin_of(&staged)?;
-            let is_silent = pause.silent.lock().contains(&origin);
-            by_origin.entry((is_silent, origin)).or_default().push((staged, pdu));
-        }
         let mut stuck = Vec::with_capacity(by_origin.len());
-        for ((_, origin), waiting) in &by_origin {
-            let pdus: Vec<Pdu> = waiting.iter().map(|(_, pdu)| pdu.clone()).collect();
+        for ((_, origin), ids) in &by_origin {
             let turn = self.0.backlog.turn(origin).await?;
-            let fetched = self.fetch_missing(room, door, origin, &pdus).await?;
+            let waiting = self.waiting(room, door, ids).await?;
+            let oldest = waiting.first().map(|(staged, _)| (staged.id, staged.added_ts));
+            let pdus: Vec<Pdu> = waiting.into_iter().map(|(_, pdu)| pdu).collect();
+            let fetched = match self.fetch_missing(room, door, origin, &pdus).await {
+                Err(error) if may_pass(&error) => return Err(error),
+                // What it tells cannot be kept: as good as nothing, and no reason to ask for ever.
+                Err(error) => {
+                    tracing::warn!(server.name = %origin, room.id = %room, %error, "missing events");
+                    Fetched::Nothing
+                }
+                Ok(fetched) => fetched,
+            };
             drop(turn);
             let is_answered = !matches!(fetched, Fetched::NoAnswer(_));
             pause.note(origin, is_answered);
@@ -353,16 +402,14 @@ impl Inbound {
                     tracing::info!(server.name = %origin, room.id = %room, why, "missing events");
                 }
             }
-            let oldest = waiting.first().map(|(staged, _)| (staged.id, staged.added_ts));
             stuck.extend(oldest.map(|(id, added_ts)| Stuck { id, added_ts, is_answered }));
         }
         let hopeless = tries.note(&stuck, self.now_ms());
         if hopeless.is_empty() {
             return Ok(Step::Stuck);
         }
-        let of_hopeless = by_origin.into_values().flatten();
-        let left = of_hopeless.filter(|(staged, _)| hopeless.contains(&staged.id));
-        self.fetch_elsewhere(room, door, left.collect()).await
+        let left = self.waiting(room, door, &hopeless).await?;
+        self.fetch_elsewhere(room, door, left).await
     }
 
     /// Asks others in the room for what the senders of these events do not give; gives up those for
@@ -396,6 +443,11 @@ impl Inbound {
         inbound::delete(&self.0.pool, &ids).await?;
         Ok(Step::Went)
     }
+}
+
+/// Whether the same may go well later: the database is away, or the room is another instance's now.
+fn may_pass(error: &Error) -> bool {
+    error.is_unavailable() || error.errcode() == Some(Refusal::NOT_OWNER)
 }
 
 fn origin_of(staged: &Staged) -> Result<OwnedServerName> {

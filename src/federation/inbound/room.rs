@@ -1,7 +1,10 @@
 //! Events of one room, at its owner: what may come in at all, what is known, who has signed it, and
 //! where it goes.
 
-use std::collections::{BTreeMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::Duration,
+};
 
 use chatd_base::{Error, Refusal, Result};
 use chatd_rooms::{Door, Outline, Received, Verdict};
@@ -12,6 +15,8 @@ use serde_json::{Value, value::RawValue};
 
 use super::{Inbound, Outcome};
 
+/// How long what comes for a room waits for somebody who is on the way into it.
+const PATIENCE: Duration = Duration::from_secs(4);
 /// Events that may wait in a room, and those of them that one server may have sent (R8). What is
 /// refused comes again as a predecessor of later ones.
 const MOST_WAITING: i64 = 1_000;
@@ -51,7 +56,7 @@ impl Inbound {
         events: &[Box<RawValue>],
     ) -> Result<BTreeMap<String, Value>> {
         let mut results = BTreeMap::new();
-        let Some(door) = self.door(origin, room_id).await? else { return Ok(results) };
+        let Some((door, is_near)) = self.door(origin, room_id).await? else { return Ok(results) };
         let mut pdus = Vec::with_capacity(events.len());
         for event in events {
             match Pdu::parse(event.get(), &door, room_id) {
@@ -66,6 +71,11 @@ impl Inbound {
                 Err(error) => return Err(error),
             }
         }
+        if is_near {
+            let pdus = self.signed(origin, room_id, &door, pdus, &mut results).await?;
+            self.stage(origin, room_id, pdus, &mut results).await?;
+            return Ok(results);
+        }
         if let Some(why) = closed(&door) {
             for pdu in pdus {
                 self.refuse(origin, room_id, pdu.id(), ("closed", why), &mut results);
@@ -79,19 +89,29 @@ impl Inbound {
         Ok(results)
     }
 
-    /// The room as `origin` finds it; `None` if it is not known. Waits for somebody who is on the
-    /// way into it.
-    async fn door(&self, origin: &ServerName, room_id: &RoomId) -> Result<Option<Door>> {
+    /// The room as `origin` finds it; `None` if it is not known. Waits a moment for somebody who is
+    /// on the way into it, and says whether they still are: then what happens there is kept for
+    /// them, since who is told to come again may leave this server alone for long.
+    async fn door(&self, origin: &ServerName, room_id: &RoomId) -> Result<Option<(Door, bool)>> {
+        let owner = &self.0.rooms.owner;
+        // First this: they may be there when the room is looked at.
+        let expected = owner.expected(room_id);
         let look = async || match self.0.rooms.owner.door(room_id, origin).await {
             Ok(door) => Ok(Some(door)),
             Err(Error::Refused(why)) if is_unknown(&why) => Ok(None),
             Err(error) => Err(error),
         };
-        match look().await? {
-            Some(door) if door.is_joined => Ok(Some(door)),
-            found if !self.0.rooms.owner.has_waited_for(room_id).await? => Ok(found),
-            _ => look().await,
+        let found = look().await?;
+        let is_in = |door: &Option<Door>| door.as_ref().is_some_and(|door| door.is_joined);
+        let Some(rules) = expected.filter(|_| !is_in(&found)) else {
+            return Ok(found.map(|door| (door, false)));
+        };
+        let is_over = owner.has_waited_for(room_id, PATIENCE).await;
+        let found = look().await?;
+        if is_over || is_in(&found) {
+            return Ok(found.map(|door| (door, false)));
         }
+        Ok(Some((Door { rules, is_joined: false, admits: true, heads: Vec::new() }, true)))
     }
 
     /// Events that are here already cost no more than this.

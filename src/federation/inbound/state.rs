@@ -3,7 +3,7 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use chatd_base::Result;
+use chatd_base::{Result, event_form};
 use chatd_rooms::{Door, Verdict};
 use chatd_servers::{Ask, Failure};
 use futures::{StreamExt, future::BoxFuture, stream};
@@ -126,6 +126,10 @@ impl Inbound {
             Err(failure) => return Ok(Err(failure)),
         };
         let all: HashSet<&OwnedEventId> = ids.pdu_ids.iter().chain(&ids.auth_chain_ids).collect();
+        if let Some(wrong) = all.iter().find(|id| !event_form::is_name(id.as_str())) {
+            let why = format!("{origin} tells a state with an event that is called {wrong:?}");
+            return Ok(Err(Failure::Odd(why)));
+        }
         if all.len() > MOST_EVENTS {
             let why = format!("{origin} tells a state of {} events", all.len());
             return Ok(Err(Failure::Odd(why)));

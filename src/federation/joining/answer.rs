@@ -7,6 +7,7 @@ use std::{
     hash::{BuildHasher, RandomState},
 };
 
+use bytes::Bytes;
 use chatd_rooms::{Import, Incoming, event_id, parallel, take_apart};
 use chatd_servers::{Body, Failure, Unsound};
 use futures::{Stream, TryStreamExt, pin_mut, stream};
@@ -24,6 +25,8 @@ const MOST: usize = 1_000_000;
 /// Events that are checked at a time, and what they may come to as text.
 const BATCH: usize = 1_024;
 const MOST_BYTES_OF_BATCH: usize = 4 << 20;
+/// What is taken apart at a time of an answer that comes in one piece.
+const SLICE: usize = 256 << 10;
 /// Batches that are being checked, or wait for keys, while the next one is read (R8).
 const UNDER_WAY: usize = 8;
 
@@ -38,6 +41,8 @@ struct Batch {
 /// Reads an answer.
 struct Source {
     body: Body,
+    /// What has come, and is not taken apart yet.
+    rest: Bytes,
     splitter: Splitter,
     /// Taken apart, and in no batch yet.
     ready: Batch,
@@ -182,6 +187,7 @@ impl Source {
     fn new(body: Body) -> Self {
         Self {
             body,
+            rest: Bytes::new(),
             splitter: Splitter::new(),
             ready: Batch::default(),
             bytes: 0,
@@ -196,11 +202,17 @@ impl Source {
     async fn next(&mut self, server: &ServerName) -> Result<Option<Batch>, Trial> {
         let odd = |why: String| odd(server, &why);
         while !self.has_ended {
-            let Some(bytes) = self.body.next().await? else {
-                self.splitter.finish().map_err(odd)?;
-                self.has_ended = true;
-                break;
-            };
+            if self.rest.is_empty() {
+                let Some(bytes) = self.body.next().await? else {
+                    self.splitter.finish().map_err(odd)?;
+                    self.has_ended = true;
+                    break;
+                };
+                self.rest = bytes;
+            }
+            let bytes = self.rest.split_to(self.rest.len().min(SLICE));
+            // Others have their turn in between.
+            tokio::task::yield_now().await;
             let mut found = Vec::new();
             self.splitter.push(&bytes, &mut found).map_err(odd)?;
             found.into_iter().for_each(|piece| self.take(piece));
@@ -237,7 +249,6 @@ fn odd(server: &ServerName, why: &str) -> Failure {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use ruma_common::server_name;
 
     use super::*;
@@ -269,9 +280,19 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_comes_in_bounded_parts() {
-        let state: Vec<String> = (0..3_000).map(|number| format!("{{\"n\":{number}}}")).collect();
+        let long = "x".repeat(5_000);
+        let event = |number: u32| format!("{{\"n\":{number},\"long\":\"{long}\"}}");
+        let state: Vec<String> = (0..3_000).map(event).collect();
         let text = format!("{{\"state\":[{}],\"auth_chain\":[]}}", state.join(","));
         assert_eq!(read(&text).await.unwrap().len(), 3_000);
+        let source = Source::new(Body::from(Bytes::from(text)));
+        let parts = batches(server_name!("there.example"), source);
+        let parts: Vec<Batch> = parts.try_collect().await.map_err(drop).unwrap();
+        assert!(parts.len() >= 3, "{} parts", parts.len());
+        for part in parts {
+            let bytes: usize = part.events.iter().map(|piece| piece.json.len()).sum();
+            assert!(bytes <= MOST_BYTES_OF_BATCH + SLICE + long.len(), "{bytes} bytes in a part");
+        }
         assert!(read("{\"state\": [").await.is_err());
     }
 }

@@ -45,7 +45,8 @@ impl Joining {
         if let Some(limit) = limit.filter(|_| !is_checked) {
             self.check_after(limit, who, room_id).await?;
         }
-        rooms.inherit(who, room_id).await
+        rooms.inherit(who, room_id).await;
+        Ok(())
     }
 
     /// Whether nobody here can let the user into a room which others may.

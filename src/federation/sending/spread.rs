@@ -106,16 +106,6 @@ impl Spread {
         }
     }
 
-    /// Takes in who is there, as far as nothing newer is known.
-    pub(super) fn add_present(&mut self, rows: Vec<PresenceRow>) {
-        for row in rows {
-            if self.presence.len() < MOST {
-                let at = Position(i64::MAX);
-                self.presence.entry(row.user).or_insert_with(|| Arc::new(At { at, row }));
-            }
-        }
-    }
-
     /// Takes in who types; nobody else does any more.
     fn take_all_typing(&mut self, all: Vec<TypingRow>, now_ms: u64) {
         let rooms: BTreeSet<RoomNid> = all.iter().map(|row| row.room).collect();

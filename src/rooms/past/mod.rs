@@ -374,7 +374,7 @@ fn placed(step: Step, pos: Position, redaction: Option<NewRedaction>) -> Placed 
             | if step.gaps.is_empty() { 0 } else { flags::BEHIND_GAP },
         prev_ids: step.prev_ids,
         gaps: step.gaps,
-        relation: relation.map(|(rel_type, parent)| (parent.to_owned(), rel_type.to_owned())),
+        relation: relation.map(|(rel_type, parent)| (parent.to_string(), rel_type.to_owned())),
         redaction,
     }
 }

@@ -158,11 +158,13 @@ impl Summary {
         }
     }
 
-    /// The rooms in which a visitor's membership decides.
+    /// The rooms in which a visitor's membership decides. What is no room id is passed over: nobody
+    /// has checked what other servers say.
     pub fn deciding(&self) -> impl Iterator<Item = &str> {
         std::iter::once(&self.listing.room_id)
             .chain(self.allowed_room_ids.iter().take(MOST_ALLOWED))
             .map(String::as_str)
+            .filter(|room| <&RoomId>::try_from(*room).is_ok())
     }
 }
 
@@ -179,6 +181,7 @@ fn allowed(room: &Described) -> Vec<String> {
         .flatten()
         .filter(|condition| condition["type"] == "m.room_membership")
         .filter_map(|condition| condition["room_id"].as_str())
+        .filter(|room| <&RoomId>::try_from(*room).is_ok())
         .take(MOST_ALLOWED)
         .map(str::to_owned)
         .collect()

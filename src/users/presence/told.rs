@@ -8,9 +8,9 @@ use std::{
 
 use chatd_base::{Result, UserNid, tasks};
 use chatd_config::PresenceMode;
-use chatd_storage::remote_edus;
+use chatd_storage::{presence, remote_edus};
 use chatd_streams::{
-    Feed,
+    Feed, StreamToken,
     presence::{Presence as PresenceStream, PresenceRow, PresenceState},
 };
 use futures::future::{join_all, try_join_all};
@@ -47,15 +47,37 @@ impl Presence {
         }
         if let Ok(place) = self.0.unseen.clone().try_acquire_owned() {
             let presence = self.clone();
+            let heard_at = self.0.deps.streams.presence.token();
             tasks::spawn("unseen_presence", async move {
                 let _place = place;
                 if presence.0.deps.stop.sleep(UNSEEN_AGAIN).await
-                    && let Err(error) = presence.set_seen(unseen).await
+                    && let Err(error) = presence.set_unseen(unseen, &heard_at).await
                 {
                     tracing::info!(%error, "presence of other servers is lost");
                 }
             });
         }
+        Ok(())
+    }
+
+    /// Takes in what was put aside at `heard_at`, but for those of whom something newer has come.
+    async fn set_unseen(
+        &self,
+        mut unseen: Vec<RemotePresence>,
+        heard_at: &StreamToken,
+    ) -> Result<()> {
+        let names: Vec<&str> = unseen.iter().map(|told| told.user_id.as_str()).collect();
+        let users = self.0.deps.interner.known_users(&names).await?;
+        let known: Vec<UserNid> = users.iter().copied().flatten().collect();
+        let stored = presence::list(&self.0.deps.pool, &known).await?;
+        let newer: BTreeSet<UserNid> = stored
+            .into_iter()
+            .filter(|stored| stored.pos > heard_at.max())
+            .map(|stored| stored.user)
+            .collect();
+        let mut users = users.into_iter();
+        unseen.retain(|_| !users.next().flatten().is_some_and(|user| newer.contains(&user)));
+        self.set_seen(unseen).await?;
         Ok(())
     }
 

@@ -347,6 +347,62 @@ async fn circles_of_events_lead_nowhere() {
     assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
 }
 
+/// PostgreSQL keeps no NUL in a text: what has one as a name must be refused before it comes there,
+/// and what refers to it must not stop what is behind it.
+#[tokio::test]
+async fn names_that_no_table_keeps_do_no_harm() {
+    let stage = Stage::set("11").await;
+    let content = json!({"msgtype": "m.text", "body": "in an odd place"});
+    let odd = stage.room.draft(&stage.mallory, "m.test", content.clone()).state("\0").make();
+    stage.is_refused(&odd, "a state key with NUL").await;
+    let odd = stage.room.draft(&stage.mallory, "m.\0", content).make();
+    stage.is_refused(&odd, "a type with NUL").await;
+    let odd = stage.text("after what has no name").after(&["$\0"]).make();
+    stage.is_refused(&odd, "a reference with NUL").await;
+
+    let known = stage.alice.send(&stage.id, "known").await;
+    for (rel_type, parent) in [("\0", &*known), (&*"x".repeat(3_000), &*known), ("m.x", "$\0")] {
+        let relates = json!({"rel_type": rel_type, "event_id": parent});
+        let content = json!({"msgtype": "m.text", "body": "related", "m.relates_to": relates});
+        let odd = stage.room.draft(&stage.mallory, "m.room.message", content.clone()).add();
+        assert_eq!(stage.send(&odd).await, json!({}), "{rel_type:?}");
+        until_event(&stage.alice, &stage.id, &odd.id).await;
+        let txn = format!("related to {}", odd.id);
+        stage.alice.send_event(&stage.id, "m.room.message", &txn, &content).await.ok();
+    }
+
+    // Somebody who tells a state of such names is believed in nothing else, and holds up nobody.
+    let ids = json!({"pdu_ids": ["$\0"], "auth_chain_ids": []});
+    stage.other.always("GET", "/_matrix/federation/v1/state_ids/", Reply::json(&ids));
+    stage.other.always(
+        "POST",
+        "/_matrix/federation/v1/get_missing_events/",
+        Reply::json(&json!({"events": []})),
+    );
+    let lost = stage.text("after what nobody has").after(&["$nobody-has-this"]).make();
+    stage.send(&lost).await;
+    stage.goes_on().await;
+    chatd_kit::eventually("it is given up", || async {
+        let log = stage.server.log();
+        let is_told = |line: &str| line.contains(&lost.id) && line.contains("given up");
+        if log.lines().any(is_told) { Ok(()) } else { Err(log) }
+    })
+    .await;
+    stage.other.behave();
+
+    let space = json!({"creation_content": {"type": "m.space"}, "preset": "public_chat"});
+    let space = stage.alice.post("/createRoom", &space).await.string("room_id");
+    let child = json!({"via": [stage.peer.name]});
+    stage.alice.set_state(&space, "m.space.child", &stage.id, &child).await.ok();
+    let allow = json!([{"type": "m.room_membership", "room_id": "\0"}]);
+    let rules = json!({"join_rule": "restricted", "allow": allow});
+    stage.alice.set_state(&stage.id, "m.room.join_rules", "", &rules).await.ok();
+    let url = path("/_matrix/client/v1/rooms/{}/hierarchy", &[&space]);
+    let tree = stage.alice.get(url).await;
+    assert_eq!(tree.ok()["rooms"].as_array().map(Vec::len), Some(2), "{tree}");
+    stage.goes_on().await;
+}
+
 #[tokio::test]
 async fn nobody_joins_for_others() {
     let stage = Stage::set("10").await;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use chatd_base::{Position, Result, RoomNid, UserNid};
-use chatd_streams::StreamToken;
+use chatd_streams::{StreamToken, presence::PresenceRow};
 use ruma_common::OwnedServerName;
 
 use super::{Part, reach};
@@ -60,12 +60,24 @@ impl Part {
         self.tell_newcomers(theirs).await
     }
 
-    /// The servers that users of this one have come to share a room with hear of them.
+    /// The servers in the rooms that users of this one have come into hear of them.
     async fn tell_of(&mut self, joins: &[At<Join>]) -> Result<()> {
         let users: BTreeSet<UserNid> = joins.iter().map(|join| join.row.user).collect();
         let users: Vec<UserNid> = users.into_iter().collect();
         let present = self.with.deps.users.presence.list_present(&users).await?;
-        self.spread.add_present(present);
+        let at = Position(i64::MAX);
+        let present: HashMap<UserNid, Arc<At<PresenceRow>>> =
+            present.into_iter().map(|row| (row.user, Arc::new(At { at, row }))).collect();
+        let rooms: BTreeSet<RoomNid> = joins.iter().map(|join| join.row.room).collect();
+        let rooms: Vec<RoomNid> = rooms.into_iter().collect();
+        let servers = self.with.deps.rooms.hosts.servers_in_all(&rooms).await?;
+        let servers: HashMap<RoomNid, Vec<OwnedServerName>> = servers.into_iter().collect();
+        for At { row: join, .. } in joins {
+            let Some(row) = present.get(&join.user) else { continue };
+            for server in servers.get(&join.room).into_iter().flatten() {
+                self.tell(server.clone(), Fact::Presence(row.clone()));
+            }
+        }
         Ok(())
     }
 

@@ -195,29 +195,32 @@ scenario! {
     in (monolith, random) with (Settings::federating()) {
         let other = Other::start().await;
         let (alice, bob) = (server.user("alice").await, other.user("bob"));
-        let (id, name) = {
+        // A moment that their events wait for, and one that their server is not kept waiting for.
+        for lateness in [1_500, 8_000].map(Duration::from_millis) {
             let room = other.create_room("11", &bob);
-            (room.id(), other.name())
-        };
-        let mut feed = alice.feed().await;
-        other.tell_late(Duration::from_millis(1500));
-        let joins = {
-            let (alice, id, name) = (alice.clone(), id.clone(), name.clone());
-            spawn(async move { join_by(&alice, &id, &name).await })
-        };
-        let room = other.room(&id).expect("it has made it");
-        eventually("she is let in", || async {
-            if room.membership(&alice.id) == "join" { Ok(()) } else { Err("not yet".to_owned()) }
-        })
-        .await;
-        let said = room.say(&bob, "here she comes");
-        let answer = other.send(&server.peer(), std::slice::from_ref(&said), &[]).await;
-        assert_eq!(answer.ok()["pdus"][&said.id], json!({}), "{answer}");
-        joins.await.ok();
-        feed.until("what was said", |synced| {
-            synced.timeline_ids(&id).contains(&said.id).then_some(())
-        })
-        .await;
+            let (id, name) = (room.id(), other.name());
+            let mut feed = alice.feed().await;
+            other.tell_late(lateness);
+            let joins = {
+                let (alice, id) = (alice.clone(), id.clone());
+                spawn(async move { join_by(&alice, &id, &name).await })
+            };
+            eventually("she is let in", || async {
+                let is_in = room.membership(&alice.id) == "join";
+                if is_in { Ok(()) } else { Err("not yet".to_owned()) }
+            })
+            .await;
+            let said = room.say(&bob, "here she comes");
+            let answer = other.send(&server.peer(), std::slice::from_ref(&said), &[]).await;
+            assert_eq!(answer.ok()["pdus"][&said.id], json!({}), "{answer}");
+            let is_kept_waiting = joins.is_finished();
+            assert_eq!(is_kept_waiting, lateness < Duration::from_secs(4), "{lateness:?}");
+            joins.await.ok();
+            feed.until("what was said", |synced| {
+                synced.timeline_ids(&id).contains(&said.id).then_some(())
+            })
+            .await;
+        }
     }
 
     async fn many_who_join_at_once_are_all_in(server: Server)
