@@ -154,7 +154,7 @@ async fn serve(
         streams.others.join(Arc::new(Fellows { homes, caller }));
     }
     if let Some(caller) = fleet.as_ref().map(Fleet::caller) {
-        federation.deps.servers.client.join(Arc::new(Carrier(caller)));
+        federation.deps.servers.join(Arc::new(Carrier(caller)));
     }
     start_tasks(&app.users, &app.rooms, &federation, &leases);
     let mut routers = chatd_api_client::routers(&app);
@@ -201,7 +201,7 @@ fn federation(
         notary_keys: notary_keys.transpose()?.map(Arc::new),
     };
     let servers = Servers::new(&deps).map_err(|error| anyhow!(error))?;
-    servers.client.answer_calls(&users.deps.streams.calls);
+    servers.answer_calls(&users.deps.streams.calls);
     let (users, rooms, reader) = (users.clone(), rooms.clone(), reader.clone());
     let deps = chatd_federation::Deps { config, users, rooms, reader, servers };
     Ok(Arc::new(Federation::new(deps)))

@@ -50,7 +50,8 @@ pub struct Client {
     transport: Transport,
     well_known: WellKnown,
     back_off: Arc<BackOff>,
-    pub(crate) outbound: Outbound,
+    /// Of this instance, for all requests that it makes.
+    pub(crate) outbound: Arc<Outbound>,
 }
 
 impl Client {
@@ -68,7 +69,7 @@ impl Client {
             transport,
             agent,
             back_off: back_off.clone(),
-            outbound: Outbound::new(&deps.config.workers),
+            outbound: Arc::new(Outbound::new(&deps.config.workers)),
         })
     }
 

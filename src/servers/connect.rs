@@ -221,8 +221,11 @@ async fn within(opened: impl Future<Output = io::Result<Stream>>) -> io::Result<
     opened.map_err(|_| io::Error::from(io::ErrorKind::TimedOut)).flatten()
 }
 
+/// Where a host is that is not talked to is for the log only: whoever has named it must not learn
+/// addresses inside.
 fn barred(host: &str, address: IpAddr) -> NoConnection {
-    NoConnection::Barred(format!("{host} is at {address}, which is blocked"))
+    tracing::info!(host, %address, "a host is not talked to: its address is blocked");
+    NoConnection::Barred(format!("{host} is not talked to"))
 }
 
 /// The address that `host` is, if it is no name. IPv6 addresses may stand in brackets.

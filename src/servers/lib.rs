@@ -86,7 +86,7 @@ impl Servers {
         let back_off = Arc::new(BackOff::new(&deps.pool, &deps.notices, &deps.clock, limits));
         let client = Arc::new(Client::new(deps, &back_off)?);
         let keyring = Keyring::new(deps, &client).map_err(|error| error.to_string())?;
-        let outside = Arc::new(Outside::new(&deps.config)?);
+        let outside = Arc::new(Outside::new(&deps.config, &client.outbound)?);
         Ok(Self { keyring: Arc::new(keyring), back_off, client, outside })
     }
 }

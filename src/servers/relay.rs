@@ -17,7 +17,7 @@ use ruma_common::{OwnedServerName, ServerName};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::{Ask, Client, Failure, Retries};
+use crate::{Ask, Client, Failure, Retries, Servers};
 
 const CALL: &str = "servers.ask";
 /// Largest answer that is carried: somewhat less than a call may have.
@@ -43,6 +43,18 @@ pub(crate) struct Outbound {
     /// The instances that may; empty if this one may.
     instances: Vec<String>,
     relay: OnceLock<Arc<dyn Relay>>,
+}
+
+/// What another instance is to do.
+pub(crate) struct Errand<'a> {
+    /// The name of the call.
+    pub call: &'static str,
+    /// Whom the other instance is going to ask.
+    pub server: &'a str,
+    pub body: Bytes,
+    pub within: Duration,
+    /// Whether it may be done twice.
+    pub is_harmless: bool,
 }
 
 /// A request on its way to another instance.
@@ -77,18 +89,29 @@ impl Outbound {
         !self.instances.is_empty()
     }
 
-    /// Has one of the instances make the request: the one that `server` hashes to, or the next if
-    /// that is away. What may have been done, and does harm when it is done twice (a POST takes
-    /// keys away), is not made again.
+    /// Has one of the instances make a request to `server`.
     pub(crate) async fn carry(&self, server: &ServerName, ask: &Ask) -> Result<Bytes, Failure> {
+        self.run(Errand {
+            call: CALL,
+            server: server.as_str(),
+            body: envelope(server, ask)?,
+            within: ask.within,
+            is_harmless: ask.method != Method::POST,
+        })
+        .await
+    }
+
+    /// Has one of the instances run the errand: the one that the server hashes to, or the next if
+    /// that is away. What may have been done, and does harm when it is done twice (a POST takes
+    /// keys away), is not done again.
+    pub(crate) async fn run(&self, errand: Errand<'_>) -> Result<Bytes, Failure> {
+        let Errand { call, server, body, within, is_harmless } = errand;
         let mut why = "the fleet is not known".to_owned();
         let Some(relay) = self.relay.get() else { return Err(Failure::Away(why)) };
-        let body = envelope(server, ask)?;
-        let is_harmless = ask.method != Method::POST;
         let late = |instance: &str| format!("{instance} does not answer in time");
         for instance in self.in_order(server) {
-            let called = relay.call(instance, CALL, body.clone());
-            match tokio::time::timeout(ask.within + ON_THE_WAY, called).await {
+            let called = relay.call(instance, call, body.clone());
+            match tokio::time::timeout(within + ON_THE_WAY, called).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(CallError::Refused(refusal))) => return Err(failure(refusal)),
                 Ok(Err(CallError::Unsent(unsent))) => why = unsent,
@@ -102,9 +125,9 @@ impl Outbound {
         Err(Failure::Away(why))
     }
 
-    fn in_order(&self, server: &ServerName) -> impl Iterator<Item = &String> {
+    fn in_order(&self, server: &str) -> impl Iterator<Item = &String> + use<'_> {
         let mut hasher = DefaultHasher::new();
-        server.as_str().hash(&mut hasher);
+        server.hash(&mut hasher);
         let count = self.instances.len();
         let first = usize::try_from(hasher.finish() % count as u64).unwrap_or(0);
         self.instances.iter().cycle().skip(first).take(count)
@@ -136,15 +159,30 @@ fn failure(mut refusal: Refusal) -> Failure {
     }
 }
 
-impl Client {
+/// A failure as it goes between instances.
+pub(crate) fn told(failure: &Failure) -> Error {
+    match serde_json::to_value(failure) {
+        Ok(told) => Refusal::new(502, FAILURE, failure.to_string()).with("failure", told).into(),
+        Err(error) => Error::internal(error),
+    }
+}
+
+impl Servers {
     /// Makes the fleet known, for requests that other instances have to make. Called once, while
     /// the instance is wired.
     pub fn join(&self, relay: Arc<dyn Relay>) {
-        self.outbound.join(relay);
+        self.client.outbound.join(relay);
     }
 
     /// Starts to make requests for instances that may not.
-    pub fn answer_calls(self: &Arc<Self>, calls: &Calls) {
+    pub fn answer_calls(&self, calls: &Calls) {
+        self.client.answer_calls(calls);
+        self.outside.answer_calls(calls);
+    }
+}
+
+impl Client {
+    fn answer_calls(self: &Arc<Self>, calls: &Calls) {
         let client = Arc::downgrade(self);
         calls.on(CALL, move |body| {
             let client = client.upgrade();
@@ -174,10 +212,7 @@ impl Client {
         };
         match self.ask(&carried.server, ask).await {
             Ok(answer) => Ok(answer.into()),
-            Err(failure) => {
-                let told = serde_json::to_value(&failure).map_err(Error::internal)?;
-                Err(Refusal::new(502, FAILURE, failure.to_string()).with("failure", told).into())
-            }
+            Err(failure) => Err(told(&failure)),
         }
     }
 }

@@ -14,6 +14,7 @@ use chatd_base::{CallError, Calls, Error};
 use futures::FutureExt;
 use ruma_common::ServerName;
 use serde_json::{Value, json};
+use url::Url;
 
 use super::kit::{Asking, Authority, Other, asking, json as reply};
 use crate::{Ask, Failure, Relay};
@@ -42,7 +43,7 @@ async fn what_may_have_taken_keys_away_is_not_made_again() {
     let authority = Authority::new();
     let worker = asking(&authority, "outbound_federation_restricted_to: [sender1, sender2]");
     let fleet = Arc::new(Lossy::default());
-    worker.servers.client.join(fleet.clone());
+    worker.servers.join(fleet.clone());
     let server = ServerName::parse("there.example").unwrap();
     for (ask, calls) in [(Ask::post("/claim"), 1), (Ask::get("/"), 2), (Ask::put("/"), 2)] {
         let before = fleet.0.load(Ordering::Relaxed);
@@ -74,12 +75,12 @@ impl Relay for Fleet {
 
 fn restricted(authority: &Authority, sender: &Asking) -> Asking {
     let calls = Calls::default();
-    sender.servers.client.answer_calls(&calls);
+    sender.servers.answer_calls(&calls);
     let worker = asking(
         authority,
         "outbound_federation_restricted_to: [sender1, sender2]\nip_range_blocklist: [127.0.0.0/8]",
     );
-    worker.servers.client.join(Arc::new(Fleet(calls)));
+    worker.servers.join(Arc::new(Fleet(calls)));
     worker
 }
 
@@ -104,6 +105,42 @@ async fn requests_and_refusals_come_through_another_instance() {
     assert_eq!(answer, json!({"path": "/yes"}));
     let refused = worker.servers.client.ask(&server, Ask::get("/no")).await;
     assert!(matches!(refused, Err(Failure::Refused { status: 403, .. })), "{refused:?}");
+}
+
+#[tokio::test]
+async fn servers_that_are_no_homeservers_are_asked_through_another_instance() {
+    let authority = Authority::new();
+    let other = Other::start(&authority, &["127.0.0.1"], |request| {
+        async move {
+            let shown = request.headers().get("authorization").map(|token| token.to_str().unwrap());
+            match (request.uri().path(), shown) {
+                ("/no", _) => reply(403, r#"{"errcode":"M_FORBIDDEN","error":"no"}"#),
+                (_, shown) => {
+                    let method = request.method().as_str();
+                    reply(200, &json!({"method": method, "shown": shown}).to_string())
+                }
+            }
+        }
+        .boxed()
+    })
+    .await;
+    let url =
+        |path: &str| Url::parse(&format!("https://127.0.0.1:{}{path}", other.port())).unwrap();
+    let sender = asking(&authority, "");
+    let worker = restricted(&authority, &sender);
+    let outside = &worker.servers.outside;
+    let answer: Value = outside.get(&url("/yes"), Some("t")).await.unwrap();
+    assert_eq!(answer, json!({"method": "GET", "shown": "Bearer t"}));
+    let answer: Value = outside.post(&url("/yes"), None, &json!({"a": "b"})).await.unwrap();
+    assert_eq!(answer, json!({"method": "POST", "shown": null}));
+    let refused = outside.get::<Value>(&url("/no"), None).await;
+    assert!(matches!(refused, Err(Failure::Refused { status: 403, .. })), "{refused:?}");
+    // Nobody learns where a server is that is not talked to.
+    let barred = asking(&authority, "ip_range_blocklist: [127.0.0.0/8]");
+    let refused =
+        restricted(&authority, &barred).servers.outside.get::<Value>(&url("/"), None).await;
+    let Err(Failure::Forbidden(why)) = refused else { panic!("{refused:?}") };
+    assert_eq!(why, "127.0.0.1 is not talked to");
 }
 
 #[tokio::test]
