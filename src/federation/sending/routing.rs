@@ -56,10 +56,18 @@ fn put_out(event: &ToSend) -> Option<OwnedServerName> {
 
 /// Never this server, nor one that is not talked to, nor the one that has made the event here.
 fn may_have(config: &Config, event: &ToSend, server: &ServerName) -> bool {
-    let sender = <&UserId>::try_from(event.sender.as_str()).ok();
     *server != config.server_name
         && config.federation.may_talk_to(server)
-        && sender.is_none_or(|sender| sender.server_name() != server)
+        && maker(event).is_none_or(|maker| maker != server)
+}
+
+/// The server that has made the event here: what others make here are memberships of their own
+/// users. An invite in the name of one of them, which an identity server has signed, is made by this
+/// server.
+fn maker(event: &ToSend) -> Option<&ServerName> {
+    let (user, _) = event.member.as_ref()?;
+    let sender = <&UserId>::try_from(event.sender.as_str()).ok()?;
+    (*user == event.sender).then(|| sender.server_name())
 }
 
 #[cfg(test)]
@@ -77,6 +85,15 @@ mod tests {
             sender: "@a:a.example".to_owned(),
             member: Some((user.to_owned(), format!("{{\"membership\":\"{membership}\"}}"))),
         }
+    }
+
+    #[test]
+    fn only_memberships_of_their_own_are_made_by_others() {
+        let made = |user: &str, membership: &str| {
+            maker(&member(user, membership)).map(ServerName::to_string)
+        };
+        assert_eq!(made("@a:a.example", "join").as_deref(), Some("a.example"));
+        assert_eq!(made("@b:b.example", "invite"), None);
     }
 
     #[test]
