@@ -50,13 +50,6 @@ impl RoomOwner {
         })
     }
 
-    /// How many pieces of state the room has now.
-    pub async fn count_state(&self, room_id: &RoomId) -> Result<usize> {
-        let slot = self.slot(room_id).await?;
-        let live = lock(&slot).lock();
-        Ok(live.state.len())
-    }
-
     /// Who extends the room, as far as this instance knows.
     pub fn whose(&self, room_id: &RoomId) -> Owner {
         self.owners.of_room(room_id)

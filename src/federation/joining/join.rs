@@ -9,7 +9,7 @@ use chatd_streams::events::Membership;
 use futures::future::BoxFuture;
 use ruma_common::{OwnedServerName, RoomId, ServerName};
 
-use super::{Joining, candidates::Trial, template::Wish};
+use super::{Joining, candidates::Trial, limit::Limit, template::Wish};
 
 /// How long another server may take to tell all of a room, which is checked meanwhile.
 const TELLING: Duration = Duration::from_secs(300);
@@ -35,16 +35,12 @@ impl Joining {
         let reason = extra.reason.as_deref();
         let wished = self.wish(who, room_id, servers, Membership::Join, reason).await?;
         let (wish, candidates) = &wished;
-        let limit = self.limit_for(who).filter(|_| !is_in);
-        let is_checked = match limit {
-            Some(limit) => self.check_before(limit, room_id, candidates).await?,
-            None => true,
+        let limit = match self.limit_for(who).filter(|_| !is_in) {
+            Some(limit) if !self.check_before(limit, room_id, candidates).await? => Some(limit),
+            _ => None,
         };
-        let attempt = |server| -> BoxFuture<'_, _> { Box::pin(self.join_by(server, wish)) };
+        let attempt = |server| -> BoxFuture<'_, _> { Box::pin(self.join_by(server, wish, limit)) };
         self.by_first(room_id, candidates, attempt).await?;
-        if let Some(limit) = limit.filter(|_| !is_checked) {
-            self.check_after(limit, who, room_id).await?;
-        }
         rooms.inherit(who, room_id).await;
         Ok(())
     }
@@ -58,14 +54,22 @@ impl Joining {
         }
     }
 
-    /// Joins by one server.
-    async fn join_by(&self, server: &ServerName, wish: &Wish<'_>) -> Result<(), Trial> {
+    /// Joins by one server; `limit` is what the room may be if nobody has said what it is.
+    async fn join_by(
+        &self,
+        server: &ServerName,
+        wish: &Wish<'_>,
+        limit: Option<Limit<'_>>,
+    ) -> Result<(), Trial> {
         let made = self.make(server, wish).await?;
         // As soon as that server lets the user in, the others send what happens in the room.
         let _way = self.deps.rooms.owner.expect(wish.room_id, &made.version).await?;
         let large = |ask: Ask| ask.within(TELLING).most_bytes(MOST_BYTES);
         let body = self.send(server, wish, &made, &["v2", "v1"], large).await?;
         let import = self.read_answer(server, wish.room_id, made, body).await?;
+        if let Some(limit) = limit {
+            self.check_told(limit, server, wish, &import).await?;
+        }
         match self.deps.rooms.owner.import(import).await {
             Ok(_) => {
                 self.history.close_gaps(wish.room_id);

@@ -40,7 +40,7 @@ impl Joining {
     }
 
     /// Leaves by the first server that helps.
-    async fn leave_by(
+    pub(super) async fn leave_by(
         &self,
         candidates: Vec<OwnedServerName>,
         wish: &Wish<'_>,

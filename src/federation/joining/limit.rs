@@ -1,15 +1,18 @@
-//! `limit_remote_rooms`: rooms that are too much for this server are not joined, as far as a server
-//! in them says so before; else they are left again.
+//! `limit_remote_rooms`: rooms that are too much for this server are not joined. A server in them
+//! says so before, or the state that the join is answered with does, and then nothing of the room
+//! is taken in and the other server is told of a leave.
 
 use std::time::Duration;
 
 use chatd_base::{Refusal, Requester, Result};
 use chatd_config::RemoteRooms;
-use chatd_rooms::membership::Extra;
+use chatd_rooms::Import;
 use chatd_servers::{Ask, Retries};
-use ruma_common::{OwnedServerName, RoomId};
+use chatd_streams::events::Membership;
+use ruma_common::{OwnedServerName, RoomId, ServerName};
+use serde_json::Map;
 
-use super::Joining;
+use super::{Joining, template::Wish};
 use crate::{Complexity, uri};
 
 /// Servers that are asked, and how long each may take.
@@ -61,18 +64,24 @@ impl Joining {
         Ok(false)
     }
 
-    /// Leaves a room that turns out to be too complex, and refuses it.
-    pub(super) async fn check_after(
+    /// Refuses a room that turns out to be too complex, and has `server`, which has let the user
+    /// in, put the user out again. If it does not, the room knows of a member who is in no room
+    /// here: whoever asks again is refused again.
+    pub(super) async fn check_told(
         &self,
         limit: Limit<'_>,
-        who: &Requester,
-        room_id: &RoomId,
+        server: &ServerName,
+        wish: &Wish<'_>,
+        told: &Import,
     ) -> Result<()> {
-        let rooms = &self.deps.rooms;
-        let complexity = Complexity::of_state(rooms.owner.count_state(room_id).await?);
+        // The join is a piece of state too.
+        let complexity = Complexity::of_state(told.state.len() + 1);
         if let Err(refusal) = limit.check(complexity) {
-            tracing::info!(room.id = %room_id, complexity.v1, "a room is too complex to stay in");
-            rooms.leave(&who.user_id, room_id, Extra::default()).await?;
+            tracing::info!(room.id = %wish.room_id, complexity.v1,
+                "a room is too complex to stay in");
+            let membership = Membership::Leave;
+            let leave = Wish { membership, content: Map::new(), ..wish.clone() };
+            self.leave_by(vec![server.to_owned()], &leave).await;
             return Err(refusal.into());
         }
         Ok(())
