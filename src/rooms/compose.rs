@@ -62,7 +62,8 @@ pub fn compose(
     draft: &Draft,
     with: &Prepared,
 ) -> Result<Composed> {
-    if let Some(event_id) = unchanged(live, draft)? {
+    let already = unchanged(live, draft)?.or_else(|| redeemed(live, draft));
+    if let Some(event_id) = already {
         return Ok(Composed::Unchanged(event_id));
     }
     let redaction = check_redaction(live, draft, with)?;
@@ -106,6 +107,9 @@ fn references(live: &Live, auth: &[Arc<Pdu>]) -> (Vec<Reference>, Vec<Reference>
 /// `draft` as the next event of the room, without hashes and signatures. Refuses what the room does
 /// not allow; the room's memory stays as it is.
 pub fn template(live: &Live, draft: &Draft, now_ms: i64) -> Result<CanonicalJsonObject> {
+    if redeemed(live, draft).is_some() {
+        return Err(Refusal::forbidden("the user is invited or in the room already").into());
+    }
     let content =
         serde_json::value::to_raw_value(&draft.content).map_err(chatd_base::Error::internal)?;
     let auth = auth_bodies(live, draft, &content)?;
@@ -201,6 +205,18 @@ fn unchanged(live: &Live, draft: &Draft) -> Result<Option<OwnedEventId>> {
     let new = serde_json::to_string(&seal::canonical(&draft.content)?)
         .map_err(chatd_base::Error::internal)?;
     Ok((new == current.content.get()).then(|| current.event_id.clone()))
+}
+
+/// An invite that an identity server has signed changes nothing for whoever is invited or in the
+/// room: the rules of the room alone would let it put them out. The event that made them so.
+fn redeemed(live: &Live, draft: &Draft) -> Option<OwnedEventId> {
+    let is_one = draft.kind == "m.room.member"
+        && draft.content.get("membership").is_some_and(|word| word == "invite")
+        && draft.content.contains_key("third_party_invite");
+    let user = draft.state_key.as_deref().filter(|_| is_one)?;
+    let current = live.body("m.room.member", user)?;
+    let membership = current.content_str("membership")?;
+    matches!(&*membership, "join" | "invite").then(|| current.event_id.clone())
 }
 
 /// Current state events that authorise `draft`.

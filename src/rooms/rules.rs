@@ -11,7 +11,10 @@ use chatd_base::EventNid;
 use ruma_common::{OwnedEventId, UserId, room_version_rules::AuthorizationRules};
 use ruma_events::{StateEventType, TimelineEventType};
 use ruma_state_res::check_state_dependent_auth_rules;
-use serde_json::value::{RawValue, to_raw_value};
+use serde_json::{
+    Map, Value,
+    value::{RawValue, to_raw_value},
+};
 
 use crate::pdu::Pdu;
 
@@ -19,6 +22,9 @@ use crate::pdu::Pdu;
 static NO_RULES: LazyLock<OwnedEventId> = LazyLock::new(|| {
     OwnedEventId::try_from("$no-join-rules").expect("the literal above is an event id")
 });
+
+/// Signatures times keys that are tried for one invite (R8). Identity servers have two keys.
+const MOST_TRIED: usize = 1_000;
 
 /// Whether the state that `fetch` reads allows an event.
 pub(crate) fn check_by_state(
@@ -28,6 +34,7 @@ pub(crate) fn check_by_state(
 ) -> Result<(), String> {
     if pdu.kind == TimelineEventType::RoomMember {
         check_target(pdu, || fetch(&StateEventType::RoomCreate, ""))?;
+        check_effort(pdu, |token| fetch(&StateEventType::RoomThirdPartyInvite, token))?;
     }
     check_state_dependent_auth_rules(rules, pdu, |kind, key| match fetch(kind, key) {
         found if *kind != StateEventType::RoomJoinRules => found,
@@ -43,6 +50,24 @@ fn check_target(pdu: &Pdu, create: impl Fn() -> Option<Arc<Pdu>>) -> Result<(), 
     let is_far = target.server_name() != create.sender.server_name();
     if is_far && member(&create.content, "m.federate").is_some_and(|value| value.get() != "true") {
         return Err(format!("the room is not for users of other servers, and {target} is one"));
+    }
+    Ok(())
+}
+
+/// An invite that an identity server has signed: each signature is tried with each key of the
+/// pending invite, and somebody may have made a great many of both (R8).
+fn check_effort(pdu: &Pdu, pending: impl Fn(&str) -> Option<Arc<Pdu>>) -> Result<(), String> {
+    let Some(invite) = member(&pdu.content, "third_party_invite") else { return Ok(()) };
+    let invite: Value = serde_json::from_str(invite.get()).map_err(|error| error.to_string())?;
+    let signed = &invite["signed"];
+    let servers = signed["signatures"].as_object().into_iter().flat_map(Map::values);
+    let signatures: usize = servers.filter_map(Value::as_object).map(Map::len).sum();
+    let Some(pending) = signed["token"].as_str().and_then(pending) else { return Ok(()) };
+    let keys = member(&pending.content, "public_keys");
+    let keys = keys.and_then(|keys| serde_json::from_str::<Vec<&RawValue>>(keys.get()).ok());
+    let keys = keys.map_or(0, |keys| keys.len()) + 1;
+    if signatures.saturating_mul(keys) > MOST_TRIED {
+        return Err(format!("{signatures} signatures and {keys} keys are no identity server's"));
     }
     Ok(())
 }

@@ -3,7 +3,9 @@
 
 use bytes::Bytes;
 use chatd_base::{Position, Refusal, Requester, Result};
-use chatd_rooms::{Draft, Route, Sent, SignedInvite, Verdict, event_id, membership::Extra};
+use chatd_rooms::{
+    Draft, Route, Sent, SignedInvite, Standing, Verdict, event_id, membership::Extra,
+};
 use chatd_servers::{Ask, Failure};
 use chatd_streams::events::Membership;
 use ruma_common::{
@@ -18,6 +20,11 @@ use crate::uri;
 #[derive(Deserialize)]
 struct Answer {
     event: CanonicalJsonObject,
+}
+
+/// The membership that is there already.
+fn sent_before(standing: &Standing) -> Sent {
+    Sent { event_id: standing.event.event_id.clone(), position: Position(0) }
 }
 
 impl Joining {
@@ -60,15 +67,20 @@ impl Joining {
     ) -> Result<Sent> {
         let rooms = &self.deps.rooms;
         let _turn = self.turns.take(user, room_id).await;
-        let standing = rooms.owner.standing(user, room_id).await?;
-        if let Some(standing) = standing
-            && standing.membership == Membership::Invite
-            && standing.event.sender == *sender
-        {
-            return Ok(Sent { event_id: standing.event.event_id.clone(), position: Position(0) });
+        let is_there = |standing: &Standing| {
+            standing.membership == Membership::Invite && standing.event.sender == *sender
+        };
+        if let Some(there) = rooms.owner.standing(user, room_id).await?.filter(is_there) {
+            return Ok(sent_before(&there));
         }
         let invite = rooms.signed_invite(room_id, &draft).await?;
         let event = self.ask_to_sign(user.server_name(), room_id, invite).await?;
+        // Whoever has come meanwhile is invited no more: the rules would let what an identity server
+        // has signed put them out again.
+        let is_in = |standing: &Standing| standing.membership == Membership::Join;
+        if let Some(there) = rooms.owner.standing(user, room_id).await?.filter(is_in) {
+            return Ok(sent_before(&there));
+        }
         let received = rooms.owner.receive_as(room_id, event, Route::Made).await?;
         match received.verdict {
             Verdict::Accepted | Verdict::Known => {

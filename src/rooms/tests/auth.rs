@@ -62,6 +62,24 @@ fn rooms_for_one_server_have_members_of_no_other() {
     }
 }
 
+/// Each signature of a redeemed invite is tried with each key of the pending one.
+#[test]
+fn invites_of_a_great_many_signatures_and_keys_are_refused() {
+    for (keys, signatures, is_too_much) in [(20, 40, false), (1_000, 2, true)] {
+        let (mut lab, mut at) = Lab::new("11");
+        let key = json!({"public_key": "AAAA"});
+        let pending = json!({"display_name": "e", "public_keys": vec![key; keys]});
+        at = lab.add(&[at], ALICE, "m.room.third_party_invite", "t", pending);
+        let signed: Map<String, Value> =
+            (0..signatures).map(|at| (format!("ed25519:{at}"), json!("AAAA"))).collect();
+        let signed = json!({"mxid": EVE, "token": "t", "signatures": {"id.example": signed}});
+        let invite = json!({"membership": "invite", "third_party_invite": {"signed": signed}});
+        at = lab.add(&[at], ALICE, "m.room.member", EVE, invite);
+        let why = &lab.refused[&at];
+        assert_eq!(why.ends_with("no identity server's"), is_too_much, "{why}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
