@@ -11,6 +11,7 @@ use crate::origins::Origins;
 // Not in the configuration.
 const HIERARCHY: Rate = Rate { per_second: 5.0, burst_count: 10.0 };
 const OPENID: Rate = Rate { per_second: 1.0, burst_count: 30.0 };
+const BINDING: Rate = Rate { per_second: 1.0, burst_count: 30.0 };
 
 macro_rules! classes {
     ($($(#[$doc:meta])* $name:ident = $($path:ident).+ ;)*) => {
@@ -24,6 +25,8 @@ macro_rules! classes {
             Hierarchy,
             /// Tokens by which a user shows who they are.
             OpenId,
+            /// What identity servers tell of who has come, by address.
+            Binding,
         }
 
         impl LimitClass {
@@ -33,6 +36,7 @@ macro_rules! classes {
                     Self::AdminRedaction => "admin_redaction",
                     Self::Hierarchy => "hierarchy",
                     Self::OpenId => "openid",
+                    Self::Binding => "binding",
                 }
             }
 
@@ -42,6 +46,7 @@ macro_rules! classes {
                     Self::AdminRedaction => rates.admin_redaction.unwrap_or(rates.message),
                     Self::Hierarchy => HIERARCHY,
                     Self::OpenId => OPENID,
+                    Self::Binding => BINDING,
                 }
             }
         }
