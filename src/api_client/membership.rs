@@ -66,9 +66,12 @@ async fn create(app: Arc<App>, req: Request) -> Result<Reply> {
             tracing::info!(room.id = %room_id, %user, %error, "a user could not be invited");
         }
     }
-    for by in addresses {
-        if let Err(error) = app.federation.joining.invite_by_address(who, &room_id, &by, None).await
-        {
+    for (by, number) in addresses.iter().zip(1..) {
+        // The key of the request is the room's.
+        let key = req.key().map(|key| Uuid::from_u128(key.wrapping_add(number)));
+        let limit = |user: &UserId| limit_invite(&app, who, None, user);
+        let invited = app.federation.joining.invite_by_address(who, &room_id, by, key, limit);
+        if let Err(error) = invited.await {
             tracing::info!(room.id = %room_id, %error, "an address could not be invited");
         }
     }
@@ -214,7 +217,8 @@ async fn invite(app: Arc<App>, req: Request) -> Result<Reply> {
     if let Some(by) = by_address(&body)? {
         app.limits.check(LimitClass::InvitesPerRoom, room_id.as_str())?;
         app.limits.check(LimitClass::ThirdPartyInvite, who.user_id.as_str())?;
-        app.federation.joining.invite_by_address(who, &room_id, &by, key(&req)).await?;
+        let limit = |user: &UserId| limit_invite(&app, who, None, user);
+        app.federation.joining.invite_by_address(who, &room_id, &by, key(&req), limit).await?;
         return Ok(Reply::empty());
     }
     let body: Target = serde_json::from_value(body).map_err(odd)?;

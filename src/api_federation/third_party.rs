@@ -5,7 +5,7 @@ use std::sync::Arc;
 use chatd_base::{Refusal, Result};
 use chatd_config::RouterName;
 use chatd_federation::joining::Redeemed;
-use chatd_http::{Auth, Home, Reply, Request, Routes, federation_v1};
+use chatd_http::{Auth, Home, LimitClass, Reply, Request, Routes, federation_v1};
 use ruma_common::{OwnedRoomId, OwnedUserId};
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -18,6 +18,7 @@ const MOST: usize = 50;
 pub fn routes() -> Routes<App> {
     Routes::of(RouterName::FederationQuery)
         .put(federation_v1("/3pid/onbind"), Auth::None, bound)
+        .limit(LimitClass::Binding)
         .put(federation_v1("/exchange_third_party_invite/{roomId}"), Auth::Server, exchange)
         .home(Home::Room("roomId"))
 }

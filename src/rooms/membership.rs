@@ -89,7 +89,7 @@ impl Rooms {
         };
         if !is_member {
             let is_here = user.server_name() == self.owner.signer.server_name;
-            if !is_here && rooms::count_with_locals(&self.pool, &ids).await? < ids.len() {
+            if !is_here && rooms::list_with_locals(&self.pool, &ids).await?.len() < ids.len() {
                 return Err(Refusal::new(
                     400,
                     "M_UNABLE_TO_AUTHORISE_JOIN",

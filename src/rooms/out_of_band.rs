@@ -58,7 +58,9 @@ impl RoomOwner {
     /// What a user of this server is in a room, whether or not the server is in it.
     pub async fn standing(&self, user: &UserId, room_id: &RoomId) -> Result<Option<Standing>> {
         let Some(room) = rooms::get(&self.pool, room_id.as_str()).await? else { return Ok(None) };
-        let user = self.users.deps.interner.user(user.as_str()).await?;
+        // Whoever has no number is nothing anywhere, and gets none by a question.
+        let known = self.users.deps.interner.known_users(&[user.as_str()]).await?;
+        let Some(user) = known.first().copied().flatten() else { return Ok(None) };
         let Some((letter, event)) = rooms::get_member(&self.pool, user, room.nid).await? else {
             return Ok(None);
         };

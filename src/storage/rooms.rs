@@ -61,10 +61,10 @@ statements! {
                           WHERE a.alias = ANY($1::text[])";
     COUNT_JOINED_IN = "SELECT count(*) FROM memberships m JOIN rooms r ON r.nid = m.room
                        WHERE m.user_nid = $1 AND m.membership = 'j' AND r.room_id = ANY($2::text[])";
-    COUNT_WITH_LOCALS = "SELECT count(*) FROM rooms r
-                         WHERE r.room_id = ANY($1::text[])
-                           AND EXISTS (SELECT FROM memberships m
-                                       WHERE m.room = r.nid AND m.membership = 'j' AND m.is_local)";
+    LIST_WITH_LOCALS = "SELECT r.room_id FROM rooms r
+                        WHERE r.room_id = ANY($1::text[])
+                          AND EXISTS (SELECT FROM memberships m
+                                      WHERE m.room = r.nid AND m.membership = 'j' AND m.is_local)";
 }
 
 /// A room without its state.
@@ -256,8 +256,8 @@ pub async fn list_known(pool: &Pool, rooms: &[&str]) -> Result<Vec<String>> {
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-/// How many of the rooms somebody of this server is joined to.
-pub async fn count_with_locals(pool: &Pool, rooms: &[&str]) -> Result<usize> {
-    let row = pool.query_opt(&COUNT_WITH_LOCALS, &[&rooms]).await?;
-    Ok(row.map_or(0, |row| usize::try_from(row.get::<_, i64>(0)).unwrap_or(0)))
+/// Those of the rooms that somebody of this server is joined to.
+pub async fn list_with_locals(pool: &Pool, rooms: &[&str]) -> Result<Vec<String>> {
+    let rows = pool.query(&LIST_WITH_LOCALS, &[&rooms]).await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
 }

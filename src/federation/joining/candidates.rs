@@ -9,7 +9,7 @@ use ruma_common::{OwnedRoomId, OwnedServerName, RoomAliasId, RoomId, RoomOrAlias
 use serde::Deserialize;
 
 use super::{Found, Joining, template::Wish};
-use crate::uri;
+use crate::{queries::is_for_clients, uri};
 
 /// Servers that are asked for one request (R8).
 const MOST: usize = 10;
@@ -170,8 +170,8 @@ pub(super) fn unreached(failures: &[(OwnedServerName, Failure)]) -> Refusal {
     });
     if let Some((server, status, errcode, error)) = refused {
         // What another server thinks of this one's requests is not the client's fault.
-        let is_clients = !matches!(status, 401 | 405 | 429) && errcode != "M_UNRECOGNIZED";
-        if is_clients && errcode.starts_with("M_") {
+        let is_known = status != 405 && errcode != "M_UNRECOGNIZED";
+        if is_known && is_for_clients(status, &errcode) && errcode.starts_with("M_") {
             return Refusal::new(status, errcode, format!("{server}: {error}"));
         }
     }
@@ -210,6 +210,8 @@ mod tests {
         assert_eq!(of(vec![refused(404, "M_NOT_FOUND"), away()]), is(404, "M_NOT_FOUND"));
         assert_eq!(of(vec![refused(404, "M_UNRECOGNIZED")]), is(502, "M_UNKNOWN"));
         assert_eq!(of(vec![refused(401, "M_UNAUTHORIZED")]), is(502, "M_UNKNOWN"));
+        // Clients would take it for their own access token, and log out.
+        assert_eq!(of(vec![refused(403, "M_UNKNOWN_TOKEN")]), is(502, "M_UNKNOWN"));
         assert_eq!(of(vec![refused(500, "M_UNKNOWN")]), is(502, "M_UNKNOWN"));
     }
 }

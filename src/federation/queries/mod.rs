@@ -127,8 +127,13 @@ fn told(server: &ServerName, failure: Failure) -> Error {
 }
 
 /// Whether the refusal is about what the client wants, rather than about this server.
-fn is_for_clients(status: u16, errcode: &str) -> bool {
-    (400..500).contains(&status) && ![401, 429].contains(&status) && !OF_TOKENS.contains(&errcode)
+pub(crate) fn is_for_clients(status: u16, errcode: &str) -> bool {
+    (400..500).contains(&status) && ![401, 429].contains(&status) && !is_of_token(errcode)
+}
+
+/// Whether a code speaks of the access token of whoever has asked.
+pub(crate) fn is_of_token(errcode: &str) -> bool {
+    OF_TOKENS.contains(&errcode)
 }
 
 #[cfg(test)]

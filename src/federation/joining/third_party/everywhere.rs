@@ -5,12 +5,15 @@ use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use chatd_base::{CallError, Error, Patience, Refusal, Result};
+use chatd_storage::rooms::list_with_locals;
 use chatd_streams::{Owner, away};
 use serde_json::Value;
 
 use super::{super::Joining, exchange::Redeemed};
 
 const CALL: &str = "federation.redeem";
+/// Invites that one request may have other servers make (R8): anybody may make that request.
+const MOST_FAR: usize = 10;
 
 impl Joining {
     /// Starts to answer the calls of other instances.
@@ -20,32 +23,56 @@ impl Joining {
         calls.on(CALL, move |body| answer(joining.clone(), body));
     }
 
-    /// Makes invites of what an identity server tells. What cannot be made one keeps none of the
-    /// others from it; the last refusal is told.
+    /// Makes invites of what an identity server tells of one user of this server. What cannot be
+    /// made one keeps none of the others from it; the last refusal is told.
     pub async fn redeem_all(&self, told: Vec<Value>) -> Result<()> {
         let mut last = None;
+        let mut refuse = |error: Error| {
+            tracing::info!(%error, "what an identity server tells is not taken");
+            last = Some(error);
+        };
+        let mut all = Vec::with_capacity(told.len());
         for one in told {
-            let done = match serde_json::from_value::<Redeemed>(one) {
-                Ok(redeemed) => self.redeem(&redeemed).await,
-                Err(error) => Err(Refusal::bad_json(error.to_string()).into()),
-            };
-            if let Err(error) = done {
-                tracing::info!(%error, "what an identity server tells is not taken");
-                last = Some(error);
+            match serde_json::from_value::<Redeemed>(one) {
+                Ok(redeemed) => all.push(redeemed),
+                Err(error) => refuse(Refusal::bad_json(error.to_string()).into()),
             }
+        }
+        self.check_user(&all).await?;
+        let rooms: Vec<&str> = all.iter().map(|redeemed| redeemed.room_id.as_str()).collect();
+        let here = list_with_locals(&self.deps.users.deps.pool, &rooms).await?;
+        let mut far = 0;
+        for redeemed in &all {
+            let is_far = !here.iter().any(|room| redeemed.room_id == *room);
+            far += usize::from(is_far);
+            let done = if is_far && far > MOST_FAR {
+                Err(Refusal::forbidden("too many of the rooms are not here").into())
+            } else {
+                self.redeem(redeemed).await
+            };
+            done.unwrap_or_else(&mut refuse);
         }
         last.map_or(Ok(()), Err)
     }
 
-    /// Makes an invite of what an identity server has signed, wherever the room is. Refuses if the
-    /// user who is said to have come is not one of this server.
-    async fn redeem(&self, redeemed: &Redeemed) -> Result<()> {
-        let user = &redeemed.mxid;
-        let is_here = user.server_name() == self.deps.config.server_name
-            && self.deps.users.accounts.find(user.as_str()).await?.is_some();
-        if !is_here {
-            return Err(Refusal::forbidden(format!("{user} is not a user of this server")).into());
+    /// Refuses unless all that is told is of one user, who is one of this server.
+    async fn check_user(&self, told: &[Redeemed]) -> Result<()> {
+        let Some(Redeemed { mxid: user, .. }) = told.first() else { return Ok(()) };
+        if told.iter().any(|one| one.mxid != *user) {
+            return Err(Refusal::invalid_param("the invites are not of one user").into());
         }
+        let account = match user.server_name() == self.deps.config.server_name {
+            true => self.deps.users.accounts.find(user.as_str()).await?,
+            false => None,
+        };
+        if account.is_some_and(|account| account.user_id == user.as_str()) {
+            return Ok(());
+        }
+        Err(Refusal::forbidden(format!("{user} is not a user of this server")).into())
+    }
+
+    /// Makes an invite of what an identity server has signed, wherever the room is.
+    async fn redeem(&self, redeemed: &Redeemed) -> Result<()> {
         let mut patience = Patience::default();
         loop {
             match self.redeem_once(redeemed, patience).await {

@@ -10,10 +10,11 @@ use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use url::Url;
 
-use super::ByAddress;
+use super::{super::candidates::unreached, ByAddress};
+use crate::queries::is_of_token;
 
 /// Keys of one invite that are taken on (R8).
-const MOST_KEYS: usize = 20;
+pub(super) const MOST_KEYS: usize = 20;
 
 /// An identity server, and whom it is asked about.
 pub(super) struct IdentityServer<'a> {
@@ -121,7 +122,7 @@ impl<'a> IdentityServer<'a> {
         struct Found {
             mappings: HashMap<String, OwnedUserId>,
         }
-        let token = Some(self.by.id_access_token.as_str());
+        let token = Some(self.by.id_access_token.expose());
         let details: HashDetails =
             self.outside.get(&self.at("hash_details")?, token).await.map_err(|f| self.told(f))?;
         let Some((algorithm, lookup)) = details.lookup(&self.address, &self.by.medium) else {
@@ -140,7 +141,7 @@ impl<'a> IdentityServer<'a> {
 
     /// Has it write to the address.
     pub async fn store_invite(&self, letter: &Value) -> Result<Stored> {
-        let token = Some(self.by.id_access_token.as_str());
+        let token = Some(self.by.id_access_token.expose());
         let asked = self.outside.post(&self.at("store-invite")?, token, letter).await;
         let stored: Stored = asked.map_err(|failure| self.told(failure))?;
         if stored.public_keys.is_empty() && stored.public_key.is_none() {
@@ -155,19 +156,14 @@ impl<'a> IdentityServer<'a> {
     fn told(&self, failure: Failure) -> Refusal {
         let server = &self.by.id_server;
         match failure {
-            Failure::Refused { status: status @ 400..500, errcode, error, .. }
-                if errcode.starts_with("M_") =>
-            {
-                let status = if status == 401 { 403 } else { status };
-                let errcode =
-                    if errcode == "M_UNKNOWN_TOKEN" { "M_FORBIDDEN".to_owned() } else { errcode };
-                Refusal::new(status, errcode, format!("{server}: {error}"))
+            Failure::Refused { status: 401, errcode, error, .. } if errcode == "M_UNAUTHORIZED" => {
+                Refusal::new(403, errcode, format!("{server}: {error}"))
             }
-            Failure::Forbidden(why) => Refusal::forbidden(format!("{server}: {why}")),
-            failure => {
-                let message = format!("the identity server {server} cannot help: {failure}");
-                Refusal::new(502, "M_UNKNOWN", message)
+            Failure::Refused { errcode, error, .. } if is_of_token(&errcode) => {
+                Refusal::forbidden(format!("{server}: {error}"))
             }
+            Failure::Forbidden(why) => Refusal::forbidden(why),
+            failure => unreached(&[(server.clone(), failure)]),
         }
     }
 }

@@ -8,13 +8,15 @@
 mod everywhere;
 mod exchange;
 mod identity;
+mod signatures;
 
 use chatd_base::{Refusal, Requester, Result};
+use chatd_config::Secret;
 use chatd_rooms::{
     membership::Extra,
     third_party::{Letterhead, pending_draft},
 };
-use ruma_common::{OwnedServerName, RoomId};
+use ruma_common::{OwnedServerName, RoomId, UserId};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
@@ -28,22 +30,24 @@ pub use exchange::Redeemed;
 #[derive(Clone, Debug, Deserialize)]
 pub struct ByAddress {
     pub id_server: OwnedServerName,
-    pub id_access_token: String,
+    pub id_access_token: Secret,
     /// `email`, `msisdn` …
     pub medium: String,
     pub address: String,
 }
 
 impl Joining {
-    /// Invites whoever has the address: a user, or an event that stands for one. Refuses if the
-    /// configuration or the room do not let the requester invite, or if the identity server does
-    /// not take the invite.
+    /// Invites whoever has the address: a user, if `may_invite` that one, or an event that stands for
+    /// one. Refuses if the configuration or the room do not let the requester invite, or if the
+    /// identity server does not take the invite. `key` is that of the request, and of this address
+    /// in it.
     pub async fn invite_by_address(
         &self,
         who: &Requester,
         room_id: &RoomId,
         by: &ByAddress,
         key: Option<Uuid>,
+        may_invite: impl FnOnce(&UserId) -> Result<()>,
     ) -> Result<()> {
         let rooms = &self.deps.rooms;
         rooms.check_may_invite(who)?;
@@ -51,13 +55,14 @@ impl Joining {
             let message = "this server does not look third-party identifiers up";
             return Err(Refusal::forbidden(message).into());
         }
-        // The address gets one letter, however often the request is made.
+        // A repeat of a request that was done writes no second letter.
         if rooms.is_done(key).await? {
             return Ok(());
         }
         let head = rooms.letterhead(&who.user_id, room_id).await?;
         let identity = IdentityServer::new(&self.deps.servers.outside, by)?;
         if let Some(user) = identity.look_up().await {
+            may_invite(&user)?;
             return self.invite(who, &user, room_id, Extra { key, ..Extra::default() }).await;
         }
         let stored = identity.store_invite(&letter(who, room_id, by, &head)).await?;
