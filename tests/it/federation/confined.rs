@@ -2,7 +2,9 @@
 //! without a route, so all that a fleet wants of other servers goes through the named ones, or not
 //! at all. Skipped, with a word, where namespaces may not be made.
 
-use chatd_kit::{Server, Settings, Spread, User, path, process::may_confine};
+use chatd_kit::{
+    Other, Server, Settings, Spread, User, other::ACCESS_TOKEN, path, process::may_confine,
+};
 use serde_json::json;
 
 use super::acts::{comes, same_state, says, until_event, until_member};
@@ -101,6 +103,19 @@ async fn everything_asked_of_others_goes_through_the_named_instances() {
         assert_eq!(keys.ok()["failures"], json!({}), "{keys}");
         let list = alice.get(path("/publicRooms?server={}", &[stage.far.name()])).await;
         assert!(list.ok()["chunk"].is_array(), "{list}");
+    }
+    // Identity servers too.
+    let identity = Other::start().await;
+    let vouching = identity.identify(&[]);
+    for number in 1..=6 {
+        let invite = json!({"id_server": identity.name(), "id_access_token": ACCESS_TOKEN,
+            "medium": "email", "address": "carol@example.org"});
+        let room = alice.create_room().await;
+        alice.post(path("/rooms/{}/invite", &[&room]), &invite).await.ok();
+        let carol = stage.fleet.user(&format!("carol{number}")).await;
+        let signed = vouching.sign(&alice.id, &carol.id, &format!("token{number}"));
+        let join = path("/join/{}", &[&room]);
+        carol.post(join, &json!({"third_party_signed": signed})).await.ok();
     }
     // What is told without being asked for: over the same way.
     bob.join_via(&here, stage.fleet.name()).await.ok();

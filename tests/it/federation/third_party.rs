@@ -1,12 +1,20 @@
 //! People who are invited by an address.
 
+use std::{
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::Duration,
+};
+
 use chatd_kit::{
-    Other, Settings, User,
-    other::{ACCESS_TOKEN, Reply},
+    Other, Server, Settings, Spread, User,
+    fleet::public_socket,
+    http::Http,
+    other::{ACCESS_TOKEN, Reply, Vouching},
     path, scenario,
 };
 use serde_json::{Value, json};
 
+const BINARY: &str = env!("CARGO_BIN_EXE_chatd");
 const ONBIND: &str = "/_matrix/federation/v1/3pid/onbind";
 
 /// An invite of `address` by the identity server `other`.
@@ -38,11 +46,12 @@ scenario! {
             alice.post(invite_path(&room), &by_address(&identity, "Dave@Example.org")).await.ok();
             assert_eq!(membership(&alice, &room, &dave.id).await, "invite");
             let before = vouching.taken().len();
-            alice.post(invite_path(&room), &by_address(&identity, "carol@example.org")).await.ok();
+            alice.post(invite_path(&room), &by_address(&identity, "Carol@Example.org")).await.ok();
             let taken = vouching.taken();
             assert_eq!(taken.len(), before + 1);
             let letter = taken.last().expect("a letter");
-            assert_eq!(letter["address"], "carol@example.org");
+            // Folded when it is looked up, written to as it was given.
+            assert_eq!(letter["address"], "Carol@Example.org");
             assert_eq!((&letter["room_name"], &letter["sender"]), (&json!("a room"), &json!(alice.id)));
             let token = format!("token{}", taken.len());
             let pending = alice.get_state(&room, "m.room.third_party_invite", &token).await;
@@ -161,8 +170,128 @@ scenario! {
         assert_eq!(signed["mxid"], alice.id);
         other.always("PUT", target, Reply::refused(403, "M_FORBIDDEN"));
         server.request("PUT", ONBIND).json(&body).await.refused(403, "M_FORBIDDEN");
+        // What another server says of access tokens is not about the client's.
+        let join = path("/join/{}", &[&room.id()]);
+        let shown = json!({"third_party_signed": vouching.sign(&bob, &alice.id, "t")});
+        for status in [401, 403] {
+            other.always("PUT", target, Reply::refused(status, "M_UNKNOWN_TOKEN"));
+            alice.post(&join, &shown).await.refused(502, "M_UNKNOWN");
+        }
         other.go_away();
         server.request("PUT", ONBIND).json(&body).await.refused(502, "M_UNKNOWN");
+    }
+
+    async fn whoever_has_invited_hears_of_the_invite(server: Server)
+    in (monolith, random) with (Settings::federating()) {
+        let (identity, other) = (Other::start().await, Other::start().await);
+        let vouching = identity.identify(&[]);
+        let (alice, carol) = (server.user("alice").await, server.user("carol").await);
+        let bob = other.user("bob");
+        let room = alice.create_room().version("11").await;
+        alice.post(invite_path(&room), &json!({"user_id": bob})).await.ok();
+        let far = other.join(&server.peer(), &room, &bob).await;
+        let pending =
+            far.set(&bob, "m.room.third_party_invite", "t", Vouching::pending(&[&vouching]));
+        other.deliver(&server.peer(), &[pending]).await;
+        let body = json!({"invites": [vouching.bound(&room, &bob, &carol.id, "t")]});
+        server.request("PUT", ONBIND).json(&body).await.ok();
+        assert_eq!(membership(&alice, &room, &carol.id).await, "invite");
+        let invite = other.until_pdu("the invite", |pdu| pdu["state_key"] == carol.id).await;
+        assert_eq!(invite["sender"], bob);
+        assert!(other.problems().is_empty(), "{:?}", other.problems());
+    }
+
+    async fn who_has_come_meanwhile_is_not_put_out(server: Server)
+    in (monolith, random) with (Settings::federating()) {
+        let identity = Other::start().await;
+        let vouching = identity.identify(&[]);
+        let (alice, carol) = (server.user("alice").await, server.user("carol").await);
+        let room = alice.create_room().await;
+        alice.post(invite_path(&room), &by_address(&identity, "carol@example.org")).await.ok();
+        let asked = "/_matrix/identity/v2/pubkey/isvalid";
+        let valid = Reply::json(&json!({"valid": true}));
+        identity.always("GET", asked, valid.after(Duration::from_secs(3)));
+        let body = json!({"invites": [vouching.bound(&room, &alice.id, &carol.id, "token1")]});
+        let bound = async {
+            server.request("PUT", ONBIND).json(&body).await.ok();
+        };
+        let comes = async {
+            identity.until("a question about the key", "GET", asked, |_| Some(())).await;
+            alice.invite(&room, &carol).await.ok();
+            carol.join(&room).await.ok();
+        };
+        futures::join!(bound, comes);
+        assert_eq!(membership(&alice, &room, &carol.id).await, "join");
+    }
+
+    async fn one_key_that_counts_is_enough(server: Server)
+    in (monolith) with (Settings::federating()) {
+        let (first, second) = (Other::start().await, Other::start().await);
+        let (revoked, good) = (first.identify(&[]), second.identify(&[]));
+        revoked.revoke();
+        let (alice, carol) = (server.user("alice").await, server.user("carol").await);
+        let room = alice.create_room().await;
+        let pending = Vouching::pending(&[&revoked, &good]);
+        alice.set_state(&room, "m.room.third_party_invite", "t", &pending).await.ok();
+        let mut told = revoked.bound(&room, &alice.id, &carol.id, "t");
+        let bound = |told: &Value| server.request("PUT", ONBIND).json(&json!({"invites": [told]}));
+        bound(&told).await.refused(403, "M_FORBIDDEN");
+        told["signed"] = good.sign_too(told["signed"].clone());
+        bound(&told).await.ok();
+        assert_eq!(membership(&alice, &room, &carol.id).await, "invite");
+    }
+
+    async fn strangers_cannot_have_much_done(server: Server)
+    in (monolith) with (Settings::federating()) {
+        let (identity, other) = (Other::start().await, Other::start().await);
+        let vouching = identity.identify(&[]);
+        let (alice, bob) = (server.user("alice").await, other.user("bob"));
+        let carol = server.user("carol").await;
+        let target = "/_matrix/federation/v1/exchange_third_party_invite/";
+        other.always("PUT", target, Reply::json(&json!({})));
+        let all: Vec<Value> = (0..20)
+            .map(|number| {
+                let room = format!("!r{number}:{}", other.name());
+                vouching.bound(&room, &bob, &alice.id, "t")
+            })
+            .collect();
+        let bound = |all: &[Value]| server.request("PUT", ONBIND).json(&json!({"invites": all}));
+        bound(&all).await.refused(403, "M_FORBIDDEN");
+        assert_eq!(other.seen("PUT", target).len(), 10);
+        let mut mixed = all[..2].to_vec();
+        mixed[1]["mxid"] = bob.as_str().into();
+        bound(&mixed).await.refused(400, "M_INVALID_PARAM");
+        let mut much = all[0].clone();
+        let room = carol.create_room().await;
+        carol.set_state(&room, "m.room.third_party_invite", "t",
+            &Vouching::pending(&[&vouching])).await.ok();
+        much["room_id"] = room.as_str().into();
+        much["sender"] = carol.id.as_str().into();
+        for number in 0..20 {
+            much["signed"]["signatures"]["a"][format!("ed25519:{number}")] = "AAAA".into();
+        }
+        bound(&[much]).await.refused(400, "M_BAD_JSON");
+        let mut statuses = Vec::new();
+        for _ in 0..100 {
+            statuses.push(bound(&[]).await.status);
+        }
+        assert!(statuses.contains(&429), "{statuses:?}");
+    }
+
+    async fn users_found_by_their_address_are_invited_as_seldom_as_others(server: Server)
+    in (monolith) with (Settings::federating().with("rc_invites", json!({
+        "per_user": {"per_second": 0.001, "burst_count": 2}})))
+    {
+        let identity = Other::start().await;
+        let (alice, dave) = (server.user("alice").await, server.user("dave").await);
+        identity.identify(&[("dave@example.org", &dave.id)]);
+        let invite = by_address(&identity, "dave@example.org");
+        let room = alice.create_room().with("invite_3pid", json!([invite])).await;
+        assert_eq!(membership(&alice, &room, &dave.id).await, "invite");
+        let (second, third) = (alice.create_room().await, alice.create_room().await);
+        alice.post(invite_path(&second), &invite).await.ok();
+        alice.post(invite_path(&third), &invite).await.refused(429, "M_LIMIT_EXCEEDED");
+        alice.get_state(&third, "m.room.member", &dave.id).await.refused(404, "M_NOT_FOUND");
     }
 
     async fn an_address_is_not_invited_by_who_may_not(server: Server)
@@ -203,7 +332,10 @@ scenario! {
         let alice = server.user("alice").await;
         let room = alice.create_room().await;
         let invite = by_address(&identity, "dave@example.org");
-        alice.post(invite_path(&room), &invite).await.refused(403, "M_FORBIDDEN");
+        let refused = alice.post(invite_path(&room), &invite).await;
+        // Where a name leads to inside is nobody's business.
+        let why = refused.refused(403, "M_FORBIDDEN")["error"].clone();
+        assert_eq!(why, "127.0.0.1 is not talked to");
         assert!(vouching.taken().is_empty());
         assert!(identity.seen("", "/_matrix/identity/").is_empty());
     }
@@ -218,4 +350,40 @@ scenario! {
         alice.post(invite_path(&room), &invite).await.refused(403, "M_FORBIDDEN");
         assert!(identity.seen("", "/_matrix/identity/").is_empty());
     }
+}
+
+/// Who makes the room is killed while the second letter is written; the request is made again, of
+/// any instance that owns rooms.
+#[tokio::test]
+async fn a_new_room_that_is_asked_for_again_writes_no_letter_twice() {
+    let mut fleet = Server::fleet(BINARY, Settings::federating(), Spread::Random).await;
+    let identity = Other::start().await;
+    let vouching = identity.identify(&[]);
+    let target = "/_matrix/identity/v2/store-invite";
+    let hanging = AtomicBool::new(true);
+    identity.on("POST", target, move |seen| {
+        let hangs = seen.body["address"] == "b@example.org" && hanging.swap(false, Relaxed);
+        hangs.then(|| Reply::stuck("{"))
+    });
+    let worker = Http::on_socket(&public_socket(fleet.folder(), "sync1"));
+    let alice = fleet.user("alice").await.at(&worker);
+    let invites = ["a@example.org", "b@example.org"].map(|one| by_address(&identity, one));
+    let body = json!({"invite_3pid": invites});
+    let made = async { alice.post("/createRoom", &body).await.string("room_id") };
+    let killed = async {
+        identity
+            .until("the second letter", "POST", target, |seen| {
+                (seen.body["address"] == "b@example.org").then_some(())
+            })
+            .await;
+        for persister in ["persister1", "persister2"] {
+            fleet.members().instance(persister).kill9().expect("it can be killed");
+        }
+        fleet.members().launch().await.expect("they start again");
+    };
+    let (room, ()) = futures::join!(made, killed);
+    let taken = vouching.taken();
+    let first = taken.iter().filter(|letter| letter["address"] == "a@example.org");
+    assert_eq!(first.count(), 1, "{taken:?}");
+    alice.get_state(&room, "m.room.third_party_invite", "token1").await.ok();
 }

@@ -30,6 +30,22 @@ impl Vouching {
         self.key.sign(&self.server, signed)
     }
 
+    /// The same with one more signature, by this server.
+    pub fn sign_too(&self, signed: Value) -> Value {
+        self.key.sign(&self.server, signed)
+    }
+
+    /// The content of an event that waits in the room for whoever comes, with the keys of all of
+    /// these servers.
+    pub fn pending(of: &[&Self]) -> Value {
+        let key = |one: &&Self| json!({"public_key": one.key.public(), "key_validity_url": one.validity_url()});
+        json!({"display_name": "c...@e...", "public_keys": of.iter().map(key).collect::<Vec<_>>()})
+    }
+
+    fn validity_url(&self) -> String {
+        format!("https://{}/_matrix/identity/v2/pubkey/isvalid", self.server)
+    }
+
     /// What homeservers are told of somebody who has come.
     pub fn bound(&self, room: &str, sender: &str, user: &str, token: &str) -> Value {
         let signed = self.sign(sender, user, token);
@@ -54,7 +70,7 @@ impl Vouching {
     fn take(&self, seen: &Seen) -> Reply {
         let mut taken = lock(&self.taken);
         taken.push(seen.body.clone());
-        let url = format!("https://{}/_matrix/identity/v2/pubkey/isvalid", self.server);
+        let url = self.validity_url();
         Reply::json(&json!({
             "token": format!("token{}", taken.len()),
             "display_name": "c...@e...",
