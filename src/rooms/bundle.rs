@@ -17,12 +17,21 @@ pub async fn load<'a>(
     user: UserNid,
     events: impl IntoIterator<Item = &'a Arc<StoredEvent>>,
 ) -> Result<Bundles> {
-    Ok(load_with_senders(pool, user, events, None).await?.0)
+    Ok(load_at(pool, user, events, None).await?.0)
 }
 
-/// As [`load`], and with a position the member events of the senders as they were there; the
-/// events must be of one room.
+/// As [`load`], and the member events of the senders as they were at a position that the stream
+/// has brought; the events must be of one room.
 pub async fn load_with_senders<'a>(
+    pool: &Pool,
+    user: UserNid,
+    events: impl IntoIterator<Item = &'a Arc<StoredEvent>>,
+    senders_at: Position,
+) -> Result<(Bundles, Vec<Arc<StoredEvent>>)> {
+    load_at(pool, user, events, Some(senders_at)).await
+}
+
+async fn load_at<'a>(
     pool: &Pool,
     user: UserNid,
     events: impl IntoIterator<Item = &'a Arc<StoredEvent>>,

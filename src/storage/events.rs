@@ -162,6 +162,11 @@ impl StoredEvent {
         self.flags & (flags::OUTLIER | flags::REJECTED | flags::SOFT_FAILED) != 0
     }
 
+    /// Whether other servers have told it later. The state with it is known from its snapshot only.
+    pub fn is_of_the_past(&self) -> bool {
+        self.flags & flags::BACKFILLED != 0
+    }
+
     /// Whether a predecessor was missing when the event came, among the stream's events. That may
     /// have come since.
     pub fn is_behind_gap(&self) -> bool {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use chatd_base::{Position, RoomNid, UserNid};
+use chatd_base::{EventNid, Position, RoomNid, UserNid};
 
 use crate::{
     Pool, Result,
@@ -31,6 +31,12 @@ statements! {
                      SELECT k.nid FROM state_keys k WHERE ", filter!(), "))
               ORDER BY d.key, d.pos DESC) AS c
         JOIN events e ON e.nid = c.event", joins!());
+    LIST_STATE_OF = concat!("SELECT ", columns!(), " FROM events e", joins!(),
+        "WHERE e.nid = ANY($1::int8[]) AND e.room = $2 AND ", filter!());
+    /// The bans of now, the oldest first.
+    LIST_BANS = concat!("SELECT ", columns!(), " FROM memberships m
+        JOIN events e ON e.nid = m.event", joins!(),
+        "WHERE m.room = $1 AND m.membership = 'b' ORDER BY e.nid LIMIT $2");
     LIST_JOINED_PROFILES = "
         SELECT u.user_id, j.content FROM memberships m
         JOIN users_nid u ON u.nid = m.user_nid
@@ -57,13 +63,12 @@ pub struct StateFilter<'a> {
 }
 
 impl StateFilter<'_> {
-    /// Whether a state event is wanted.
-    pub fn admits(&self, event: &StoredEvent) -> bool {
-        let Some(key) = event.state_key.as_deref() else { return false };
-        let is_member = &*event.kind == "m.room.member";
-        self.keys.is_none_or(|keys| keys.contains(&(&*event.kind, key)))
-            && self.kind.is_none_or(|kind| *event.kind == *kind)
-            && self.members.is_none_or(|members| !is_member || members.contains(&key))
+    /// Types and state keys, as columns.
+    fn columns(&self) -> (Option<Vec<&str>>, Option<Vec<&str>>) {
+        match self.keys.map(|keys| keys.iter().copied().unzip()) {
+            Some((kinds, keys)) => (Some(kinds), Some(keys)),
+            None => (None, None),
+        }
     }
 }
 
@@ -74,16 +79,33 @@ pub async fn list(
     at: Option<Position>,
     filter: &StateFilter<'_>,
 ) -> Result<Vec<Arc<StoredEvent>>> {
-    let columns = filter.keys.map(|keys| keys.iter().copied().unzip::<_, _, Vec<_>, Vec<_>>());
-    let (kinds, keys) = match columns {
-        Some((kinds, keys)) => (Some(kinds), Some(keys)),
-        None => (None, None),
-    };
+    let (kinds, keys) = filter.columns();
     let statement = if at.is_some() { &LIST_STATE_AT } else { &LIST_STATE_NOW };
     let at = at.map(|position| position.0);
     all(&pool
         .query(statement, &[&room.0, &at, &kinds, &keys, &filter.kind, &filter.members])
         .await?)
+}
+
+/// Those of `events`, which are state of `room`, that are wanted; in no order.
+pub async fn list_of(
+    pool: &Pool,
+    room: RoomNid,
+    events: &[EventNid],
+    filter: &StateFilter<'_>,
+) -> Result<Vec<Arc<StoredEvent>>> {
+    let nids: Vec<i64> = events.iter().map(|event| event.0).collect();
+    let (kinds, keys) = filter.columns();
+    let rows = pool
+        .query(&LIST_STATE_OF, &[&nids, &room.0, &kinds, &keys, &filter.kind, &filter.members])
+        .await?;
+    all(&rows)
+}
+
+/// Member events of those who are banned from the room, at most `limit`.
+pub async fn list_bans(pool: &Pool, room: RoomNid, limit: usize) -> Result<Vec<Arc<StoredEvent>>> {
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    all(&pool.query(&LIST_BANS, &[&room.0, &limit]).await?)
 }
 
 /// Ids of the users who are joined now, with the content of their member events.

@@ -31,8 +31,7 @@ impl Reader {
     /// All state that the user may see: of now, or of when they left.
     pub async fn state(&self, user: UserNid, room: &RoomId) -> Result<State> {
         let (lens, until) = self.admitted(user, room).await?;
-        let all = StateFilter::default();
-        let events = room_state::list(&self.pool, lens.room, until, &all).await?;
+        let events = self.state_at(lens.room, until, &StateFilter::default()).await?;
         Ok((lens, events))
     }
 
@@ -47,7 +46,7 @@ impl Reader {
         let (lens, until) = self.admitted(user, room).await?;
         let keys = [(kind, state_key)];
         let wanted = StateFilter { keys: Some(&keys), ..StateFilter::default() };
-        let found = room_state::list(&self.pool, lens.room, until, &wanted).await?;
+        let found = self.state_at(lens.room, until, &wanted).await?;
         match found.into_iter().next() {
             Some(event) => Ok((lens, event)),
             None => Err(Refusal::not_found("there is no such state in this room").into()),
@@ -70,10 +69,7 @@ impl Reader {
         // A token of now or later asks for what `current_state` holds.
         let at = at.filter(|at| until.is_some() || *at < self.now());
         let wanted = StateFilter { kind: Some("m.room.member"), ..StateFilter::default() };
-        let mut events = match at.filter(|at| at.0 < 0) {
-            Some(at) => self.state_long_ago(lens.room, at, &wanted).await?,
-            None => room_state::list(&self.pool, lens.room, at, &wanted).await?,
-        };
+        let mut events = self.state_at(lens.room, at, &wanted).await?;
         if query.membership.is_some() || query.not_membership.is_some() {
             events.retain(|event| is_wanted(event, query));
         }
@@ -86,35 +82,35 @@ impl Reader {
         event: &StoredEvent,
         wanted: &StateFilter<'_>,
     ) -> Result<Vec<Arc<StoredEvent>>> {
-        if event.pos.0 >= 0 {
+        if !event.is_of_the_past() {
             return Ok(room_state::list(&self.pool, event.room, Some(event.pos), wanted).await?);
         }
-        // Of what was fetched from long ago only snapshots know the state.
         let loaded = snapshots::load_many(&self.pool, event.room, &[event.snapshot]).await?;
         let mut state = loaded.into_values().next().map(|(state, _)| state).unwrap_or_default();
         if let Some(key) = event.key {
             state.insert(key, event.nid);
         }
         let nids: Vec<EventNid> = state.into_values().collect();
-        let mut events = events::list_by_nids(&self.pool, &nids).await?;
-        events.retain(|event| wanted.admits(event));
-        Ok(events)
+        Ok(room_state::list_of(&self.pool, event.room, &nids, wanted).await?)
     }
 
-    /// The state at a position from before this server came into the room.
-    async fn state_long_ago(
+    /// The state of a room at a position; of now by default.
+    async fn state_at(
         &self,
         room: RoomNid,
-        at: Position,
+        at: Option<Position>,
         wanted: &StateFilter<'_>,
     ) -> Result<Vec<Arc<StoredEvent>>> {
+        let Some(at) = at else {
+            return Ok(room_state::list(&self.pool, room, None, wanted).await?);
+        };
         let span = [Span { room, low: BEGINNING, high: at }];
         let all = EventFilter::default();
         let (which, end) = (Which::All, End::Newest);
         let last = events::list_timelines(&self.pool, &span, which, end, 1, &all, None).await?;
-        match last.first() {
+        match last.first().filter(|last| last.is_of_the_past()) {
             Some(last) => self.state_with(last, wanted).await,
-            None => Ok(Vec::new()),
+            None => Ok(room_state::list(&self.pool, room, Some(at), wanted).await?),
         }
     }
 

@@ -4,14 +4,14 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use chatd_base::{EventNid, Position, Refusal, Result, UserNid};
 use chatd_storage::{
-    events::{self, End, Location, StoredEvent, Which},
+    events::{self, End, Location, Span, StoredEvent, Which},
     room_state::StateFilter,
 };
 use chatd_streams::RoomToken;
 use ruma_common::{EventId, RoomId};
 
 use super::{Reader, Shown};
-use crate::{bundle, filter::EventFilter, visibility::Lens};
+use crate::{bundle, client_event::Bundles, filter::EventFilter, visibility::Lens};
 
 /// Which page of a timeline is wanted.
 #[derive(Clone, Debug)]
@@ -91,25 +91,52 @@ impl Reader {
         } else {
             (from.map_or(BEGINNING, first), to.map_or(newest, |to| to.high.min(newest)))
         };
-        let mut events =
+        let (mut events, broken_off) =
             self.list_seen(&lens, (low, high), query.end, query.limit, &query.filter).await?;
         let is_full = events.len() >= query.limit;
         let token_at = |last: &Arc<StoredEvent>| match query.end {
             End::Newest => token_before(last),
             End::Oldest => token_behind(last),
         };
-        let last = events.last().map_or_else(|| start.clone(), token_at);
-        let end = (!events.is_empty() && (is_full || !backwards)).then(|| last.clone());
-        let is_exhausted = !is_full && low == BEGINNING && backwards;
+        let broken_off = broken_off.filter(|_| !is_full);
+        let last = match broken_off {
+            Some(pos) => RoomToken::Topological { depth: 0, pos },
+            None => events.last().map_or_else(|| start.clone(), token_at),
+        };
+        let is_more = broken_off.is_some() || !events.is_empty() && (is_full || !backwards);
+        let end = is_more.then(|| last.clone());
+        let is_exhausted = !is_full && broken_off.is_none() && low == BEGINNING && backwards;
         let behind_gaps = events.iter().filter(|event| event.is_behind_gap());
         let behind_gaps = behind_gaps.map(|event| event.nid).collect();
         self.drop_ignored(user, &mut events).await?;
-        let newest = events.iter().map(|event| event.pos).max();
-        let senders_at = newest.filter(|_| query.filter.lazy_load_members);
-        let (bundles, state) =
-            bundle::load_with_senders(&self.pool, user, &events, senders_at).await?;
+        let (bundles, state) = if query.filter.lazy_load_members {
+            self.with_senders(user, &events).await?
+        } else {
+            (bundle::load(&self.pool, user, &events).await?, Vec::new())
+        };
         let shown = Shown { lens, events, bundles };
         Ok(Messages { shown, start, end, last, state, is_exhausted, behind_gaps })
+    }
+
+    /// What is told together with events of one room, and what their senders were at the newest.
+    async fn with_senders(
+        &self,
+        user: UserNid,
+        events: &[Arc<StoredEvent>],
+    ) -> Result<(Bundles, Vec<Arc<StoredEvent>>)> {
+        let Some(newest) = events.iter().max_by_key(|event| event.pos) else {
+            return Ok((Bundles::default(), Vec::new()));
+        };
+        if !newest.is_of_the_past() {
+            return bundle::load_with_senders(&self.pool, user, events, newest.pos).await;
+        }
+        let senders = senders(events);
+        let wanted = StateFilter {
+            kind: Some("m.room.member"),
+            members: Some(&senders),
+            ..StateFilter::default()
+        };
+        futures::try_join!(bundle::load(&self.pool, user, events), self.state_with(newest, &wanted),)
     }
 
     /// One event, of that room if one is named; told to be absent if the user may not see it.
@@ -135,12 +162,12 @@ impl Reader {
         let (lens, event) = self.seen_event(user, Some(room), event).await?;
         let earlier = (BEGINNING, Position(event.pos.0 - 1));
         let later = (event.pos, self.now());
-        let (mut before, mut after) = futures::try_join!(
+        let ((mut before, broken_off), (mut after, _)) = futures::try_join!(
             self.list_seen(&lens, earlier, End::Newest, limit / 2, filter),
             self.list_seen(&lens, later, End::Oldest, limit - limit / 2, filter),
         )?;
         let start = token_before(before.last().unwrap_or(&event));
-        let is_exhausted = before.len() < limit / 2;
+        let is_exhausted = before.len() < limit / 2 && broken_off.is_none();
         let last = after.last().unwrap_or(&event);
         let (end, last) = (token_behind(last), last.clone());
         self.drop_ignored(user, &mut before).await?;
@@ -176,7 +203,8 @@ impl Reader {
         Ok((lens, found))
     }
 
-    /// Events in (low, high] that the lens and the filter show.
+    /// Events in (low, high] that the lens and the filter show, and where the search was broken off
+    /// if the user has come and gone too often.
     async fn list_seen(
         &self,
         lens: &Lens,
@@ -184,22 +212,33 @@ impl Reader {
         end: End,
         limit: usize,
         filter: &EventFilter,
-    ) -> Result<Vec<Arc<StoredEvent>>> {
+    ) -> Result<(Vec<Arc<StoredEvent>>, Option<Position>)> {
         if !filter.allows_room(&lens.room_id) {
-            return Ok(Vec::new());
+            return Ok((Vec::new(), None));
         }
         let mut spans = lens.spans(low, high);
-        let most = spans.len().min(MOST_SPANS);
-        match end {
-            End::Newest => drop(spans.drain(..spans.len() - most)),
-            End::Oldest => spans.truncate(most),
-        }
+        let broken_off = shorten(&mut spans, end);
         let filter = filter.to_storage();
         let mut found =
             events::list_timelines(&self.pool, &spans, Which::All, end, limit, &filter, None)
                 .await?;
         found.truncate(limit);
-        Ok(found)
+        Ok((found, broken_off))
+    }
+}
+
+/// Leaves no more spans than one page looks across; returns where they end, if some are left out.
+fn shorten(spans: &mut Vec<Span>, end: End) -> Option<Position> {
+    let surplus = spans.len().checked_sub(MOST_SPANS).filter(|surplus| *surplus > 0)?;
+    match end {
+        End::Newest => {
+            spans.drain(..surplus);
+            spans.first().map(|span| span.low)
+        }
+        End::Oldest => {
+            spans.truncate(MOST_SPANS);
+            spans.last().map(|span| span.high)
+        }
     }
 }
 
@@ -216,4 +255,34 @@ fn token_before(event: &StoredEvent) -> RoomToken {
 /// The point just behind an event.
 fn token_behind(event: &StoredEvent) -> RoomToken {
     RoomToken::Topological { depth: event.depth, pos: event.pos }
+}
+
+#[cfg(test)]
+mod tests {
+    use chatd_base::RoomNid;
+
+    use super::*;
+
+    #[test]
+    fn a_page_that_looks_across_too_much_says_where_it_ends() {
+        let spans = |count: usize| -> Vec<Span> {
+            let span = |n: i64| Span {
+                room: RoomNid(1),
+                low: Position(n * 10),
+                high: Position(n * 10 + 5),
+            };
+            (0..i64::try_from(count).unwrap()).map(span).collect()
+        };
+        for end in [End::Newest, End::Oldest] {
+            let mut few = spans(MOST_SPANS);
+            assert_eq!(shorten(&mut few, end), None);
+            assert_eq!(few.len(), MOST_SPANS);
+        }
+        let mut many = spans(MOST_SPANS + 3);
+        assert_eq!(shorten(&mut many, End::Newest), Some(Position(30)));
+        assert_eq!((many.len(), many[0].low), (MOST_SPANS, Position(30)));
+        let mut many = spans(MOST_SPANS + 3);
+        assert_eq!(shorten(&mut many, End::Oldest), Some(Position(995)));
+        assert_eq!(many.len(), MOST_SPANS);
+    }
 }

@@ -38,6 +38,7 @@ mod openid;
 mod oracle;
 mod others;
 mod partition;
+mod past;
 mod piles;
 mod proxied;
 mod queries;
