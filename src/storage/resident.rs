@@ -1,7 +1,9 @@
 //! Rooms as another server asks about them: whether it is in the room, what came before an event,
 //! and how much of that it may see. Every function is one statement.
 
-use chatd_base::{EventNid, RoomNid, SnapshotId};
+use std::collections::BTreeSet;
+
+use chatd_base::{EventNid, KeyNid, RoomNid, SnapshotId};
 
 use crate::{Pool, Result, Row, statement::statements};
 
@@ -17,7 +19,7 @@ macro_rules! is_in {
     };
 }
 
-/// How an event came to be visible to the server $2; flags 8 of `sight` in [`Sight`].
+/// Whether a user of the server $2 was one of these at the event.
 macro_rules! was {
     ($letters:literal) => {
         concat!(
@@ -69,12 +71,17 @@ statements! {
                         WHERE NOT p.event_id = ANY($4::text[]) AND p.depth >= $5)
                     SELECT nid FROM back LIMIT $3";
     /// How much of each event the server $2 may see. Memberships are looked at only where the
-    /// history visibility asks for it.
+    /// history visibility asks for it. Of events that others have told later (flag 16) what is noted
+    /// of memberships says nothing.
     LIST_SIGHTS = concat!("
         SELECT e.nid, v.content,
                CASE WHEN v.content LIKE '%\"invited\"%' OR v.content LIKE '%\"joined\"%'
                     THEN ", was!("'j'"), " ELSE true END,
-               CASE WHEN v.content LIKE '%\"invited\"%' THEN ", was!("'j', 'i'"), " ELSE true END
+               CASE WHEN v.content LIKE '%\"invited\"%' THEN ", was!("'j', 'i'"), " ELSE true END,
+               CASE WHEN e.flags & 16 <> 0
+                         AND (v.content LIKE '%\"invited\"%' OR v.content LIKE '%\"joined\"%')
+                    THEN e.snapshot END,
+               e.key
         FROM events e
         CROSS JOIN LATERAL (
             SELECT coalesce((
@@ -84,6 +91,11 @@ statements! {
                                WHERE type = 'm.room.history_visibility' AND state_key = '')
                 ORDER BY d.pos DESC LIMIT 1), '{}') AS content) AS v
         WHERE e.nid = ANY($1::int8[])");
+    /// Names under which the state of a room has users of the server $2.
+    LIST_MEMBER_KEYS = "SELECT k.nid FROM memberships m JOIN users_nid u ON u.nid = m.user_nid
+                        JOIN state_keys k ON k.type = 'm.room.member' AND k.state_key = u.user_id
+                        WHERE m.room = $1 AND NOT m.is_local
+                          AND substr(u.user_id, strpos(u.user_id, ':') + 1) = $2";
 }
 
 /// A room as one other server finds it.
@@ -183,6 +195,11 @@ pub struct Sight {
     pub was_joined: bool,
     /// Whether it was in the room or invited; true where nobody asks.
     pub was_invited: bool,
+    /// State before the event, which alone says whether the server was there, if others have told
+    /// the event later and the setting asks for it.
+    pub snapshot: Option<SnapshotId>,
+    /// Of the event, if it is state.
+    pub key: Option<KeyNid>,
 }
 
 /// How much `server` may see of each event, in no order.
@@ -193,8 +210,20 @@ pub async fn list_sights(pool: &Pool, events: &[EventNid], server: &str) -> Resu
         visibility: row.get(1),
         was_joined: row.get(2),
         was_invited: row.get(3),
+        snapshot: row.get::<_, Option<i64>>(4).map(SnapshotId),
+        key: row.get::<_, Option<i64>>(5).map(KeyNid),
     };
     Ok(rows.iter().map(sight).collect())
+}
+
+/// Keys of the member events of users of `server` who have had to do with the room.
+pub async fn list_member_keys(
+    pool: &Pool,
+    room: RoomNid,
+    server: &str,
+) -> Result<BTreeSet<KeyNid>> {
+    let rows = pool.query(&LIST_MEMBER_KEYS, &[&room.0, &server]).await?;
+    Ok(rows.iter().map(|row| KeyNid(row.get(0))).collect())
 }
 
 fn numbers(events: &[EventNid]) -> Vec<i64> {

@@ -5,7 +5,7 @@
 //! Entries are (key, event) pairs sorted by key, written as differences of the keys and zig-zag
 //! varints of the differences of the events: 4 to 9 bytes each.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use chatd_base::{EventNid, KeyNid, RoomNid, SnapshotId};
 use sha2::{Digest, Sha256};
@@ -156,6 +156,27 @@ pub async fn load_many(
     room: RoomNid,
     ids: &[SnapshotId],
 ) -> Result<HashMap<SnapshotId, (StateMap, SnapshotHead)>> {
+    load(pool, room, ids, |_| true).await
+}
+
+/// The entries with these keys in the states of snapshots; the others take no memory. Round trips
+/// as for the whole.
+pub async fn load_entries(
+    pool: &Pool,
+    room: RoomNid,
+    ids: &[SnapshotId],
+    keys: &BTreeSet<KeyNid>,
+) -> Result<HashMap<SnapshotId, StateMap>> {
+    let loaded = load(pool, room, ids, |key| keys.contains(key)).await?;
+    Ok(loaded.into_iter().map(|(id, (state, _))| (id, state)).collect())
+}
+
+async fn load(
+    pool: &Pool,
+    room: RoomNid,
+    ids: &[SnapshotId],
+    is_wanted: impl Fn(&KeyNid) -> bool,
+) -> Result<HashMap<SnapshotId, (StateMap, SnapshotHead)>> {
     let mut loaded = HashMap::new();
     let mut wanted: Vec<i64> = ids.iter().map(|id| id.0).filter(|id| *id != 0).collect();
     wanted.sort_unstable();
@@ -172,14 +193,14 @@ pub async fn load_many(
     for link in links {
         let (state, head): &mut (StateMap, SnapshotHead) = loaded.entry(link.of).or_default();
         if let Some(root) = &link.root {
-            *state = root.state(&chunks)?;
+            *state = root.state(&chunks, &is_wanted)?;
         } else {
             head.delta_entries += link.delta.len();
         }
         if link.id == link.of {
             (head.id, head.chain) = (link.id, link.chain);
         }
-        for (key, event) in link.delta {
+        for (key, event) in link.delta.into_iter().filter(|(key, _)| is_wanted(key)) {
             if event.0 == 0 {
                 state.remove(&key);
             } else {
@@ -232,16 +253,19 @@ impl Root {
         }
     }
 
-    fn state(&self, chunks: &Chunks) -> Result<StateMap> {
+    fn state(&self, chunks: &Chunks, is_wanted: impl Fn(&KeyNid) -> bool) -> Result<StateMap> {
+        let wanted = |(key, _): &(KeyNid, EventNid)| is_wanted(key);
         match self {
-            Self::Inline(state) => Ok(state.clone()),
+            Self::Inline(state) => {
+                Ok(state.iter().map(|(key, event)| (*key, *event)).filter(wanted).collect())
+            }
             Self::Chunks(digests) => {
                 let mut state = StateMap::new();
                 for digest in digests {
                     let chunk = chunks.get(digest).ok_or_else(|| {
                         Error::Corrupt(format!("the chunk {digest} of a snapshot is missing"))
                     })?;
-                    state.extend(chunk.iter().copied());
+                    state.extend(chunk.iter().copied().filter(wanted));
                 }
                 Ok(state)
             }

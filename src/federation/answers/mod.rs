@@ -3,6 +3,7 @@
 
 mod about;
 mod history;
+mod sights;
 mod spaces;
 mod state;
 
@@ -72,11 +73,8 @@ impl Answers {
         nids: &[EventNid],
         origin: &ServerName,
     ) -> Result<Vec<Pdu>> {
-        let sights = resident::list_sights(self.pool(), nids, origin.as_str());
-        let (events, sights) =
-            futures::try_join!(self.read(nids), async { sights.await.map_err(Error::from) })?;
-        let hidden: std::collections::HashSet<EventNid> =
-            sights.iter().filter(|sight| !is_visible(sight)).map(|sight| sight.nid).collect();
+        let (events, hidden) =
+            futures::try_join!(self.read(nids), self.hidden(room, nids, origin))?;
         let pdu = |event: &GraphEvent| match hidden.contains(&event.nid) {
             true => room.redacted_pdu(event),
             false => room.pdu(event),
@@ -128,17 +126,6 @@ impl Visited {
             federation_json(event, &self.room_id, &self.rules).map_err(Error::internal)?;
         redact_in_place(&mut object, &self.rules.redaction, None).map_err(Error::internal)?;
         serde_json::to_vec(&object).map_err(Error::internal)
-    }
-}
-
-/// Whether a server sees an event as it is (spec: room history visibility).
-fn is_visible(sight: &resident::Sight) -> bool {
-    let content: serde_json::Value = serde_json::from_str(&sight.visibility).unwrap_or_default();
-    match content["history_visibility"].as_str() {
-        Some("joined") => sight.was_joined,
-        Some("invited") => sight.was_invited,
-        // What is no setting is the default.
-        _ => true,
     }
 }
 
