@@ -67,6 +67,8 @@ pub struct InitialState {
 
 /// A room that begins with more events does not delay what others wait for.
 const LARGE: usize = 50;
+/// Events that are sealed without a pause.
+const AT_A_TIME: usize = 20;
 /// Users that one request may invite (R8).
 const MOST_INVITES: usize = 100;
 /// Ids that are tried until one belongs to this instance; it owns a shard of 64 at least.
@@ -138,11 +140,16 @@ impl Rooms {
         let Some((creation, others)) = drafts.split_first() else {
             return Err(chatd_base::Error::internal("a room without events"));
         };
+        owner.number_names(drafts).await?;
         let prepared = owner.prepare_new(creation).await?;
         let (mut live, event) = self.found(room, rules, creation, prepared)?;
         let mut events = Vec::with_capacity(drafts.len());
         events.push(event);
-        for draft in others {
+        for (number, draft) in others.iter().enumerate() {
+            // Each is signed; others go on meanwhile.
+            if number % AT_A_TIME == AT_A_TIME - 1 {
+                tokio::task::yield_now().await;
+            }
             let prepared = owner.prepare_new(draft).await?;
             match compose(&mut live, &owner.signer, draft, &prepared).map_err(invalid_state)? {
                 Composed::Event(event) => events.push(*event),

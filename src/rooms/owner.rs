@@ -2,7 +2,7 @@
 //! puts what it has sealed on the lane (R6, R9).
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering},
@@ -362,6 +362,22 @@ impl RoomOwner {
             txn,
             now_ms: self.now_ms(),
         })
+    }
+
+    /// Gives numbers to all that the drafts of a new room name; two queries at most. Each draft
+    /// finds them in memory then.
+    pub(crate) async fn number_names(&self, drafts: &[Draft]) -> Result<()> {
+        let interner = &self.users.deps.interner;
+        let pairs = drafts
+            .iter()
+            .map(|draft| (draft.kind.as_str(), draft.state_key.as_deref().unwrap_or_default()));
+        let pairs: BTreeSet<(&str, &str)> = pairs.collect();
+        let users = pairs.iter().filter(|(kind, _)| *kind == "m.room.member");
+        let users: Vec<&str> = users.map(|(_, user)| *user).collect();
+        let pairs: Vec<(&str, &str)> = pairs.iter().copied().collect();
+        interner.users(&users).await?;
+        interner.keys(&pairs).await?;
+        Ok(())
     }
 
     /// [`Prepared`] for an event of a room that is being made, which nobody else has joined.

@@ -6,8 +6,14 @@
 
 use std::sync::Arc;
 
-use chatd_base::{Refusal, Requester, Result};
-use chatd_storage::{directory, events::StoredEvent, rooms};
+use chatd_base::{Refusal, Requester, Result, RoomNid};
+use chatd_storage::{
+    Batch, directory,
+    events::StoredEvent,
+    notices::Notice,
+    room_state::{self, StateFilter},
+    rooms,
+};
 use chatd_streams::events::Membership;
 use ruma_common::{OwnedRoomId, OwnedUserId, RoomId, UserId, room_version_rules::RoomVersionRules};
 use serde::Deserialize;
@@ -45,18 +51,25 @@ const KEPT: [&str; 9] = [
 ];
 /// The rooms of a space go with it.
 const CHILD: &str = "m.space.child";
-/// State of these two kinds that goes with a room (R8).
+/// Bans and rooms of a space that go with a room (R8).
 const MOST_MANY: usize = 4_000;
 /// Members of the create event that are made anew.
 const REMADE: [&str; 4] = ["creator", "room_version", "predecessor", "additional_creators"];
 /// The least level that may speak and invite in a room that was replaced.
 const QUIET: i64 = 50;
+/// The largest number that events may have.
+const HIGHEST: i64 = (1 << 53) - 1;
+/// Members of power levels that are levels themselves, and those that have some.
+const LEVEL: [&str; 7] =
+    ["users_default", "events_default", "state_default", "ban", "kick", "redact", "invite"];
+const OF_LEVELS: [&str; 3] = ["users", "events", "notifications"];
 
 /// The room that is replaced.
 struct Old<'a> {
     id: &'a RoomId,
     /// Its last event.
     last: Option<String>,
+    /// What of its state goes on, and what has to be known of it.
     state: Vec<Arc<StoredEvent>>,
     is_published: bool,
 }
@@ -88,7 +101,10 @@ impl Rooms {
             directory::move_aliases(&self.pool, old.id.as_str(), new.as_str()).await?;
             let content = json!({ "body": "This room has been replaced", "replacement_room": new });
             self.send(old.id, &say(TOMBSTONE, object(content))).await?;
-            self.inherit_from(who, old.id, &new).await;
+        }
+        self.inherit_from(who, old.id, &new).await;
+        if old.is_published {
+            self.withdraw(old.id).await?;
         }
         if old.content(ALIAS).is_some_and(|aliases| !aliases.is_empty()) {
             self.send_if_allowed(old.id, &say(ALIAS, Map::new())).await?;
@@ -110,12 +126,41 @@ impl Rooms {
         if !self.may_send_state(&who.user_id, id, TOMBSTONE).await? {
             return Err(Refusal::forbidden("you may not upgrade this room").into());
         }
-        let (_, state) = self.reader.state(who.user, id).await?;
+        let state = self.state_that_goes_on(room.nid).await?;
         let is_published = self.reader.is_published(id).await?
             && self.check_publication_rules(&who.user_id, id, &[]).is_ok();
         let slot = self.owner.slot(id).await?;
         let last = lock(&slot).lock().heads.last().map(|head| head.event_id.to_string());
         Ok(Old { id, last, state, is_published })
+    }
+
+    /// The state of a room of which its successor has something. Refuses rooms with too much.
+    async fn state_that_goes_on(&self, room: RoomNid) -> Result<Vec<Arc<StoredEvent>>> {
+        let own = ["m.room.create", TOMBSTONE, LEVELS];
+        let keys: Vec<(&str, &str)> = KEPT.iter().chain(&own).map(|kind| (*kind, "")).collect();
+        let single = StateFilter { keys: Some(&keys), ..StateFilter::default() };
+        let children = StateFilter { kind: Some(CHILD), ..StateFilter::default() };
+        let (mut state, children, bans) = futures::try_join!(
+            room_state::list(&self.pool, room, None, &single),
+            room_state::list(&self.pool, room, None, &children),
+            room_state::list_bans(&self.pool, room, MOST_MANY + 1),
+        )?;
+        if children.len() + bans.len() > MOST_MANY {
+            let message = format!("bans and rooms of a space go with a room, {MOST_MANY} at most");
+            return Err(Refusal::invalid_room_state(message).into());
+        }
+        state.extend(children.into_iter().chain(bans));
+        Ok(state)
+    }
+
+    /// Takes a room out of the directory, in which its successor is.
+    async fn withdraw(&self, room: &RoomId) -> Result<()> {
+        let mut batch = Batch::new();
+        directory::set_published(&mut batch, room.as_str(), false);
+        self.users.deps.notices.tell(&mut batch, Notice::Directory);
+        self.pool.commit(batch).await?;
+        self.reader.directory_changed();
+        Ok(())
     }
 
     /// Sends to a room that may belong to another instance by now.
@@ -176,7 +221,7 @@ impl Old<'_> {
 
     /// Bans, and the rooms of a space.
     fn many(&self, levels: Option<&Levels>) -> impl Iterator<Item = InitialState> {
-        let kept = self.state.iter().filter_map(move |event| {
+        self.state.iter().filter_map(move |event| {
             let key = event.state_key.as_deref()?;
             let content: Map<String, Value> = serde_json::from_str(event.content.get()).ok()?;
             let goes_on = match &*event.kind {
@@ -188,8 +233,7 @@ impl Old<'_> {
                 _ => false,
             };
             goes_on.then(|| entry(&event.kind, key, content))
-        });
-        kept.take(MOST_MANY)
+        })
     }
 }
 
@@ -212,6 +256,9 @@ impl Levels {
         rules: &RoomVersionRules,
     ) -> Option<Self> {
         let mut last = old.content(LEVELS)?;
+        if rules.authorization.integer_power_levels {
+            write_as_numbers(&mut last);
+        }
         if rules.authorization.explicitly_privilege_room_creators {
             // Those are above all levels, and must not be in the list.
             if let Some(Value::Object(users)) = last.get_mut("users") {
@@ -254,7 +301,7 @@ fn most_needed(levels: &Map<String, Value>) -> i64 {
 
 /// Power levels with which few may speak and invite; `None` if it is so already.
 fn quieter(mut levels: Map<String, Value>) -> Option<Map<String, Value>> {
-    let least = QUIET.max(level(&levels, "users_default", 0) + 1);
+    let least = QUIET.max(level(&levels, "users_default", 0).saturating_add(1)).min(HIGHEST);
     let mut is_changed = false;
     for field in ["events_default", "invite"] {
         if level(&levels, field, 0) < least {
@@ -271,8 +318,33 @@ fn level(levels: &Map<String, Value>, field: &str, default: i64) -> i64 {
 
 /// A level; rooms before version 10 may have it as a text.
 fn number(value: &Value) -> i64 {
+    number_of(value).unwrap_or_default()
+}
+
+fn number_of(value: &Value) -> Option<i64> {
     let text = || value.as_str().and_then(|text| text.trim().parse().ok());
-    value.as_i64().or_else(text).unwrap_or_default()
+    Some(value.as_i64().or_else(text)?.clamp(-HIGHEST, HIGHEST))
+}
+
+/// Makes numbers of levels that are texts. What is no level at all is left out.
+fn write_as_numbers(levels: &mut Map<String, Value>) {
+    let rewrite = |levels: &mut Map<String, Value>, is_level: &dyn Fn(&str) -> bool| {
+        let names: Vec<String> = levels.keys().filter(|name| is_level(name)).cloned().collect();
+        for name in names {
+            match levels.get(&name).and_then(number_of) {
+                Some(number) => drop(levels.insert(name, number.into())),
+                None => drop(levels.remove(&name)),
+            }
+        }
+    };
+    rewrite(levels, &|name| LEVEL.contains(&name));
+    for field in OF_LEVELS {
+        match levels.get_mut(field) {
+            Some(Value::Object(of_levels)) => rewrite(of_levels, &|_| true),
+            Some(_) => drop(levels.remove(field)),
+            None => {}
+        }
+    }
 }
 
 fn is(event: &StoredEvent, kind: &str, state_key: Option<&str>) -> bool {
@@ -281,4 +353,44 @@ fn is(event: &StoredEvent, kind: &str, state_key: Option<&str>) -> bool {
 
 fn entry(kind: &str, state_key: &str, content: Map<String, Value>) -> InitialState {
     InitialState { kind: kind.to_owned(), state_key: state_key.to_owned(), content }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_become_numbers() {
+        let mut levels = object(json!({
+            "users_default": "0", "ban": " 50 ", "kick": "fifty", "redact": 50, "other": "text",
+            "users": {"@a:x": "100", "@b:x": 50, "@c:x": null},
+            "events": {"m.room.name": "9223372036854775807"}, "notifications": "20",
+        }));
+        write_as_numbers(&mut levels);
+        let expected = json!({
+            "users_default": 0, "ban": 50, "redact": 50, "other": "text",
+            "users": {"@a:x": 100, "@b:x": 50}, "events": {"m.room.name": HIGHEST},
+        });
+        assert_eq!(Value::Object(levels), expected);
+    }
+
+    #[test]
+    fn few_may_speak_in_a_room_that_was_replaced() {
+        for (before, expected) in [
+            (json!({}), Some(json!({"events_default": 50, "invite": 50}))),
+            (json!({"events_default": 50, "invite": 60}), None),
+            (
+                json!({"users_default": "60"}),
+                Some(json!({"users_default": "60", "events_default": 61, "invite": 61})),
+            ),
+            (
+                json!({"users_default": i64::MAX, "invite": HIGHEST}),
+                Some(json!({
+                    "users_default": i64::MAX, "invite": HIGHEST, "events_default": HIGHEST,
+                })),
+            ),
+        ] {
+            assert_eq!(quieter(object(before)), expected.map(object));
+        }
+    }
 }

@@ -48,6 +48,8 @@ scenario! {
         assert_eq!(found.ok()["room_id"], new);
         let listed = alice.get(path("/directory/list/room/{}", &[&new])).await;
         assert_eq!(listed.ok()["visibility"], "public");
+        let listed = alice.get(path("/directory/list/room/{}", &[&old])).await;
+        assert_eq!(listed.ok()["visibility"], "private", "one of the two is enough");
 
         let tombstone = state(&bob, &old, "m.room.tombstone").await;
         assert_eq!(tombstone["replacement_room"], new);
@@ -93,6 +95,35 @@ scenario! {
         bob.delete(data(&bob, &(tags(&new) + "/m.favourite"))).await.ok();
         bob.join(&new).await.ok();
         assert_eq!(bob.get(data(&bob, &tags(&new))).await.ok()["tags"], json!({}));
+    }
+
+    async fn levels_that_are_texts_become_numbers(server: Server) {
+        let alice = server.user("alice").await;
+        let old = alice.create_room().version("9").await;
+        let mut levels = state(&alice, &old, "m.room.power_levels").await;
+        let expected = levels.clone();
+        for field in ["users_default", "state_default", "ban"] {
+            levels[field] = levels[field].to_string().into();
+        }
+        levels["users"][&alice.id] = "100".into();
+        levels["events"]["m.room.name"] = levels["events"]["m.room.name"].to_string().into();
+        alice.set_state(&old, "m.room.power_levels", "", &levels).await.ok();
+        let same = alice.upgrade(&old, "9").await.string("replacement_room");
+        assert_eq!(state(&alice, &same, "m.room.power_levels").await, levels);
+        let new = alice.upgrade(&same, "11").await.string("replacement_room");
+        assert_eq!(state(&alice, &new, "m.room.power_levels").await, expected);
+    }
+
+    async fn a_moderator_replaces_a_room_and_stays_one(server: Server) in (monolith) {
+        let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+        let old = alice.create_room().version("10").member(&bob).await;
+        let mut levels = state(&alice, &old, "m.room.power_levels").await;
+        levels["users"][&bob.id] = 50.into();
+        levels["events"]["m.room.tombstone"] = 50.into();
+        alice.set_state(&old, "m.room.power_levels", "", &levels).await.ok();
+        let new = bob.upgrade(&old, "11").await.string("replacement_room");
+        assert_eq!(state(&bob, &new, "m.room.power_levels").await, levels);
+        assert_eq!(state(&alice, &old, "m.room.tombstone").await["replacement_room"], new);
     }
 
     async fn creators_come_and_go_with_the_version(server: Server) {
