@@ -56,16 +56,24 @@ pub struct HierarchyPage {
 struct Tree {
     /// Rooms that were looked at; `None` for those that the user is not told of.
     rooms: HashMap<String, Option<Arc<SpaceRoom>>>,
-    /// What another server has said of the children of its space.
-    hints: HashMap<String, Summary>,
+    /// What another server has said of the children of its space; `None` of those that it does not
+    /// tell of. It speaks for no other space.
+    hints: HashMap<Edge, Option<Summary>>,
+    /// Where a child is that nothing else is known of than that it is hidden there.
+    closed: HashSet<Edge>,
     /// Rooms for which another server was asked.
     asked: usize,
 }
+
+/// A space and a child of it.
+type Edge = (String, String);
 
 /// A room of the tree of which nothing is known yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Wanted {
     room: String,
+    /// The space as a child of which it was met; empty for the top.
+    parent: String,
     via: Vec<OwnedServerName>,
     depth: usize,
 }
@@ -91,7 +99,7 @@ impl Queries {
         let limit = query.limit.unwrap_or(MOST_ROOMS).min(MOST_ROOMS);
         let deadline = Instant::now() + ALL_WITHIN;
         let mut tree = Tree::default();
-        let top = Wanted { room: root.to_string(), via: Vec::new(), depth: 0 };
+        let top = Wanted::top(root);
         self.look_at(who, query, &mut tree, vec![top], deadline).await?;
         if !matches!(tree.rooms.get(root.as_str()), Some(Some(_))) {
             let message = "you are not in this room, and it cannot be looked at from outside";
@@ -100,7 +108,8 @@ impl Queries {
         let most = skipped + limit;
         for _ in 0..MOST_ROUNDS {
             let walk = tree.walk(root, query.max_depth, most, &self.config.server_name);
-            if walk.unknown.is_empty() || tree.rooms.len() > MOST_LOOKED_AT {
+            let looked_at = tree.rooms.len() + tree.closed.len();
+            if walk.unknown.is_empty() || looked_at > MOST_LOOKED_AT {
                 break;
             }
             self.look_at(who, query, &mut tree, walk.unknown, deadline).await?;
@@ -136,7 +145,9 @@ impl Queries {
         let summaries = rooms.iter().map(|room| &room.summary);
         let visitor = Visitor::User(who.user);
         let memberships = self.reader.memberships_for(visitor, summaries).await?;
-        tree.rooms.extend(wanted.into_iter().map(|wanted| (wanted.room, None)));
+        let wanted = wanted.into_iter().filter(|wanted| !tree.closed.contains(&wanted.edge()));
+        let wanted: Vec<String> = wanted.map(|wanted| wanted.room).collect();
+        tree.rooms.extend(wanted.into_iter().map(|room| (room, None)));
         for room in rooms.into_iter().filter(|room| room.summary.is_open_to(&memberships)) {
             tree.rooms.insert(room.summary.listing.room_id.clone(), Some(Arc::new(room)));
         }
@@ -155,8 +166,9 @@ impl Queries {
         let mut to_ask = Vec::new();
         for wanted in wanted {
             let is_last = query.max_depth.is_some_and(|most| wanted.depth >= most);
-            match tree.hints.get(&wanted.room) {
-                Some(hint) if is_last || !hint.is_space() => {
+            match tree.hints.get(&wanted.edge()) {
+                Some(None) => drop(tree.closed.insert(wanted.edge())),
+                Some(Some(hint)) if is_last || !hint.is_space() => {
                     found.push(SpaceRoom { summary: hint.clone(), children_state: Vec::new() });
                 }
                 _ if wanted.via.is_empty() || tree.asked >= MOST_ASKED => {}
@@ -173,11 +185,11 @@ impl Queries {
         let answers: Vec<_> = asking.collect().await;
         for answer in answers.into_iter().flatten() {
             found.push(answer.room.clone());
-            for id in &answer.inaccessible_children {
-                tree.rooms.entry(id.clone()).or_insert(None);
-            }
-            for child in &answer.children {
-                tree.hints.entry(child.listing.room_id.clone()).or_insert_with(|| child.clone());
+            let space = &answer.room.summary.listing.room_id;
+            let hidden = answer.inaccessible_children.iter().map(|id| (id, None));
+            let told = answer.children.iter().map(|room| (&room.listing.room_id, Some(room)));
+            for (id, hint) in hidden.chain(told) {
+                tree.hints.insert((space.clone(), id.clone()), hint.cloned());
             }
         }
         found
@@ -196,9 +208,11 @@ impl Tree {
         let mut walk = Walk { found: Vec::new(), unknown: Vec::new(), is_more: false };
         let mut seen: HashSet<String> = HashSet::new();
         // The next one is the last.
-        let mut open = vec![Wanted { room: root.to_string(), via: Vec::new(), depth: 0 }];
+        let mut open = vec![Wanted::top(root)];
         while let Some(next) = open.pop() {
-            if seen.contains(&next.room) {
+            let is_closed =
+                || !self.rooms.contains_key(&next.room) && self.closed.contains(&next.edge());
+            if seen.contains(&next.room) || is_closed() {
                 continue;
             }
             if walk.found.len() + walk.unknown.len() >= most {
@@ -222,6 +236,16 @@ impl Tree {
     }
 }
 
+impl Wanted {
+    fn top(room: &RoomId) -> Self {
+        Self { room: room.to_string(), parent: String::new(), via: Vec::new(), depth: 0 }
+    }
+
+    fn edge(&self) -> Edge {
+        (self.parent.clone(), self.room.clone())
+    }
+}
+
 /// The children of a space, the first one last.
 fn children(
     room: &SpaceRoom,
@@ -231,7 +255,8 @@ fn children(
     room.children_state.iter().rev().map(move |child| {
         let via = child.via().filter_map(|name| OwnedServerName::try_from(name).ok());
         let via = via.filter(|server| server != here).take(MOST_SERVERS).collect();
-        Wanted { room: child.state_key.clone(), via, depth }
+        let parent = room.summary.listing.room_id.clone();
+        Wanted { room: child.state_key.clone(), parent, via, depth }
     })
 }
 
@@ -322,11 +347,28 @@ mod tests {
     }
 
     #[test]
+    fn a_space_hides_no_room_of_others() {
+        let mut tree = tree();
+        let hide = |tree: &mut Tree, space: &str| {
+            tree.closed.insert((space.to_owned(), "!far".to_owned()));
+        };
+        hide(&mut tree, "!a");
+        assert!(walk(&tree, None, 50).1.is_empty());
+        tree.rooms.insert("!leaf".to_owned(), Some(Arc::new(room("!leaf", &["!far"]))));
+        assert_eq!(walk(&tree, None, 50).1, ["!far"]);
+        hide(&mut tree, "!leaf");
+        assert!(walk(&tree, None, 50).1.is_empty());
+        tree.rooms.insert("!far".to_owned(), Some(Arc::new(room("!far", &[]))));
+        assert!(walk(&tree, None, 50).0.contains(&"!far".to_owned()));
+    }
+
+    #[test]
     fn servers_of_a_child_are_others() {
         let here = ruma_common::server_name!("here");
         let all: Vec<Wanted> = children(&room("!a", &["!b"]), 1, here).collect();
         let via = vec![OwnedServerName::try_from("there").unwrap()];
-        assert_eq!(all, [Wanted { room: "!b".to_owned(), via, depth: 1 }]);
+        let (room, parent) = ("!b".to_owned(), "!a".to_owned());
+        assert_eq!(all, [Wanted { room, parent, via, depth: 1 }]);
     }
 
     #[test]

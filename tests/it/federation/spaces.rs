@@ -270,6 +270,28 @@ scenario! {
         assert!(other.problems().is_empty(), "{:?}", other.problems());
     }
 
+    async fn a_space_elsewhere_hides_no_room_of_others(server: Server)
+    in (monolith) with (Settings::federating())
+    {
+        let (alice, other) = (server.user("alice").await, Other::start().await);
+        let there = other.name();
+        let (top, below) = (space(&alice, "public_chat").await, space(&alice, "public_chat").await);
+        let leaf = alice.create_room().await;
+        let (far, mut room) = far_space(&other);
+        room["children_state"] = json!([child_event(&leaf, &there, 1)]);
+        other.always("GET", FAR, Reply::json(&json!({
+            "room": room, "children": [], "inaccessible_children": [leaf],
+        })));
+        put(&alice, &top, &far.id(), json!({"via": [there], "order": "a"})).await;
+        put(&alice, &top, &below, json!({"via": [server.name()], "order": "b"})).await;
+        put(&alice, &below, &leaf, via(server.name())).await;
+        let mut told = ids(&rooms(&alice, &top, &[]).await);
+        let mut expected = [top, far.id(), leaf, below];
+        told.sort();
+        expected.sort();
+        assert_eq!(told, expected);
+    }
+
     async fn what_is_no_hierarchy_is_left_out(server: Server)
     in (monolith) with (Settings::federating())
     {
