@@ -7,7 +7,7 @@
 //! that the event before it does not explain. So who may see an event is read from the same rows
 //! as everywhere, `state_delta` and `membership_history`. What is not noted there is not known.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use chatd_base::{EventNid, KeyNid, Position, RoomNid, ShardId, SnapshotId, UserNid};
 
@@ -33,8 +33,7 @@ statements! {
     /// Between the event at $2 and the one that the stream has brought before it. Flags 17: has no
     /// place, or has it from here.
     GET_SPACE = "SELECT b.pos, f.depth,
-                        (SELECT min(e.pos) FROM events e
-                         WHERE e.room = $1 AND e.pos > b.pos AND e.pos <= $2 AND e.flags & 16 <> 0),
+                        t.pos, t.snapshot,
                         (SELECT min(h.pos) FROM memberships m
                          JOIN membership_history h ON h.user_nid = m.user_nid AND h.room = m.room
                          WHERE m.room = $1 AND m.is_local AND h.pos > b.pos AND h.pos < $2)
@@ -43,7 +42,18 @@ statements! {
                       (SELECT e.depth FROM events e
                        WHERE e.room = $1 AND e.pos > 0 AND e.flags & 17 = 0
                        ORDER BY e.pos LIMIT 1) AS f
+                 LEFT JOIN LATERAL (
+                     SELECT e.pos, e.snapshot FROM events e
+                     WHERE e.room = $1 AND e.pos > b.pos AND e.pos <= $2 AND e.flags & 16 <> 0
+                     ORDER BY e.pos LIMIT 1) AS t ON true
                  WHERE b.pos IS NOT NULL";
+    /// Which of these keys are noted at just the position $3.
+    LIST_NOTED = "SELECT d.key FROM state_delta d
+                  WHERE d.room = $1 AND d.key = ANY($2::int8[]) AND d.pos = $3
+                  UNION ALL
+                  SELECT t.key FROM unnest($4::int8[], $5::int4[]) AS t(key, user_nid)
+                  JOIN membership_history h ON h.user_nid = t.user_nid AND h.room = $1
+                  WHERE h.pos = $3";
     /// Entries with these keys, as they are noted for positions below $3: of the state, and of the
     /// memberships of local users.
     LIST_STANDING = "SELECT key, event
@@ -105,8 +115,18 @@ pub struct Space {
     pub top: Position,
     /// down to this one, which is not.
     pub floor: Position,
-    /// Nothing that was told by others is above it.
-    pub is_first: bool,
+    pub above: Above,
+}
+
+/// What comes after free positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Above {
+    /// All that is known of the room.
+    Everything,
+    /// An event of the stream, before which something is missing.
+    Stream,
+    /// An event that others have told to fill the same gap, with the state before it.
+    Told(SnapshotId),
 }
 
 /// What a user of this server was from a position on.
@@ -132,8 +152,7 @@ pub struct Piece {
 pub async fn get_beginning(pool: &Pool, room: RoomNid) -> Result<Space> {
     let row = pool.query_opt(&GET_BEGINNING, &[&room.0]).await?;
     let top = Position(row.map_or(0, |row| row.get(0)));
-    // Whether it is the first does not matter there: nothing stands before it.
-    Ok(Space { top, floor: Position(i64::MIN), is_first: false })
+    Ok(Space { top, floor: Position(i64::MIN), above: Above::Everything })
 }
 
 /// The space before the event at `pos`, for events of which the newest has this depth. `None` if
@@ -151,9 +170,28 @@ pub async fn get_space(
         return Ok(None);
     }
     let lowest: Option<i64> = row.get(2);
-    let membership: Option<i64> = row.get(3);
+    let above = match row.get::<_, Option<i64>>(3) {
+        Some(snapshot) => Above::Told(SnapshotId(snapshot)),
+        None => Above::Stream,
+    };
+    let membership: Option<i64> = row.get(4);
     let top = lowest.or(membership).unwrap_or(pos.0);
-    Ok(Some(Space { top: Position(top), floor: Position(row.get(0)), is_first: lowest.is_none() }))
+    Ok(Some(Space { top: Position(top), floor: Position(row.get(0)), above }))
+}
+
+/// Which of these keys have an entry at just that position. `members` are the keys of users of this
+/// server.
+pub async fn list_noted(
+    pool: &Pool,
+    room: RoomNid,
+    settings: &[KeyNid],
+    members: impl Iterator<Item = (KeyNid, UserNid)>,
+    pos: Position,
+) -> Result<HashSet<KeyNid>> {
+    let settings: Vec<i64> = settings.iter().map(|key| key.0).collect();
+    let (keys, users): (Vec<i64>, Vec<i32>) = members.map(|(key, user)| (key.0, user.0)).unzip();
+    let rows = pool.query(&LIST_NOTED, &[&room.0, &settings, &pos.0, &keys, &users]).await?;
+    Ok(rows.iter().map(|row| KeyNid(row.get(0))).collect())
 }
 
 /// The entries with these keys that are noted for positions below `pos`. `members` are the keys of

@@ -18,10 +18,10 @@ use chatd_base::{EventNid, KeyNid, Position, Result, RoomNid, UserNid};
 use chatd_storage::{
     events,
     graph::{self, Place},
-    history::{self, Piece, Placed, Setting as Entry, Space},
+    history::{self, Above, Piece, Placed, Setting as Entry, Space},
     lane::{NewRedaction, flags},
     notices::Notice,
-    snapshots::StateMap,
+    snapshots::{self, StateMap},
 };
 use ruma_common::{
     CanonicalJsonObject, OwnedEventId, RoomId, UserId, room_version_rules::RoomVersionRules,
@@ -64,6 +64,16 @@ struct Step {
     gaps: Vec<String>,
 }
 
+/// What decides who sees what, around positions that are to be taken.
+#[derive(Default)]
+struct Around {
+    /// What counts below them; `None` at the beginning of what is known.
+    standing: Option<notes::Standing>,
+    /// What has to count behind them, of these keys.
+    keys: Vec<KeyNid>,
+    behind: notes::Standing,
+}
+
 /// Events of the past, with what is known of those that they name.
 struct Walk<'a> {
     places: &'a Places,
@@ -94,6 +104,8 @@ impl RoomOwner {
         let pdus = read(events, &rules, room_id).await?;
         let places = self.places_of_past(room, &pdus, states).await?;
         let mut scene = Scene::of_known(self, (room, room_id.to_owned()), rules, now);
+        let auth = pdus.iter().flat_map(|pdu| &pdu.auth_events);
+        scene.read(auth.filter_map(|id| Some(places.get(id.as_str())?.nid))).await?;
         let mut walk = Walk { places: &places, states, after: HashMap::new() };
         let mut steps = Vec::with_capacity(pdus.len());
         for pdu in pdus {
@@ -164,14 +176,12 @@ impl RoomOwner {
         let users = self.local_keys(room).await?;
         let setting = [("m.room.history_visibility", "")];
         let setting = self.users.deps.interner.keys(&setting).await?[0];
-        let members = users.iter().map(|(key, user)| (*key, *user));
-        let lowest = if space.is_first { space.top } else { Position(space.top.0 - 1) };
-        let standing =
-            history::list_standing(&self.pool, room, &[setting], members, lowest).await?;
+        let around = self.around(room, setting, &users, space).await?;
         let keys: Vec<KeyNid> = users.keys().copied().chain([setting]).collect();
         let states = steps.iter().zip(&positions);
         let states = states.map(|(step, pos)| (*pos, &step.before.state, &step.after.state));
-        let noted = notes::entries(states, &keys, &standing, space);
+        let behind = (space.top, (&*around.keys, &around.behind));
+        let noted = notes::entries(states, &keys, around.standing.as_ref(), behind);
         let (settings, entries): (Vec<Entry>, Vec<Entry>) =
             noted.into_iter().partition(|entry| entry.key == setting);
         let memberships = notes::memberships(&mut scene, &users, &entries).await?;
@@ -183,6 +193,39 @@ impl RoomOwner {
             snapshots: std::mem::take(&mut scene.made),
             settings,
             memberships,
+        })
+    }
+
+    /// What counts of these keys around free positions.
+    async fn around(
+        &self,
+        room: RoomNid,
+        setting: KeyNid,
+        users: &HashMap<KeyNid, UserNid>,
+        space: Space,
+    ) -> Result<Around> {
+        let members = || users.iter().map(|(key, user)| (*key, *user));
+        let keys = || users.keys().copied().chain([setting]);
+        let below = match space.above {
+            Above::Everything => return Ok(Around::default()),
+            Above::Stream => space.top,
+            Above::Told(_) => Position(space.top.0 - 1),
+        };
+        let (settings, pool) = ([setting], &self.pool);
+        let standing = history::list_standing(pool, room, &settings, members(), below).await?;
+        let Above::Told(snapshot) = space.above else {
+            let behind = standing.clone();
+            return Ok(Around { standing: Some(standing), keys: keys().collect(), behind });
+        };
+        let (wanted, snapshot): (BTreeSet<KeyNid>, _) = (keys().collect(), [snapshot]);
+        let (noted, told) = futures::try_join!(
+            history::list_noted(pool, room, &settings, members(), below),
+            snapshots::load_entries(pool, room, &snapshot, &wanted),
+        )?;
+        Ok(Around {
+            standing: Some(standing),
+            keys: keys().filter(|key| !noted.contains(key)).collect(),
+            behind: told.into_values().flatten().collect(),
         })
     }
 

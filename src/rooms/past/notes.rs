@@ -6,7 +6,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use chatd_base::{EventNid, KeyNid, Position, Result, UserNid};
 use chatd_storage::{
-    history::{PastMembership, Setting as Entry, Space},
+    history::{PastMembership, Setting as Entry},
     snapshots::StateMap,
 };
 use chatd_streams::events::Membership;
@@ -16,22 +16,23 @@ use crate::{import::membership_of, place::Scene};
 /// The state before and after the event at a position.
 type Around<'a> = (Position, &'a Arc<StateMap>, &'a Arc<StateMap>);
 
+/// Entries of the state, by key.
+pub(super) type Standing = HashMap<KeyNid, EventNid>;
+
 /// Where the entries with these keys change. What an event changes counts from its position on;
 /// what the one before it does not explain, from the position below. `standing` is what counts
-/// below all of them, and has to count again behind the last, if nothing is noted there yet.
+/// below all of them; nothing does at the beginning of what is known, and even that is noted.
+/// Behind the last `above` counts of those of the keys that are with it, in which nothing is noted
+/// there yet.
 pub(super) fn entries<'a>(
     states: impl Iterator<Item = Around<'a>>,
     keys: &[KeyNid],
-    standing: &HashMap<KeyNid, EventNid>,
-    space: Space,
+    standing: Option<&Standing>,
+    (top, above): (Position, (&[KeyNid], &Standing)),
 ) -> Vec<Entry> {
-    let is_beginning = space.floor == Position(i64::MIN);
     let mut notes = Notes { entries: Vec::new(), now: HashMap::new() };
-    for key in keys {
-        // At the beginning of what is known nothing stands; even that is noted.
-        if !is_beginning {
-            notes.now.insert(*key, standing.get(key).copied());
-        }
+    if let Some(standing) = standing {
+        notes.now.extend(keys.iter().map(|key| (*key, standing.get(key).copied())));
     }
     let mut last: Option<&Arc<StateMap>> = None;
     for (pos, before, after) in states {
@@ -43,9 +44,8 @@ pub(super) fn entries<'a>(
         }
         last = Some(after);
     }
-    if space.is_first && !is_beginning {
-        notes.take(Position(space.top.0 - 1), keys, |key| standing.get(key).copied());
-    }
+    let (keys, above) = above;
+    notes.take(Position(top.0 - 1), keys, |key| above.get(key).copied());
     notes.entries
 }
 
@@ -107,13 +107,16 @@ mod tests {
 
     fn noted(
         states: &[(i64, &Arc<StateMap>, &Arc<StateMap>)],
-        standing: &[(i64, i64)],
-        (floor, top): (i64, i64),
+        standing: Option<&[(i64, i64)]>,
+        (top, keys, above): (i64, &[i64], &[(i64, i64)]),
     ) -> Vec<(i64, i64, Option<i64>)> {
         let states = states.iter().map(|(pos, before, after)| (Position(*pos), *before, *after));
-        let standing = state(standing).iter().map(|(key, event)| (*key, *event)).collect();
-        let space = Space { top: Position(top), floor: Position(floor), is_first: true };
-        let noted = entries(states, &[KeyNid(1), KeyNid(3)], &standing, space);
+        let map = |entries: &[(i64, i64)]| -> Standing {
+            entries.iter().map(|(key, event)| (KeyNid(*key), EventNid(*event))).collect()
+        };
+        let keys: Vec<KeyNid> = keys.iter().map(|key| KeyNid(*key)).collect();
+        let behind = (Position(top), (&*keys, &map(above)));
+        let noted = entries(states, &[KeyNid(1), KeyNid(3)], standing.map(map).as_ref(), behind);
         noted.iter().map(|e| (e.pos.0, e.key.0, e.event.map(|event| event.0))).collect()
     }
 
@@ -128,7 +131,7 @@ mod tests {
         ];
         let expected =
             [(-9, 1, Some(10)), (-9, 3, None), (-6, 1, Some(11)), (-3, 1, None), (-2, 1, Some(10))];
-        assert_eq!(noted(&states, &[], (i64::MIN, 0)), expected);
+        assert_eq!(noted(&states, None, (0, &[], &[])), expected);
     }
 
     #[test]
@@ -136,12 +139,28 @@ mod tests {
         let (before, inside) = (state(&[(1, 10)]), state(&[(1, 11)]));
         let states = [(50, &before, &inside), (52, &inside, &inside)];
         let expected = [(50, 1, Some(11)), (53, 1, Some(10))];
-        assert_eq!(noted(&states, &[(1, 10)], (20, 54)), expected);
-        assert_eq!(noted(&[(52, &before, &before)], &[(1, 10)], (20, 54)), []);
-        let expected = [(51, 1, Some(10)), (53, 1, Some(9)), (53, 3, Some(8))];
-        let standing = [(1, 9), (3, 8)];
-        let noted = noted(&[(52, &before, &before)], &standing, (20, 54));
-        let without_gone: Vec<_> = noted.into_iter().filter(|e| *e != (51, 3, None)).collect();
-        assert_eq!(without_gone, expected);
+        let around = [(1, 10)];
+        assert_eq!(noted(&states, Some(&around), (54, &[1, 3], &around)), expected);
+        let one = [(52, &before, &before)];
+        assert_eq!(noted(&one, Some(&around), (54, &[1, 3], &around)), []);
+        let expected = [(51, 1, Some(10)), (51, 3, None), (53, 1, Some(9)), (53, 3, Some(8))];
+        let around = [(1, 9), (3, 8)];
+        assert_eq!(noted(&one, Some(&around), (54, &[1, 3], &around)), expected);
+    }
+
+    /// What was told before stands behind it, by the state there.
+    #[test]
+    fn what_fills_the_rest_of_a_gap_changes_nothing_behind_it() {
+        let (before, inside) = (state(&[(1, 10)]), state(&[(1, 11)]));
+        let states = [(50, &before, &inside)];
+        let around = [(1, 10)];
+        for (keys, above, expected) in [
+            (&[1, 3][..], [(1, 12)], &[(50, 1, Some(11)), (51, 1, Some(12))][..]),
+            (&[1, 3], [(1, 11)], &[(50, 1, Some(11))]),
+            (&[1, 3], [(3, 8)], &[(50, 1, Some(11)), (51, 1, None), (51, 3, Some(8))]),
+            (&[3], [(1, 12)], &[(50, 1, Some(11))]),
+        ] {
+            assert_eq!(noted(&states, Some(&around), (52, keys, &above)), expected);
+        }
     }
 }
