@@ -116,7 +116,9 @@ impl History {
                 // The page goes on behind the gap.
                 More::Later | More::None if is_gap => is_stuck = true,
                 More::Later => {
-                    page.end = Some(page.last.clone());
+                    let is_start = page.last == page.start;
+                    page.end =
+                        Some(if is_start { page.last.rewritten() } else { page.last.clone() });
                     return Ok(page);
                 }
                 More::None => return Ok(page),
