@@ -11,6 +11,7 @@ use chatd_servers::{Ask, Failure};
 use ruma_common::{OwnedEventId, RoomId, ServerName};
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use tokio::time::Instant;
 
 use super::History;
 use crate::inbound::{Pdu, in_order, segment};
@@ -20,10 +21,15 @@ const EVENTS: usize = 100;
 /// Largest answer: events of 64 KiB.
 const MOST_BYTES: usize = 8 * 1024 * 1024;
 const WITHIN: Duration = Duration::from_secs(20);
+/// How long a server is waited for that others ask.
+const TURN_WITHIN: Duration = Duration::from_secs(10);
 /// Events of one answer whose state is fetched. A history without branches needs one.
 const MOST_STATES: usize = 8;
 /// Events whose auth events are fetched on their own.
 const MOST_AUTH: usize = 4;
+
+/// Events, and the state before some of them.
+type Piece = (Vec<Pdu>, HashMap<OwnedEventId, Before>);
 
 #[derive(Deserialize)]
 struct Answer {
@@ -32,35 +38,62 @@ struct Answer {
 }
 
 impl History {
-    /// Asks `server` for the events `last` and what came before them, and gives them their place:
-    /// before all that is known, or before the event at `behind`. How many have got one.
+    /// Asks `server`, until then, for the events `last` and what came before them, and gives them
+    /// their place: before all that is known, or before the event at `behind`. How many have got one.
     pub(super) async fn ask_one(
         &self,
         room: &RoomId,
         server: &ServerName,
-        last: &[OwnedEventId],
-        behind: Option<Position>,
+        (last, behind): (&[OwnedEventId], Option<Position>),
+        until: Instant,
     ) -> Result<Result<usize, Failure>> {
         let door = self.0.rooms.owner.door(room, server).await?;
         if !door.is_joined || !door.admits {
             return Ok(Ok(0));
         }
+        let too_long = || Failure::Away("it has taken too long".to_owned());
+        // Others may have the same, and are not as busy.
+        let Ok(turn) = tokio::time::timeout(TURN_WITHIN, self.0.inbound.turn(server)).await else {
+            return Ok(Err(too_long()));
+        };
+        let turn = turn?;
+        let asking = self.ask_for_piece(room, &door, server, last);
+        let asked = tokio::time::timeout_at(until, asking).await;
+        drop(turn);
+        let (events, states) = match asked.unwrap_or_else(|_| Ok(Err(too_long())))? {
+            Ok(piece) => piece,
+            Err(failure) => return Ok(Err(failure)),
+        };
+        // What is written now is written to its end, and the next fetch comes after it.
+        let _place = self.0.filling.place().await?;
+        let events = events.into_iter().map(|pdu| pdu.json).collect();
+        Ok(Ok(self.0.rooms.owner.place_past(room, events, &states, behind).await?))
+    }
+
+    /// The events, which are known on return, and the state before those of which a predecessor is
+    /// not there.
+    async fn ask_for_piece(
+        &self,
+        room: &RoomId,
+        door: &Door,
+        server: &ServerName,
+        last: &[OwnedEventId],
+    ) -> Result<Result<Piece, Failure>> {
         let told = match self.ask_for_events(room, server, last).await {
             Ok(told) => told,
             Err(failure) => return Ok(Err(failure)),
         };
-        let events = self.acceptable(room, &door, server, last, told).await?;
+        let events = self.acceptable(room, door, server, last, told).await?;
         let (events, edges) = self.with_edges(room, last, events).await?;
         let mut states: HashMap<OwnedEventId, Before> = HashMap::with_capacity(edges.len());
         for edge in &edges {
-            match self.0.inbound.fetch_state(room, &door, server, edge).await? {
+            match self.0.inbound.fetch_state(room, door, server, edge).await? {
                 Ok(state) => drop(states.insert(edge.id().clone(), state)),
                 Err(failure) => return Ok(Err(failure)),
             }
         }
-        self.store(room, &door, server, &events).await?;
-        let events = events.into_iter().map(|pdu| pdu.json).collect();
-        Ok(Ok(self.0.rooms.owner.place_past(room, events, &states, behind).await?))
+        self.store(room, door, server, &events).await?;
+        Ok(Ok((events, states)))
     }
 
     async fn ask_for_events(

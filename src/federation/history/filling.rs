@@ -9,14 +9,19 @@ use chatd_storage::gaps;
 use parking_lot::Mutex;
 use ruma_common::{OwnedEventId, OwnedRoomId, OwnedServerName, RoomId, ServerName};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Semaphore, watch};
+use tokio::{
+    sync::{Semaphore, SemaphorePermit, watch},
+    time::Instant,
+};
 
 use super::{History, Place, Wanted};
 
-/// Rooms whose past is fetched at a time, and those that may wait for it (R8).
+/// Rooms whose past is stored at a time, and those for which it is fetched (R8). Other servers are
+/// asked without a place: those that are slow hold up their own rooms only.
 const AT_ONCE: usize = 8;
 const MOST_ROOMS: usize = 200;
-/// For one fetch, whoever waits for it.
+/// For asking other servers for one fetch, whoever waits for it. What has come is stored in any
+/// case.
 const WITHIN: Duration = Duration::from_secs(60);
 /// Servers that are asked for one fetch.
 const MOST_SERVERS: usize = 8;
@@ -66,6 +71,11 @@ impl Filling {
         }
     }
 
+    /// Waits until something may be stored.
+    pub async fn place(&self) -> Result<SemaphorePermit<'_>> {
+        self.places.acquire().await.map_err(Error::internal)
+    }
+
     fn is_unknown(&self, event: &OwnedEventId) -> bool {
         self.unknown.get(event).is_some_and(|(until, _)| self.clock.now_ms() < until)
     }
@@ -113,18 +123,10 @@ impl History {
 
     async fn work(self, wanted: Wanted, tell: watch::Sender<Option<Filled>>) {
         let room = &wanted.room;
-        let fetching = async {
-            let _place = self.0.filling.places.acquire().await.map_err(Error::internal)?;
-            self.fetch(&wanted).await
-        };
-        let filled = match tokio::time::timeout(WITHIN, fetching).await {
-            Ok(Ok(filled)) => filled,
-            Ok(Err(error)) => {
-                tracing::warn!(room.id = %room, %error, "the past of a room cannot be stored");
-                Filled::LATER
-            }
-            Err(_) => Filled::LATER,
-        };
+        let filled = self.fetch(&wanted).await.unwrap_or_else(|error| {
+            tracing::warn!(room.id = %room, %error, "the past of a room cannot be stored");
+            Filled::LATER
+        });
         self.0.reader.look_further_back(room);
         self.0.filling.rooms.lock().remove(room);
         tell.send_replace(Some(filled));
@@ -137,9 +139,9 @@ impl History {
         if last.is_empty() {
             return Ok(Filled::NOTHING);
         }
-        let mut have_all_answered = true;
+        let (mut have_all_answered, until) = (true, Instant::now() + WITHIN);
         for server in self.candidates(room).await? {
-            match self.ask_one(room, &server, &last, behind).await {
+            match self.ask_one(room, &server, (&last, behind), until).await {
                 Ok(Ok(0)) => {}
                 Ok(Ok(_)) => {
                     self.0.filling.helpful.insert(room.to_owned(), server);

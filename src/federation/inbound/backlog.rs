@@ -53,7 +53,7 @@ pub(super) struct Backlog {
 }
 
 /// Leave to ask one server; the next has it when this is dropped.
-type Turn<'a> = (OwnedSemaphorePermit, SemaphorePermit<'a>);
+pub(crate) type Turn<'a> = (OwnedSemaphorePermit, SemaphorePermit<'a>);
 
 /// What ends the pause of a room's task.
 #[derive(Default)]
@@ -152,6 +152,11 @@ impl Tries {
 }
 
 impl Inbound {
+    /// Waits until `server` may be asked for what is missing in a room.
+    pub(crate) async fn turn(&self, server: &ServerName) -> Result<Turn<'_>> {
+        self.0.backlog.turn(server).await
+    }
+
     /// Looks for rooms in which events wait, until `stop`.
     pub(super) async fn work_on_backlog(self, stop: Stop) {
         loop {
