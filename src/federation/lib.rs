@@ -11,6 +11,7 @@ pub mod sending;
 
 mod complexity;
 mod event;
+mod turns;
 mod uri;
 
 use std::sync::Arc;

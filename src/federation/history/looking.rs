@@ -47,7 +47,7 @@ impl History {
         if is_alone || !self.0.reader.admits(user, room).await? {
             return Ok(false);
         }
-        let Some(depth) = self.depth_of(nid, room, event).await? else { return Ok(false) };
+        let Some(depth) = self.depth_of(user, nid, room, event).await? else { return Ok(false) };
         loop {
             // Behind an event with a greater depth only.
             let gaps = gaps::list_beginnings(&self.0.pool, nid, MOST_GAPS).await?;
@@ -70,14 +70,26 @@ impl History {
     }
 
     /// The depth of an event that has no place; `None` if nobody knows it.
-    async fn depth_of(&self, nid: RoomNid, room: &RoomId, event: &EventId) -> Result<Option<i64>> {
+    async fn depth_of(
+        &self,
+        user: UserNid,
+        nid: RoomNid,
+        room: &RoomId,
+        event: &EventId,
+    ) -> Result<Option<i64>> {
         let places = graph::list_places(&self.0.pool, &[event.as_str()]).await?;
         if let Some(place) = places.get(event.as_str()) {
             let is_outlier = place.room == nid && place.flags & flags::OUTLIER != 0;
             return Ok(is_outlier.then_some(place.depth));
         }
-        let now = self.0.clock.now_ms();
-        if self.0.absent.get(event).is_some_and(|until| now < until) {
+        let key = (room.to_owned(), event.to_owned());
+        let is_absent =
+            || self.0.absent.get(&key).is_some_and(|until| self.0.clock.now_ms() < until);
+        if is_absent() {
+            return Ok(None);
+        }
+        let Some(_turn) = self.0.lookups.turn(user).await else { return Ok(None) };
+        if is_absent() {
             return Ok(None);
         }
         for server in self.candidates(room).await?.into_iter().take(MOST_SERVERS) {
@@ -85,7 +97,7 @@ impl History {
                 return Ok(Some(depth));
             }
         }
-        self.0.absent.insert(event.to_owned(), now + PAUSE_MS);
+        self.0.absent.insert(key, self.0.clock.now_ms() + PAUSE_MS);
         Ok(None)
     }
 

@@ -32,7 +32,7 @@ use ruma_common::{EventId, OwnedEventId, OwnedRoomId, OwnedServerName, RoomId};
 use serde::{Deserialize, Serialize};
 
 use self::filling::{Filled, Filling};
-use crate::{Deps, inbound::Inbound};
+use crate::{Deps, inbound::Inbound, turns::Turns};
 
 /// How long one request waits for other servers (R8).
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -57,8 +57,10 @@ struct Inner {
     own_name: OwnedServerName,
     inbound: Inbound,
     filling: Filling,
-    /// Events that are not looked for, until when.
-    absent: Cache<OwnedEventId, u64>,
+    /// Who looks for single events.
+    lookups: Turns,
+    /// Events that are not looked for in a room, until when.
+    absent: Cache<(OwnedRoomId, OwnedEventId), u64>,
 }
 
 impl History {
@@ -76,6 +78,7 @@ impl History {
             own_name: deps.config.server_name.clone(),
             inbound: inbound.clone(),
             filling: Filling::new(own.clock.clone()),
+            lookups: Turns::default(),
             absent: Cache::new("absent_events", MOST_ABSENT),
         }));
         history.answer_calls();

@@ -20,6 +20,7 @@ use chatd_users::Users;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use ruma_common::{OwnedServerName, OwnedUserId, RoomId, ServerName};
 
+use crate::turns::Turns;
 pub use directory::{PlaceOfAlias, RoomListQuery};
 pub use hierarchy::{HierarchyPage, HierarchyQuery};
 pub use keys::Claims;
@@ -72,6 +73,8 @@ pub struct Queries {
     clock: Clock,
     profiles: Cache<OwnedUserId, Remembered>,
     spaces: Cache<spaces::Key, spaces::Remembered>,
+    /// Who looks for events by time.
+    lookups: Turns,
 }
 
 impl Queries {
@@ -86,6 +89,7 @@ impl Queries {
             clock: deps.users.deps.clock.clone(),
             profiles: Cache::new("remote_profiles", profiles::MOST),
             spaces: Cache::new("remote_spaces", spaces::MOST),
+            lookups: Turns::default(),
         }
     }
 

@@ -59,6 +59,7 @@ impl Queries {
         if !here.may_be_elsewhere {
             return Ok(here.found);
         }
+        let Some(_turn) = self.lookups.turn(who.user).await else { return Ok(here.found) };
         let wanted = Wanted { room, version: &version, time, toward };
         let asking = self.ask_for_nearest(who, wanted, here.found.as_ref());
         match tokio::time::timeout(ALL_WITHIN, asking).await {
