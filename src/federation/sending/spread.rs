@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use chatd_base::{Position, Result, RoomNid, UserNid};
+use chatd_base::{Result, RoomNid, UserNid};
 use chatd_rooms::hosts::Hosts;
 use chatd_streams::{presence::PresenceRow, receipts::ReceiptRow, typing::TypingRow};
 use ruma_common::{OwnedRoomId, OwnedServerName, OwnedUserId, ServerName};
