@@ -1,8 +1,8 @@
 //! The figures of README.md: the real binary against a real PostgreSQL that writes to disk.
 //!
 //! `make bench`, or some of them: `cargo bench --bench figures -- memory send sync bytes`, and of a
-//! fleet `fleet-memory bus hop recovery`; `federation` measures Synapse beside it, which
-//! `tests/synapse/install.sh` installs.
+//! fleet `fleet-memory bus hop recovery`; `federation` and `federation-past` measure Synapse beside
+//! it, which `tests/synapse/install.sh` installs.
 //! CPU time and memory are those that the kernel counts for the processes, so that a busy machine
 //! changes them little; the clients' own are not in them.
 

@@ -45,7 +45,7 @@ impl Stage {
     }
 
     /// Sends one event that nobody should believe, and makes sure that alice never sees it, and that
-    /// the log says why.
+    /// the log tells of its end.
     pub async fn is_refused(&self, pdu: &Pdu, why: &str) {
         let before = self.server.log().len();
         let result = self.send(pdu).await;
@@ -65,13 +65,15 @@ impl Stage {
         self.other.until_pdu("a text of alice", body).await;
     }
 
-    /// Waits until the log speaks of the event, or of something without the form of one, which has no
-    /// id.
+    /// Waits until the log says that the event is refused, or that something has not the form of one,
+    /// which has no id.
     async fn until_told(&self, before: usize, pdu: &Pdu, what: &str) {
         chatd_kit::eventually(&format!("the log tells about {what}"), || async {
             let log = self.server.log();
+            let ends = ["an event is refused", "an event is not allowed", "given up"];
             let is_told = |line: &str| {
-                line.contains(&pdu.id) || line.contains("not an event") && line.contains(&self.id)
+                let is_end = ends.iter().any(|end| line.contains(end)) && line.contains(&pdu.id);
+                is_end || line.contains("not an event") && line.contains(&self.id)
             };
             if log[before..].lines().any(is_told) { Ok(()) } else { Err(log[before..].to_owned()) }
         })

@@ -4,7 +4,7 @@ use std::fs;
 
 use chatd_kit::{
     Command, Other, Server, Settings,
-    other::{Key, authorization, now_ms},
+    other::{Key, Pdu, authorization, now_ms},
     path, scenario,
 };
 use serde_json::{Value, json};
@@ -59,13 +59,24 @@ scenario! {
         assert_eq!(key_ids(&after, "old_verify_keys"), first);
         assert_ne!(key_ids(&after, "verify_keys"), first);
         assert_eq!(after["old_verify_keys"][&first[0]]["key"], before["verify_keys"][&first[0]]["key"]);
-        let sent = alice.send(&room, "with the second key").await;
+        alice.send(&room, "with the second key").await;
         other.until_pdu("a text", |pdu| pdu["content"]["body"] == "with the second key").await;
         // Whoever comes now believes what either key has signed.
         let late = Other::start().await;
         let carol = late.user("carol");
         let seen = late.join(&server.peer(), &room, &carol).await;
-        assert!(seen.event(&sent).is_some() || !seen.heads().is_empty());
+        assert_eq!(seen.membership(&alice.id), "join", "signed with the first key");
+        let wanted = json!({
+            "earliest_events": [], "latest_events": seen.heads(), "limit": 10, "min_depth": 0,
+        });
+        let route = format!("/_matrix/federation/v1/get_missing_events/{}", path("{}", &[&room]));
+        let missed = late.ask(&server.peer(), "POST", &route, Some(&wanted)).await;
+        let missed = missed.ok()["events"].as_array().cloned().unwrap_or_default();
+        for body in ["with the first key", "with the second key"] {
+            let pdu = missed.iter().find(|pdu| pdu["content"]["body"] == body);
+            let pdu = Pdu::of(pdu.expect("it is told").clone(), &seen.rules());
+            late.check_pdu(&pdu, &seen.rules()).await.unwrap();
+        }
 
         // The other server's: requests are signed with the new key, and no more with the old one.
         let uri = format!("{PROFILE}{}", path("{}", &[&alice.id]));

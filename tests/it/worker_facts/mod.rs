@@ -14,6 +14,7 @@
 //! | the writer of presence is drowned in calls | `presence::many_syncs_are_few_calls`; `chatd_users::presence::relay` (`ten_thousand_devices_are_a_few_calls`) |
 //! | an endpoint is not there at a worker | `roles` |
 
+mod apart;
 mod broken_off;
 mod presence;
 mod reads;
