@@ -221,3 +221,6 @@ mod synapse_tests;
 #[cfg(test)]
 #[path = "tests/resolve.rs"]
 mod tests;
+#[cfg(test)]
+#[path = "tests/vouched.rs"]
+mod vouched_tests;

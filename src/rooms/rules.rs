@@ -35,6 +35,7 @@ pub(crate) fn check_by_state(
     if pdu.kind == TimelineEventType::RoomMember {
         check_target(pdu, || fetch(&StateEventType::RoomCreate, ""))?;
         check_effort(pdu, |token| fetch(&StateEventType::RoomThirdPartyInvite, token))?;
+        check_third_party_invite(pdu)?;
     }
     check_state_dependent_auth_rules(rules, pdu, |kind, key| match fetch(kind, key) {
         found if *kind != StateEventType::RoomJoinRules => found,
@@ -70,6 +71,15 @@ fn check_effort(pdu: &Pdu, pending: impl Fn(&str) -> Option<Arc<Pdu>>) -> Result
         return Err(format!("{signatures} signatures and {keys} keys are no identity server's"));
     }
     Ok(())
+}
+
+/// Whoever is invited by an address is invited in no other way, whatever stands there of it.
+fn check_third_party_invite(pdu: &Pdu) -> Result<(), String> {
+    let is_invite = pdu.content_str("membership").as_deref() == Some("invite");
+    match member(&pdu.content, "third_party_invite").filter(|_| is_invite) {
+        Some(value) if value.get() == "null" => Err("`third_party_invite` is null".to_owned()),
+        _ => Ok(()),
+    }
 }
 
 /// The event as state resolution sees it. `names_rules` says whether it names the join rules among

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use super::{
     lab::{ALICE, BOB, CAROL, Draft, Lab},
+    vouched_tests::Vouching,
     *,
 };
 
@@ -23,7 +24,7 @@ const DAVE: &str = "@dave:a.example";
 const EVE: &str = "@eve:e.example";
 /// Who has power is there more often.
 const SENDERS: [&str; 8] = [ALICE, ALICE, ALICE, BOB, BOB, CAROL, DAVE, EVE];
-const USERS: [&str; 5] = [ALICE, BOB, CAROL, DAVE, EVE];
+pub(super) const USERS: [&str; 5] = [ALICE, BOB, CAROL, DAVE, EVE];
 const RULES: [&str; 7] =
     ["public", "public", "invite", "knock", "restricted", "knock_restricted", "kit.unheard-of"];
 const MEMBERSHIPS: [&str; 8] =
@@ -83,6 +84,9 @@ struct Play<'a> {
     random: &'a mut StdRng,
     lab: Lab,
     tips: Vec<EventNid>,
+    vouching: Vouching,
+    /// Whether many of its events are about people who are invited by an address.
+    is_vouched: bool,
 }
 
 impl Play<'_> {
@@ -244,8 +248,8 @@ impl Play<'_> {
         if self.chance(2) {
             content = json!({});
         }
-        if word == "invite" && self.chance(5) {
-            content["third_party_invite"] = json!({"signed": {"mxid": user, "token": "t"}});
+        if word == "invite" && self.chance(20) {
+            content["third_party_invite"] = self.vouching.invite(self.random, sender, user);
         }
         (user.to_owned(), content)
     }
@@ -264,7 +268,19 @@ impl Play<'_> {
         let sender = self.pick(&SENDERS);
         let number = self.random.random_range(0..9);
         let mut redacts = None;
-        let (kind, key, content) = match self.random.random_range(0..100) {
+        let is_about_them = self.is_vouched && self.chance(40);
+        let act = if is_about_them { 92 } else { self.random.random_range(0..100) };
+        let (kind, key, content) = match act {
+            92..94 if self.is_vouched && self.chance(70) => {
+                let user = self.pick(&USERS);
+                let signed = self.vouching.invite(self.random, sender, user);
+                let content = json!({"membership": "invite", "third_party_invite": signed});
+                ("m.room.member", Some(user.to_owned()), content)
+            }
+            92..94 => {
+                let (token, content) = self.vouching.pending(self.random);
+                ("m.room.third_party_invite", Some(token), content)
+            }
             0..30 => {
                 let (user, content) = self.member(sender);
                 ("m.room.member", Some(user), content)
@@ -280,10 +296,6 @@ impl Play<'_> {
             90..92 => {
                 let keys = ["a.example", "b.example", ""];
                 ("m.room.aliases", Some(self.pick(&keys).to_owned()), json!({"aliases": []}))
-            }
-            92..94 => {
-                let (key, content) = ("t".to_owned(), json!({"public_key": "x"}));
-                ("m.room.third_party_invite", Some(key), content)
             }
             // Where the room's id is the hash of its beginning, a second one is of another room.
             94 if !self.lab.rules.authorization.room_create_event_id_as_room_id => {
@@ -423,7 +435,14 @@ fn random_rooms_are_judged_as_synapse_judges_them() {
     for number in 0..rooms {
         let version = VERSIONS[usize::try_from(number).unwrap() % VERSIONS.len()];
         let mut random = StdRng::seed_from_u64(seed.wrapping_add(number));
-        let mut play = Play { random: &mut random, lab: Lab::empty(version), tips: Vec::new() };
+        let is_vouched = random.random_bool(0.3);
+        let mut play = Play {
+            random: &mut random,
+            lab: Lab::empty(version),
+            tips: Vec::new(),
+            vouching: Vouching::new(),
+            is_vouched,
+        };
         play.begin(version);
         for _ in 0..play.random.random_range(5..40) {
             play.act();

@@ -30,6 +30,15 @@ impl Key {
         Self { pair: Arc::new(pair.expect("a key as it was made")) }
     }
 
+    /// The one that this seed makes, always the same.
+    pub fn of_seed(version: &str, seed: [u8; 32]) -> Self {
+        /// What stands before a seed in PKCS #8.
+        const HEAD: [u8; 16] = [48, 46, 2, 1, 0, 48, 5, 6, 3, 43, 101, 112, 4, 34, 4, 32];
+        let document: Vec<u8> = HEAD.into_iter().chain(seed).collect();
+        let pair = Ed25519KeyPair::from_der(&document, version.to_owned());
+        Self { pair: Arc::new(pair.expect("any seed makes a key")) }
+    }
+
     /// `ed25519:<version>`.
     pub fn id(&self) -> String {
         format!("ed25519:{}", self.pair.version())
