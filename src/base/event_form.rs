@@ -1,7 +1,10 @@
 //! The form that every event has, of whatever room.
 
+use std::borrow::Cow;
+
 use ruma_common::{
-    CanonicalJsonObject, CanonicalJsonValue, OwnedEventId, room_version_rules::EventFormatRules,
+    CanonicalJsonObject, CanonicalJsonValue, OwnedEventId,
+    room_version_rules::{EventFormatRules, RedactionRules},
 };
 use ruma_state_res::check_pdu_format;
 
@@ -27,6 +30,30 @@ pub fn is_name(text: &str) -> bool {
 /// not said by the grammar.
 pub fn event_id(text: &str) -> Option<OwnedEventId> {
     OwnedEventId::try_from(text).ok().filter(|id| is_name(id.as_str()))
+}
+
+/// The event as all servers sign it and make its id: where rooms keep `signed` of a
+/// `third_party_invite` when they redact it, one that is no object is taken away. ruma leaves it.
+pub fn as_signed<'a>(
+    event: &'a CanonicalJsonObject,
+    rules: &RedactionRules,
+) -> Cow<'a, CanonicalJsonObject> {
+    const INVITE: &str = "third_party_invite";
+    let is_member =
+        || event.get("type").and_then(CanonicalJsonValue::as_str) == Some("m.room.member");
+    let content = event.get("content").and_then(CanonicalJsonValue::as_object);
+    let odd = content.filter(|content| {
+        let invite = content.get(INVITE);
+        rules.keep_room_member_third_party_invite_signed
+            && invite.is_some_and(|invite| invite.as_object().is_none())
+            && is_member()
+    });
+    let Some(content) = odd else { return Cow::Borrowed(event) };
+    let mut content = content.clone();
+    content.remove(INVITE);
+    let mut event = event.clone();
+    event.insert("content".to_owned(), content.into());
+    Cow::Owned(event)
 }
 
 /// Refuses what has not the form of an event, or is too large for one.

@@ -1,7 +1,13 @@
 //! From a draft to an event that is complete for federation: canonical JSON, content hash,
 //! signature, and the id that follows from them.
 
-use chatd_base::{Refusal, Result, event_form::MAX_EVENT_BYTES, json::MAX_INTEGER};
+use std::borrow::Cow;
+
+use chatd_base::{
+    Refusal, Result,
+    event_form::{MAX_EVENT_BYTES, as_signed},
+    json::MAX_INTEGER,
+};
 use ed25519_dalek::{Signer as _, SigningKey};
 use ruma_common::{
     AnyKeyName, CanonicalJsonObject, CanonicalJsonValue, EventId, OwnedEventId, OwnedRoomId,
@@ -195,6 +201,9 @@ pub fn hash_and_sign(
     rules: &RoomVersionRules,
     object: &mut CanonicalJsonObject,
 ) -> Result<()> {
+    if matches!(as_signed(object, &rules.redaction), Cow::Owned(_)) {
+        return Err(Refusal::bad_json("`third_party_invite` has to be an object").into());
+    }
     // What is hashed lacks the signatures, so the limit of its own that ruma has for it lets
     // everything pass that fits below.
     hash_and_sign_event(signer.server_name.as_str(), signer, object, &rules.redaction).map_err(
@@ -285,7 +294,7 @@ fn id_and_hash(
     rules: &RoomVersionRules,
     object: &CanonicalJsonObject,
 ) -> Result<(OwnedEventId, String)> {
-    let hash = reference_hash(object, rules)
+    let hash = reference_hash(&as_signed(object, &rules.redaction), rules)
         .map_err(|error| Refusal::bad_json(format!("the event cannot be hashed: {error}")))?;
     let has_v1_ids = rules.event_id_format == EventIdFormatVersion::V1;
     let event_id = match object.get("event_id").filter(|_| has_v1_ids) {

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use ruma_common::{RoomVersionId, room_version_rules::RoomVersionRules};
-use ruma_signatures::{KeyPair, hash_and_sign_event, sign_json};
+use ruma_signatures::{
+    KeyPair, add_content_hash_to_event, hash_and_sign_event, sign_event, sign_json,
+};
 use serde_json::json;
 
 use super::*;
@@ -94,6 +96,28 @@ fn event(version: u8, change: impl Fn(&mut Value)) -> CanonicalJsonObject {
     let mut event = object(value);
     hash_and_sign_event("domain", &pair(), &mut event, &rules(version).redaction).unwrap();
     event
+}
+
+#[test]
+fn a_third_party_invite_that_is_no_object_is_hashed_and_not_signed() {
+    for (odd, version) in [(json!("x"), 11), (json!(null), 12)] {
+        let mut whole = object(json!({
+            "room_id": "!x:domain", "sender": "@a:domain", "origin_server_ts": NOW_MS,
+            "type": "m.room.member", "state_key": "@a:domain", "prev_events": [], "depth": 3,
+            "content": {"membership": "join", "third_party_invite": odd}, "auth_events": [],
+        }));
+        add_content_hash_to_event(&mut whole).unwrap();
+        let mut lean = whole.clone();
+        lean.insert("content".to_owned(), object(json!({"membership": "join"})).into());
+        sign_event("domain", &pair(), &mut lean, &rules(version).redaction).unwrap();
+        whole.insert("signatures".to_owned(), lean["signatures"].clone());
+        assert_eq!(check(version, whole.clone()).unwrap(), whole);
+        let mut changed = whole;
+        let content = json!({"membership": "join", "third_party_invite": 5});
+        changed.insert("content".to_owned(), object(content).into());
+        assert_eq!(check(version, changed).unwrap(), lean, "redacted");
+        assert_eq!(check(version, lean.clone()).unwrap(), lean);
+    }
 }
 
 fn check(version: u8, event: CanonicalJsonObject) -> Result<CanonicalJsonObject, Unsound> {
