@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use chatd_kit::{
     Command, Database, Fleet, Settings, Spread, User, eventually, fleet::replication_socket,
-    http::Http, path, process::free_port,
+    http::Http, path, process::free_port, redis::Redis,
 };
 use serde_json::json;
 
@@ -81,6 +81,7 @@ async fn a_redis_that_is_not_there_yet_is_waited_for() {
 async fn instances_talk_over_tls() {
     let database = Database::create(Path::new(BINARY)).await.unwrap();
     let folder = tempfile::Builder::new().prefix("chatd-tls-").tempdir().unwrap();
+    let redis = Redis::start(folder.path()).await;
     let key = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     fs::write(folder.path().join("server.crt"), key.cert.pem()).unwrap();
     fs::write(folder.path().join("server.key"), key.signing_key.serialize_pem()).unwrap();
@@ -94,6 +95,7 @@ async fn instances_talk_over_tls() {
         "enable_registration_without_verification": true,
         "bcrypt_rounds": 4,
         "worker_replication_secret": "a secret",
+        "redis": {"enabled": true, "path": redis.socket()},
         "tls_certificate_path": "server.crt",
         "tls_private_key_path": "server.key",
         "instance_map": {"main": {"host": "localhost", "port": replication, "tls": true}},
