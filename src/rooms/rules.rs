@@ -58,7 +58,8 @@ fn check_target(pdu: &Pdu, create: impl Fn() -> Option<Arc<Pdu>>) -> Result<(), 
 /// An invite that an identity server has signed: each signature is tried with each key of the
 /// pending invite, and somebody may have made a great many of both (R8).
 fn check_effort(pdu: &Pdu, pending: impl Fn(&str) -> Option<Arc<Pdu>>) -> Result<(), String> {
-    let Some(invite) = member(&pdu.content, "third_party_invite") else { return Ok(()) };
+    let invite = member(&pdu.content, "third_party_invite").filter(|_| is_invite(pdu));
+    let Some(invite) = invite else { return Ok(()) };
     let invite: Value = serde_json::from_str(invite.get()).map_err(|error| error.to_string())?;
     let signed = &invite["signed"];
     let servers = signed["signatures"].as_object().into_iter().flat_map(Map::values);
@@ -75,11 +76,14 @@ fn check_effort(pdu: &Pdu, pending: impl Fn(&str) -> Option<Arc<Pdu>>) -> Result
 
 /// Whoever is invited by an address is invited in no other way, whatever stands there of it.
 fn check_third_party_invite(pdu: &Pdu) -> Result<(), String> {
-    let is_invite = pdu.content_str("membership").as_deref() == Some("invite");
-    match member(&pdu.content, "third_party_invite").filter(|_| is_invite) {
+    match member(&pdu.content, "third_party_invite").filter(|_| is_invite(pdu)) {
         Some(value) if value.get() == "null" => Err("`third_party_invite` is null".to_owned()),
         _ => Ok(()),
     }
+}
+
+fn is_invite(pdu: &Pdu) -> bool {
+    pdu.content_str("membership").as_deref() == Some("invite")
 }
 
 /// The event as state resolution sees it. `names_rules` says whether it names the join rules among
