@@ -1,7 +1,7 @@
 //! What another server answers when no script says otherwise: from its memory of the rooms that it
 //! is in, and without asking who may see what.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::atomic::Ordering};
 
 use serde_json::{Map, Value, json};
 
@@ -159,11 +159,23 @@ impl Other {
         if pdu.json["content"]["join_authorised_via_users_server"].is_string() {
             pdu = pdu.signed_by(&rules, &self.name(), &self.key());
         }
+        let omits = self.inner.omits.load(Ordering::Acquire)
+            && seen.query("omit_members").as_deref() == Some("true");
         let (state, chain) = {
             let memory = room.memory();
-            let state = memory.current().clone();
-            let chain = jsons(memory.auth_chain(state.values().cloned()));
-            (jsons(memory.events_of(&state)), chain)
+            let mut state = memory.current().clone();
+            if omits {
+                state.retain(|(kind, _), _| kind != "m.room.member");
+            }
+            let own = pdu.references("auth_events");
+            let mut chain = memory.auth_chain(state.values().chain(&own).cloned());
+            if omits {
+                let is_new = |pdu: &&Pdu| !chain.iter().any(|other| other.id == pdu.id);
+                let own: Vec<&Pdu> =
+                    own.iter().filter_map(|id| memory.get(id)).filter(is_new).collect();
+                chain.extend(own);
+            }
+            (jsons(memory.events_of(&state)), jsons(chain))
         };
         if let Err(problem) = self.check_pdu(&pdu, &rules).await {
             self.note_problem(problem);
@@ -174,7 +186,7 @@ impl Other {
             "state": state,
             "auth_chain": chain,
             "event": pdu.json,
-            "members_omitted": false,
+            "members_omitted": omits,
             "servers_in_room": room.servers(),
         })
     }

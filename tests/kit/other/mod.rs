@@ -23,7 +23,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -79,6 +79,8 @@ struct Inner {
     transactions: AtomicU64,
     /// How long those who join wait for the room.
     lateness: Mutex<Duration>,
+    /// Whether members are left out of what those are told who ask for that.
+    omits: AtomicBool,
 }
 
 impl Other {
@@ -103,6 +105,7 @@ impl Other {
                 is_up: watch::Sender::new(false),
                 transactions: AtomicU64::default(),
                 lateness: Mutex::default(),
+                omits: AtomicBool::default(),
             }),
         };
         other.come_back().await;
@@ -165,6 +168,11 @@ impl Other {
     /// Lets those who join wait so long for the room: they are in it meanwhile.
     pub fn tell_late(&self, lateness: Duration) {
         *lock(&self.inner.lateness) = lateness;
+    }
+
+    /// Leaves out members for those who join and ask for that.
+    pub fn omit_members(&self) {
+        self.inner.omits.store(true, Ordering::Release);
     }
 
     /// Takes all scripts away.
