@@ -135,6 +135,7 @@ async fn serve(
     let admin = chatd_api_admin::App::new(config.clone(), users.clone(), clock.clone());
     let federation = federation(&users, &rooms, &reader, keys)?;
     tasks::spawn("inbound", federation.inbound.clone().run(services.clone()));
+    tasks::spawn("partial_rooms", federation.joining.clone().run(services.clone()));
     let keyring = federation.deps.servers.keyring.clone();
     let limits = Arc::new(limits);
     let app =

@@ -63,7 +63,8 @@ impl Federation {
     pub fn new(deps: Deps) -> Self {
         let inbound = Inbound::new(&deps);
         let history = History::new(&deps, &inbound);
-        let (joining, resident) = (Joining::new(&deps, &history), Resident::new(&deps));
+        let joining = Joining::new(&deps, &inbound, &history);
+        let resident = Resident::new(&deps);
         let queries = Queries::new(&deps, &joining);
         let (answers, sending) = (Answers::new(&deps), Sending::new(&deps));
         Self { inbound, history, queries, joining, resident, answers, sending, deps }

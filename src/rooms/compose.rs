@@ -192,6 +192,7 @@ pub fn here(live: &Live, with: &Prepared, pdu: &Arc<Pdu>, hash: Option<String>) 
         changes: change.into_iter().collect(),
         redaction: None,
         gaps: None,
+        rebase: None,
     }
 }
 

@@ -23,6 +23,8 @@ pub struct Door {
     pub is_joined: bool,
     /// Whether the room's access control list lets the other server take part.
     pub admits: bool,
+    /// Whether its members are not known yet: what other servers send waits for them.
+    pub is_partial: bool,
     /// The newest events.
     pub heads: Vec<OwnedEventId>,
 }
@@ -46,6 +48,7 @@ impl RoomOwner {
             rules: live.rules.clone(),
             is_joined: !live.members.is_empty(),
             admits: admits(&live, server),
+            is_partial: live.is_partial,
             heads: live.heads.iter().map(|head| head.event_id.clone()).collect(),
         })
     }

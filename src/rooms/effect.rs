@@ -9,11 +9,14 @@ use chatd_storage::{
     lane::{
         NewEvent, NewHeads, NewMembership, NewNotifications, NewRedaction, NewTransaction, flags,
     },
+    partial::Rebase,
     snapshots::{NewSnapshot, SnapshotHead},
 };
 use chatd_streams::{
     Raw,
-    events::{EventRow, Membership, MembershipChange, Relation, Replaced, SentBy, Visibility},
+    events::{
+        EventRow, Extent, Membership, MembershipChange, Relation, Replaced, SentBy, Visibility,
+    },
 };
 use ruma_common::{OwnedEventId, OwnedUserId, UserId};
 use ruma_events::TimelineEventType;
@@ -61,6 +64,8 @@ pub struct Effect {
     pub redaction: Option<NewRedaction>,
     /// Predecessors that this server does not have; `None` for an event that was made here.
     pub gaps: Option<Vec<String>>,
+    /// With it the members of the room are known.
+    pub rebase: Option<Rebase>,
 }
 
 impl Effect {
@@ -77,6 +82,7 @@ impl Effect {
             changes: Vec::new(),
             redaction: None,
             gaps: None,
+            rebase: None,
         }
     }
 }
@@ -120,7 +126,7 @@ fn is_to_send(live: &Live, signer: &Signer, draft: &Draft) -> bool {
         user.is_some_and(|user| user.server_name() != signer.server_name)
     };
     let local = i64::try_from(live.members.len()).unwrap_or(i64::MAX);
-    draft.route != Route::Received && (live.joined > local || is_about_another())
+    draft.route != Route::Received && (live.joined > local || live.is_partial || is_about_another())
 }
 
 /// A membership that changes, and the event that says so.
@@ -192,6 +198,7 @@ fn new_event(
             .collect(),
         snapshots: effect.snapshots.clone(),
         gaps: effect.gaps.clone(),
+        rebase: effect.rebase.clone(),
     }
 }
 
@@ -260,6 +267,16 @@ fn event_row(
             .collect(),
         hidden: is_hidden,
         to_send: effect.flags & flags::TO_SEND != 0,
+        extent: extent_with(live, effect),
+    }
+}
+
+/// How much of the room is here once the event is.
+fn extent_with(live: &Live, effect: &Effect) -> Extent {
+    match (live.is_partial, &effect.rebase) {
+        (false, _) => Extent::Whole,
+        (true, None) => Extent::Partial,
+        (true, Some(_)) => Extent::Completed,
     }
 }
 
@@ -405,6 +422,7 @@ fn move_on(
     redacts: Option<&OwnedEventId>,
 ) -> Result<()> {
     live.heads = effect.heads;
+    live.is_partial &= effect.rebase.is_none();
     live.snapshot = effect.snapshot;
     for member in members {
         move_member(live, member);

@@ -70,7 +70,7 @@ impl RoomOwner {
 
     /// The event that joins the deepest of the newest events; `None` if there is nobody here who
     /// could send it.
-    async fn dummy(&self, slot: &Slot) -> Result<Option<Arrival>> {
+    pub(crate) async fn dummy(&self, slot: &Slot) -> Result<Option<Arrival>> {
         let (heads, sender, rules, room, room_id, current) = {
             let live = lock(slot).lock();
             let Some(sender) = strongest(&live) else { return Ok(None) };

@@ -12,7 +12,7 @@ use std::{
 
 use chatd_base::{Position, Result, RoomNid, UserNid};
 use chatd_storage::{Pool, hosts};
-use chatd_streams::events::{EventRow, Events, Membership, MembershipChange};
+use chatd_streams::events::{EventRow, Events, Extent, Membership, MembershipChange};
 use chatd_streams::{Feed, Frame};
 use chatd_users::Users;
 use parking_lot::Mutex;
@@ -265,7 +265,9 @@ impl Known {
             if let Ok(server) = OwnedServerName::try_from(row.server)
                 && row.joined > 0
             {
-                of_room.insert(server, row.joined);
+                // One that is said to be in the room may have members that are known.
+                let count = of_room.entry(server).or_default();
+                *count = row.joined.max(*count);
             }
         }
         for (room, begun) in rooms {
@@ -279,6 +281,10 @@ impl Known {
 
 fn fold_row(rooms: &mut HashMap<RoomNid, Hosted>, at: Position, row: &EventRow) {
     let resolved = row.resolved_members.iter().map(|(_, change)| change);
+    if row.extent == Extent::Completed {
+        // The members of the room have become known: nothing is only said to be in it any more.
+        rooms.remove(&row.room);
+    }
     let mut steps = Vec::new();
     for change in row.membership.iter().chain(resolved) {
         let was = change.before == Some(Membership::Join);

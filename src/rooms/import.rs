@@ -11,11 +11,12 @@ use std::{
     sync::Arc,
 };
 
-use chatd_base::{EventNid, KeyNid, Position, Refusal, Result, UserNid};
+use chatd_base::{Error, EventNid, KeyNid, Position, Refusal, Result, UserNid};
 use chatd_storage::{
     graph::{self, Place},
     import,
     lane::flags,
+    partial::{Omitted, Rebase},
     rooms::{self, RoomRow},
     snapshots::{self, SnapshotHead, StateMap},
 };
@@ -40,6 +41,10 @@ use crate::{
     seal::{Draft, Route},
 };
 
+/// One event in so many of a state may be none that is believed: those of servers that are gone,
+/// for instance, whose keys nobody has.
+const LACKING_ONE_IN: usize = 20;
+
 /// What another server has told of a room that a user of this one joins. Signatures and hashes have
 /// been checked.
 #[derive(Clone, Debug)]
@@ -52,12 +57,16 @@ pub struct Import {
     pub state: Vec<Incoming>,
     /// What authorises that.
     pub auth_chain: Vec<Incoming>,
+    /// The servers in the room, the one that tells of it in front, if it has left out members.
+    pub omitted: Option<Vec<String>>,
 }
 
 /// The state before the join, by number.
-struct Told {
-    state: Arc<StateMap>,
-    pdus: HashMap<EventNid, Arc<Pdu>>,
+pub(crate) struct Told {
+    pub state: Arc<StateMap>,
+    pub pdus: HashMap<EventNid, Arc<Pdu>>,
+    /// What else was told, where members were left out: memberships that authorise something.
+    others: HashMap<EventNid, Arc<Pdu>>,
 }
 
 impl RoomOwner {
@@ -73,12 +82,15 @@ impl RoomOwner {
         let site = Site { room: room.nid, room_id, rules: Arc::new(rules) };
         let object = import.event.clone();
         let event = incoming::read(import.event, &site.rules, &site.room_id)?;
-        let told = self.take_in(&site, &import.version, import.state, import.auth_chain).await?;
+        let Import { version, state, auth_chain, omitted, .. } = import;
+        let told = self.take_in(&site, &version, state, auth_chain, omitted.is_some()).await?;
         self.check_join(&site, &event, &told).await?;
         if room.heads.is_empty() {
-            self.found(&site, &import.version, room, event, told).await
+            self.found(&site, &version, room, event, told, omitted).await
         } else if self.is_in(&site.room_id).await? {
             self.take_along(&site, object, &told).await
+        } else if omitted.is_some() {
+            Err(away("somebody else has been in the room meanwhile").into())
         } else {
             self.take_up(&site, event, told).await
         }
@@ -122,7 +134,7 @@ impl RoomOwner {
             import::insert_room(&self.pool, room, id, version, UserNid(0), now).await?;
         }
         let row = rooms::get(&self.pool, room_id.as_str()).await?;
-        let row = row.ok_or_else(|| chatd_base::Error::internal("a room has gone"))?;
+        let row = row.ok_or_else(|| Error::internal("a room has gone"))?;
         if row.version != version.as_str() && !row.heads.is_empty() {
             let message = format!("the room has the version {}, not {version}", row.version);
             return Err(Refusal::bad_json(message).into());
@@ -131,12 +143,13 @@ impl RoomOwner {
     }
 
     /// Stores state and auth chain; the state, without what is not allowed.
-    async fn take_in(
+    pub(crate) async fn take_in(
         &self,
         site: &Site,
         version: &RoomVersionId,
         state: Vec<Incoming>,
         auth_chain: Vec<Incoming>,
+        has_others: bool,
     ) -> Result<Told> {
         let ids: Vec<OwnedEventId> = state.iter().map(|event| event.pdu.event_id.clone()).collect();
         let events = state.into_iter().chain(auth_chain).map(Ok).collect();
@@ -157,7 +170,36 @@ impl RoomOwner {
         for (event, why) in &stored.left_out {
             tracing::debug!(room.id = %site.room_id, event.id = ?event, why, "an event is left out");
         }
-        told(version, &ids, &stored)
+        let mut told = told(version, &ids, &stored)?;
+        if has_others {
+            told.add_others(&stored);
+        }
+        Ok(told)
+    }
+
+    /// The state that stored events are, without what is not allowed.
+    pub(crate) async fn stored_state(
+        &self,
+        site: &Site,
+        version: &RoomVersionId,
+        ids: &[OwnedEventId],
+    ) -> Result<Told> {
+        let names: Vec<&str> = ids.iter().map(|id| id.as_str()).collect();
+        let places = graph::list_places(&self.pool, &names).await?;
+        let of_room = places.values().filter(|place| place.room == site.room);
+        let nids: Vec<EventNid> = of_room.map(|place| place.nid).collect();
+        let lacks = ids.len().saturating_sub(nids.len());
+        if lacks > ids.len() / LACKING_ONE_IN {
+            return Err(wrong(&format!("lacks {lacks} events of its state")).into());
+        }
+        let has_hash_id = site.rules.authorization.room_create_event_id_as_room_id;
+        let mut stored = Stored::default();
+        for event in graph::list_events(&self.pool, &nids).await? {
+            let pdu =
+                Pdu::from_graph(event, &site.room_id, has_hash_id).map_err(Error::internal)?;
+            stored.events.insert(pdu.event_id.clone(), Arc::new(pdu));
+        }
+        told(version, ids, &stored)
     }
 
     /// Refuses a join that its auth events or the state do not allow.
@@ -165,7 +207,7 @@ impl RoomOwner {
         let rules = &site.rules.authorization;
         let pdu = &event.pdu;
         let by_id: HashMap<&OwnedEventId, &Arc<Pdu>> =
-            told.pdus.values().map(|pdu| (&pdu.event_id, pdu)).collect();
+            told.all().map(|pdu| (&pdu.event_id, pdu)).collect();
         let auth: Vec<&Arc<Pdu>> =
             pdu.auth_events.iter().filter_map(|id| by_id.get(id).copied()).collect();
         if auth.len() < pdu.auth_events.len() {
@@ -175,11 +217,13 @@ impl RoomOwner {
             .into());
         }
         let named = |kind: &str, key: &str| {
-            let found = told
-                .pdus
-                .values()
-                .find(|pdu| pdu.state_key.as_deref() == Some(key) && pdu.kind.to_string() == kind);
-            found.cloned()
+            let is_it = |pdu: &&Arc<Pdu>| {
+                pdu.state_key.as_deref() == Some(key) && pdu.kind.to_string() == kind
+            };
+            let in_state = told.pdus.values().find(is_it);
+            // The membership may have been left out of the state.
+            let of_auth = told.others.values().filter(|pdu| event.names(&pdu.event_id)).find(is_it);
+            in_state.or(of_auth).cloned()
         };
         let create = named("m.room.create", "");
         check_by_auth_events(rules, pdu, &auth, create.as_ref())
@@ -196,13 +240,21 @@ impl RoomOwner {
         row: RoomRow,
         event: Incoming,
         told: Told,
+        omitted: Option<Vec<String>>,
     ) -> Result<Sent> {
         let fence = self.owners.own(&site.room_id).await?;
         let snapshot = self.next_snapshot().await?;
         let whole = || (*told.state).clone();
         let (new, head) =
             snapshots::next(site.room, snapshot, &SnapshotHead::default(), &[], whole);
-        let first = self.first_state(site, version, new, &told).await?;
+        let omitted = omitted.map(|servers| Omitted {
+            joined: event.pdu.event_id.to_string(),
+            prev: event.pdu.prev_events.iter().map(ToString::to_string).collect(),
+            servers,
+            added_ts: self.now_ms(),
+        });
+        let first =
+            import::FirstState { omitted, ..self.first_state(site, version, new, &told).await? };
         import::write(&self.pool, fence, first).await?;
         let row = RoomRow { version: version.to_string(), state: head.id, ..row };
         let live = Live::read(&self.pool, &site.room_id, row, fence).await?;
@@ -222,21 +274,6 @@ impl RoomOwner {
         told: &Told,
     ) -> Result<import::FirstState> {
         let interner = &self.users.deps.interner;
-        let here = &self.signer.server_name;
-        let members: Vec<(&Arc<Pdu>, Membership)> =
-            told.pdus.values().filter_map(|pdu| Some((pdu, membership_of(pdu)?))).collect();
-        let remote: Vec<&(&Arc<Pdu>, Membership)> =
-            members.iter().filter(|(pdu, _)| !is_of(pdu, here)).collect();
-        let users: Vec<&str> =
-            remote.iter().filter_map(|(pdu, _)| pdu.state_key.as_deref()).collect();
-        let senders: Vec<&str> = remote.iter().map(|(pdu, _)| pdu.sender.as_str()).collect();
-        let users = interner.users(&users).await?;
-        let senders = interner.users(&senders).await?;
-        let members =
-            remote.iter().zip(users).zip(senders).map(|(((pdu, membership), user), by)| {
-                let membership = membership.letter();
-                import::RemoteMember { user, membership, sender: by, event: pdu.nid }
-            });
         let create = told.pdus.values().find(|pdu| pdu.kind == TimelineEventType::RoomCreate);
         let creator = create.map_or("", |pdu| pdu.sender.as_str());
         Ok(import::FirstState {
@@ -245,8 +282,36 @@ impl RoomOwner {
             creator: interner.user(creator).await?,
             snapshot,
             state: told.state.iter().map(|(key, event)| (*key, *event)).collect(),
-            members: members.collect(),
+            members: self.remote_members(told).await?,
+            omitted: None,
         })
+    }
+
+    /// The members of other servers.
+    pub(crate) async fn remote_members(&self, told: &Told) -> Result<Vec<import::RemoteMember>> {
+        let interner = &self.users.deps.interner;
+        let remote: Vec<(&Arc<Pdu>, Membership)> = self.remote(told).collect();
+        let users: Vec<&str> =
+            remote.iter().filter_map(|(pdu, _)| pdu.state_key.as_deref()).collect();
+        let senders: Vec<&str> = remote.iter().map(|(pdu, _)| pdu.sender.as_str()).collect();
+        let users = interner.users(&users).await?;
+        let senders = interner.users(&senders).await?;
+        let members = remote.iter().zip(users).zip(senders);
+        Ok(members
+            .map(|(((pdu, membership), user), by)| {
+                let membership = membership.letter();
+                import::RemoteMember { user, membership, sender: by, event: pdu.nid }
+            })
+            .collect())
+    }
+
+    /// Memberships of users of other servers.
+    pub(crate) fn remote<'a>(
+        &'a self,
+        told: &'a Told,
+    ) -> impl Iterator<Item = (&'a Arc<Pdu>, Membership)> {
+        let members = told.pdus.values().filter_map(|pdu| Some((pdu, membership_of(pdu)?)));
+        members.filter(|(pdu, _)| !is_of(pdu, &self.signer.server_name))
     }
 
     /// Memberships of other users of this server that are not what the tables say: they become
@@ -331,7 +396,12 @@ impl RoomOwner {
             .effect_of_join(slot, site, &pdu, &with, sealed.hash.clone(), told, before, locals)
             .await?;
         let mut effect = effect;
+        let is_taken_up = !snapshots.is_empty();
         effect.snapshots.splice(0..0, snapshots);
+        if lock(slot).lock().is_partial {
+            // Nobody has stayed until the members were known; now all of them have been told.
+            effect.rebase = is_taken_up.then(Rebase::default);
+        }
         let prev = || pdu.prev_events.iter().map(|id| (id, places.get(id.as_str())));
         effect.prev_ids = prev().filter_map(|(_, place)| Some(place?.nid)).collect();
         let has_place = |place: &Place| place.flags & flags::OUTLIER == 0;
@@ -369,12 +439,13 @@ impl RoomOwner {
         locals: Vec<Change>,
     ) -> Result<Effect> {
         let ids: HashMap<&OwnedEventId, EventNid> =
-            told.pdus.values().map(|pdu| (&pdu.event_id, pdu.nid)).collect();
+            told.all().map(|pdu| (&pdu.event_id, pdu.nid)).collect();
         let auth_ids: Vec<EventNid> =
             pdu.auth_events.iter().filter_map(|id| ids.get(id).copied()).collect();
         let room = (site.room, site.room_id.clone());
         let mut scene =
             Scene::new(self, room, (*site.rules).clone(), pdu, auth_ids.clone(), before.clone());
+        scene.pdus.extend(told.others);
         scene.pdus.extend(told.pdus);
         let key = with.key.ok_or_else(|| Refusal::bad_json("the join is no state event"))?;
         let after = scene.follow(&before, key, with.nid).await?;
@@ -398,7 +469,25 @@ impl RoomOwner {
             changes,
             redaction: None,
             gaps: None,
+            rebase: None,
         })
+    }
+}
+
+impl Told {
+    /// Everything that may authorise something.
+    fn all(&self) -> impl Iterator<Item = &Arc<Pdu>> {
+        self.pdus.values().chain(self.others.values())
+    }
+
+    fn add_others(&mut self, stored: &Stored) {
+        let is_other = |pdu: &&Arc<Pdu>| {
+            pdu.kind == TimelineEventType::RoomMember
+                && !pdu.rejected
+                && !self.pdus.contains_key(&pdu.nid)
+        };
+        let others = stored.events.values().filter(is_other);
+        self.others = others.map(|pdu| (pdu.nid, pdu.clone())).collect();
     }
 }
 
@@ -430,7 +519,7 @@ fn told(version: &RoomVersionId, ids: &[OwnedEventId], stored: &Stored) -> Resul
     if says != version.as_str() {
         return Err(wrong(&format!("has the version {says}, not {version}")).into());
     }
-    Ok(Told { state: Arc::new(state), pdus })
+    Ok(Told { state: Arc::new(state), pdus, others: HashMap::new() })
 }
 
 fn wrong(what: &str) -> Refusal {
@@ -452,7 +541,7 @@ fn is_of(pdu: &Pdu, server: &ServerName) -> bool {
 /// The event as a draft says it.
 pub(crate) fn draft_of(pdu: &Pdu) -> Result<Draft> {
     let content: Map<String, Value> =
-        serde_json::from_str(pdu.content.get()).map_err(chatd_base::Error::internal)?;
+        serde_json::from_str(pdu.content.get()).map_err(Error::internal)?;
     Ok(Draft {
         sender: pdu.sender.clone(),
         kind: pdu.kind.to_string(),

@@ -3,7 +3,7 @@
 
 use chatd_base::{EventNid, Refusal, Result, event_form};
 use ruma_common::{
-    CanonicalJsonObject, CanonicalJsonValue, OwnedEventId, OwnedUserId, RoomId,
+    CanonicalJsonObject, CanonicalJsonValue, EventId, OwnedEventId, OwnedUserId, RoomId,
     room_version_rules::RoomVersionRules,
 };
 use serde_json::value::RawValue;
@@ -20,6 +20,22 @@ pub struct Incoming {
     pub pdu: Pdu,
     /// Keeps the ids of its predecessors.
     pub sealed: SealedJson,
+}
+
+impl Incoming {
+    pub fn id(&self) -> &EventId {
+        &self.pdu.event_id
+    }
+
+    /// The entry of the state that it is, by type and key; `None` if it is no state event.
+    pub fn entry(&self) -> Option<(String, &str)> {
+        Some((self.pdu.kind.to_string(), self.pdu.state_key.as_deref()?))
+    }
+
+    /// Whether it names that event to show that it is allowed.
+    pub(crate) fn names(&self, id: &EventId) -> bool {
+        self.pdu.auth_events.iter().any(|auth| *auth == id)
+    }
 }
 
 /// Takes `event` apart; refuses what is no event, or one of another room.

@@ -105,6 +105,7 @@ impl RoomOwner {
             changes,
             redaction: None,
             gaps: None,
+            rebase: None,
         };
         Ok((verdict, effect))
     }

@@ -55,6 +55,7 @@ mod template;
 #[cfg(test)]
 mod tests;
 mod upgrade;
+mod whole;
 
 use std::sync::Arc;
 
@@ -76,6 +77,7 @@ pub use receive::{Before, Received, Verdict};
 pub use seal::{Draft, Route, Signer, event_id};
 pub use template::{SignedInvite, Template};
 pub use upgrade::Upgrade;
+pub use whole::Wholes;
 
 use crate::{
     hosts::Hosts,
@@ -91,6 +93,8 @@ pub struct Rooms {
     pub owner: RoomOwner,
     /// Other servers in rooms.
     pub hosts: Arc<Hosts>,
+    /// Which of them have all of their state.
+    pub wholes: Arc<Wholes>,
     /// What users see of rooms.
     pub reader: read::Reader,
 }
@@ -108,12 +112,14 @@ impl Rooms {
             Limits::of(&deps.config.chatd),
         );
         let most_rooms = deps.config.chatd.room_cache;
+        let wholes = Arc::new(Wholes::new(&deps.pool));
         Self {
             pool: deps.pool.clone(),
             users: users.clone(),
             config: deps.config.clone(),
             hosts: Hosts::new(users),
-            reader: read::Reader::new(users),
+            reader: read::Reader::new(users, &wholes),
+            wholes,
             owner: RoomOwner::new(users, Arc::new(signer), owners, lane, most_rooms),
         }
     }

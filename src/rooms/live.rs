@@ -9,7 +9,7 @@ use std::{
 
 use chatd_base::{EventNid, KeyNid, Position, Result, RoomNid, ShardId, SnapshotId, UserNid};
 use chatd_storage::{
-    Pool,
+    Pool, partial,
     rooms::{self, RoomRow},
     snapshots::{self, SnapshotHead},
 };
@@ -63,6 +63,8 @@ pub struct Live {
     pub members: Arc<Vec<Member>>,
     /// Joined users of all servers.
     pub joined: i64,
+    /// The members of the room are not known yet, but for a few.
+    pub is_partial: bool,
     txns: HashMap<Uuid, watch::Receiver<Outcome>>,
     txn_order: VecDeque<Uuid>,
 }
@@ -88,6 +90,7 @@ impl Live {
             bodies: HashMap::new(),
             members: Arc::default(),
             joined: 0,
+            is_partial: false,
             txns: HashMap::new(),
             txn_order: VecDeque::new(),
         }
@@ -124,7 +127,7 @@ impl Live {
         })?;
         let mut live = Self::new(row.nid, room_id.to_owned(), rules, shard, epoch);
         let heads: Vec<EventNid> = row.heads.iter().map(|(event, _)| *event).collect();
-        let (state, bodies, heads, members, joined, snapshot, txns) = futures::try_join!(
+        let (state, bodies, heads, members, joined, snapshot, txns, is_partial) = futures::try_join!(
             rooms::list_current_state(pool, row.nid),
             rooms::list_state_bodies(pool, row.nid),
             rooms::list_heads(pool, &heads),
@@ -132,9 +135,11 @@ impl Live {
             rooms::count_joined(pool, row.nid),
             snapshots::get_head(pool, row.nid, row.state),
             rooms::list_recent_txns(pool, row.nid),
+            partial::get(pool, row.nid),
         )?;
         live.state = state.into_iter().collect();
         live.joined = joined;
+        live.is_partial = is_partial.is_some();
         live.snapshot = snapshot;
         let after: HashMap<EventNid, SnapshotId> = row.heads.into_iter().collect();
         live.heads = heads

@@ -221,6 +221,7 @@ impl Rooms {
     async fn current(&self, user: &UserId, room_id: &RoomId) -> Result<Option<Membership>> {
         let slot = self.owner.slot(room_id).await?;
         let room = lock(&slot).lock().room;
+        self.wholes.wait(room).await?;
         let known = self.users.deps.interner.known_users(&[user.as_str()]).await?;
         let Some(user) = known.first().copied().flatten() else { return Ok(None) };
         let letter = rooms::get_membership(&self.pool, user, room).await?;

@@ -12,7 +12,7 @@ use chatd_storage::{
 };
 use chatd_streams::{
     Raw,
-    events::{EventRow, Membership, MembershipChange, Visibility},
+    events::{EventRow, Extent, Membership, MembershipChange, Visibility},
 };
 use ruma_common::{CanonicalJsonObject, EventId, OwnedUserId, RoomId, RoomVersionId, UserId};
 use serde_json::value::RawValue;
@@ -179,6 +179,7 @@ impl RoomOwner {
             }],
             state_changes: Vec::new(),
             snapshots: Vec::new(),
+            rebase: None,
             gaps: None,
         };
         let row = EventRow {
@@ -209,6 +210,7 @@ impl RoomOwner {
             resolved_members: Vec::new(),
             hidden: true,
             to_send: false,
+            extent: Extent::default(),
         };
         Ok(SealedEvent { new, heads: None, row })
     }

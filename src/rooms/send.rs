@@ -18,6 +18,12 @@ impl Rooms {
     /// transaction id returns the first event. Refuses rooms that another instance owns
     /// ([`Refusal::not_owner`]) before anything is done.
     pub async fn send(&self, room_id: &RoomId, draft: &Draft) -> Result<Sent> {
+        if draft.kind == "m.room.member"
+            && draft.state_key.as_deref() != Some(draft.sender.as_str())
+        {
+            // What somebody else becomes depends on what they are.
+            self.whole(room_id).await?;
+        }
         self.owner.append(room_id, draft).await
     }
 

@@ -63,6 +63,7 @@ impl Rooms {
     /// An invite of a user of another server, complete and signed, without effect as yet. Refuses
     /// what the room does not allow.
     pub async fn signed_invite(&self, room_id: &RoomId, draft: &Draft) -> Result<SignedInvite> {
+        self.whole(room_id).await?;
         let version = self.version(room_id).await?;
         let slot = self.owner.slot(room_id).await?;
         self.owner.load_members(&slot, draft).await?;

@@ -1,4 +1,5 @@
-//! Other servers in rooms, as far as the tables know: those of the users who are joined.
+//! Other servers in rooms, as far as the tables know: those of the users who are joined, and, as
+//! long as the members of a room are not known, those that are said to be in it.
 
 use chatd_base::{Position, RoomNid, UserNid};
 
@@ -15,7 +16,10 @@ statements! {
     COUNT_HOSTS = concat!("
         SELECT m.room, ", server!(), ", count(*) FILTER (WHERE m.membership = 'j'), max(m.pos)
         FROM memberships m JOIN users_nid u ON u.nid = m.user_nid
-        WHERE m.room = ANY($1::int4[]) AND NOT m.is_local GROUP BY 1, 2");
+        WHERE m.room = ANY($1::int4[]) AND NOT m.is_local GROUP BY 1, 2
+        UNION ALL
+        SELECT p.room, s, 1, 0 FROM partial_rooms p CROSS JOIN unnest(p.servers) AS s
+        WHERE p.room = ANY($1::int4[]) AND p.whole_pos IS NULL");
     /// Who is in the table has been in the room at some time; the history says when.
     LIST_HOSTS_BEFORE = concat!("
         SELECT DISTINCT at.room, at.pos, ", server!(), "
@@ -25,7 +29,12 @@ statements! {
         WHERE CASE WHEN m.pos < at.pos THEN m.membership ELSE
                   (SELECT h.membership FROM membership_history h
                    WHERE h.user_nid = m.user_nid AND h.room = m.room AND h.pos < at.pos
-                   ORDER BY h.pos DESC LIMIT 1) END = 'j'");
+                   ORDER BY h.pos DESC LIMIT 1) END = 'j'
+        UNION
+        SELECT at.room, at.pos, s
+        FROM unnest($1::int4[], $2::int8[]) AS at(room, pos)
+        JOIN partial_rooms p ON p.room = at.room AND at.pos <= coalesce(p.whole_pos, at.pos)
+        CROSS JOIN unnest(p.servers) AS s");
     /// As above, for one server.
     LIST_PRESENT_BEFORE = concat!("
         SELECT at.room, at.pos FROM unnest($1::int4[], $2::int8[]) AS at(room, pos)
@@ -35,7 +44,11 @@ statements! {
                   AND CASE WHEN m.pos < at.pos THEN m.membership ELSE
                       (SELECT h.membership FROM membership_history h
                        WHERE h.user_nid = m.user_nid AND h.room = m.room AND h.pos < at.pos
-                       ORDER BY h.pos DESC LIMIT 1) END = 'j')");
+                       ORDER BY h.pos DESC LIMIT 1) END = 'j')
+           OR EXISTS (
+            SELECT 1 FROM partial_rooms p
+            WHERE p.room = at.room AND at.pos <= coalesce(p.whole_pos, at.pos)
+                  AND $3 = ANY(p.servers))");
     LIST_ROOMS_OF = "SELECT user_nid, room FROM memberships
                      WHERE user_nid = ANY($1::int4[]) AND membership = 'j'";
 }

@@ -4,7 +4,11 @@
 use chatd_base::{EventNid, KeyNid, RoomNid, ShardId, UserNid};
 
 use crate::{
-    Batch, Pool, Result, lane, params, shards, snapshots::NewSnapshot, statement::statements,
+    Batch, Pool, Result, lane, params,
+    partial::{self, Omitted},
+    shards,
+    snapshots::NewSnapshot,
+    statement::{Statement, statements},
 };
 
 statements! {
@@ -27,6 +31,19 @@ statements! {
     INSERT_FIRST_DELTA = "INSERT INTO state_delta (room, pos, key, event)
                           SELECT $1, 0, * FROM unnest($2::int8[], $3::int8[])";
     DELETE_FIRST_DELTA = "DELETE FROM state_delta WHERE room = $1 AND pos = 0";
+    ADD_STATE = "INSERT INTO current_state (room, key, event)
+                 SELECT $1, * FROM unnest($2::int8[], $3::int8[]) ON CONFLICT DO NOTHING";
+    ADD_FIRST_DELTA = "INSERT INTO state_delta (room, pos, key, event)
+                       SELECT $1, 0, * FROM unnest($2::int8[], $3::int8[]) ON CONFLICT DO NOTHING";
+    ADD_MEMBERS = "INSERT INTO memberships (user_nid, room, membership, is_local, sender, event, pos)
+                   SELECT u, $1, m, false, sender, event, 0
+                   FROM unnest($2::int4[], $3::\"char\"[], $4::int4[], $5::int8[])
+                        AS t(u, m, sender, event)
+                   ON CONFLICT DO NOTHING";
+    ADD_MEMBER_HISTORY = "INSERT INTO membership_history (user_nid, room, pos, membership, event)
+                          SELECT u, $1, 0, m, event
+                          FROM unnest($2::int4[], $3::\"char\"[], $4::int8[]) AS t(u, m, event)
+                          ON CONFLICT DO NOTHING";
     LIST_LOCAL = "SELECT u.user_id, m.membership, m.event
                   FROM memberships m JOIN users_nid u ON u.nid = m.user_nid
                   WHERE m.room = $1 AND m.is_local";
@@ -65,6 +82,8 @@ pub struct FirstState {
     pub snapshot: NewSnapshot,
     pub state: Vec<(KeyNid, EventNid)>,
     pub members: Vec<RemoteMember>,
+    /// Those of the members who are not needed for anything else have been left out.
+    pub omitted: Option<Omitted>,
 }
 
 /// Writes the state of a room without heads, in the place of what an earlier attempt has left.
@@ -82,18 +101,47 @@ pub async fn write(pool: &Pool, fence: (ShardId, i64), first: FirstState) -> Res
     batch.add(&INSERT_STATE, params![room, keys.clone(), events.clone()]);
     batch.add(&DELETE_FIRST_DELTA, params![room]);
     batch.add(&INSERT_FIRST_DELTA, params![room, keys, events]);
-    let members = &first.members;
+    add_members(&mut batch, room, &first.members, (&INSERT_MEMBERS, &INSERT_MEMBER_HISTORY));
+    if let Some(omitted) = first.omitted {
+        partial::begin(&mut batch, first.room, omitted);
+    }
+    pool.commit(batch).await?;
+    Ok(())
+}
+
+/// Adds members of other servers, who were left out before, to the first state of a room that is
+/// joined without them. What is known of any of them stays as it is; so a repeat has no effect.
+pub async fn add(
+    pool: &Pool,
+    fence: (ShardId, i64),
+    room: RoomNid,
+    state: &[(KeyNid, EventNid)],
+    members: &[RemoteMember],
+) -> Result<()> {
+    let room = room.0;
+    let mut batch = Batch::new();
+    shards::fence(&mut batch, &[fence]);
+    let (keys, events): (Vec<i64>, Vec<i64>) =
+        state.iter().map(|(key, event)| (key.0, event.0)).unzip();
+    batch.add(&ADD_STATE, params![room, keys.clone(), events.clone()]);
+    batch.add(&ADD_FIRST_DELTA, params![room, keys, events]);
+    add_members(&mut batch, room, members, (&ADD_MEMBERS, &ADD_MEMBER_HISTORY));
+    pool.commit(batch).await?;
+    Ok(())
+}
+
+fn add_members(
+    batch: &mut Batch,
+    room: i32,
+    members: &[RemoteMember],
+    (now, history): (&'static Statement, &'static Statement),
+) {
     let users: Vec<i32> = members.iter().map(|member| member.user.0).collect();
     let letters: Vec<i8> = members.iter().map(|member| member.membership).collect();
     let events: Vec<i64> = members.iter().map(|member| member.event.0).collect();
     let senders: Vec<i32> = members.iter().map(|member| member.sender.0).collect();
-    batch.add(
-        &INSERT_MEMBERS,
-        params![room, users.clone(), letters.clone(), senders, events.clone()],
-    );
-    batch.add(&INSERT_MEMBER_HISTORY, params![room, users, letters, events]);
-    pool.commit(batch).await?;
-    Ok(())
+    batch.add(now, params![room, users.clone(), letters.clone(), senders, events.clone()]);
+    batch.add(history, params![room, users, letters, events]);
 }
 
 /// What users of this server are in a room, as the tables have it: (user, letter, event).

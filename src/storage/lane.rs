@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use crate::{
     Batch, effects, gaps, params,
+    partial::{self, Rebase},
     positions::{self, Seat},
     shards,
     snapshots::NewSnapshot,
@@ -152,6 +153,8 @@ pub struct NewEvent {
     pub snapshots: Vec<NewSnapshot>,
     /// Predecessors that are missing; `None` for an event that was made here.
     pub gaps: Option<Vec<String>>,
+    /// With it the members of the room are known.
+    pub rebase: Option<Rebase>,
 }
 
 /// The request that makes an event.
@@ -244,6 +247,13 @@ pub fn batch(commit: &LaneCommit<'_>, seat: Seat, after: Position) -> (Batch, us
     });
     add_redactions(&mut batch, redactions);
     gaps::note(&mut batch, &commit.events);
+    let rebased: Vec<(RoomNid, i64, &Rebase)> = commit
+        .events
+        .iter()
+        .zip(0_i64..)
+        .filter_map(|(event, offset)| Some((event.room, offset, event.rebase.as_ref()?)))
+        .collect();
+    partial::end(&mut batch, seat.writer, &rebased);
     positions::advance(&mut batch, positions::EVENTS, seat.writer, commit.events.len());
     (batch, begun)
 }

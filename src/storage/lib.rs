@@ -36,6 +36,7 @@ pub mod memberships;
 pub mod moments;
 pub mod notices;
 pub mod outliers;
+pub mod partial;
 pub mod positions;
 pub mod presence;
 pub mod profiles;

@@ -34,6 +34,7 @@ migrations![
     "0021_times",
     "0022_openid",
     "0023_sending_edus",
+    "0024_partial_rooms",
 ];
 
 /// Key of the advisory lock that makes instances migrate one after the other.

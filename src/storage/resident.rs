@@ -19,6 +19,18 @@ macro_rules! is_in {
     };
 }
 
+/// Whether the server $2 was said to be in the room when it was joined, whose members are not known.
+macro_rules! is_said_to_be_in {
+    ($room:literal) => {
+        concat!(
+            "EXISTS (SELECT 1 FROM partial_rooms p
+                     WHERE p.room = ",
+            $room,
+            " AND p.whole_pos IS NULL AND $2 = ANY(p.servers))"
+        )
+    };
+}
+
 /// Whether a user of the server $2 was one of these at the event.
 macro_rules! was {
     ($letters:literal) => {
@@ -30,7 +42,8 @@ macro_rules! was {
                             WHERE h.user_nid = m.user_nid AND h.room = m.room AND h.pos <= e.pos
                             ORDER BY h.pos DESC LIMIT 1) IN (",
             $letters,
-            "))"
+            ")) OR ",
+            is_said_to_be_in!("e.room")
         )
     };
 }
@@ -38,7 +51,8 @@ macro_rules! was {
 statements! {
     GET_ROOM_FOR_SERVER = concat!("
         SELECT r.nid, r.version, ", is_in!("m.is_local"), ", ",
-            is_in!("NOT m.is_local AND substr(u.user_id, strpos(u.user_id, ':') + 1) = $2"), ",
+            is_in!("NOT m.is_local AND substr(u.user_id, strpos(u.user_id, ':') + 1) = $2"), "
+            OR ", is_said_to_be_in!("r.nid"), ",
             (SELECT j.content FROM current_state c JOIN event_json j ON j.nid = c.event
              WHERE c.room = r.nid
                AND c.key = (SELECT nid FROM state_keys

@@ -51,6 +51,7 @@ pub static ALL_STATEMENTS: &[&[&Statement]] = &[
     crate::moments::STATEMENTS,
     crate::notices::STATEMENTS,
     crate::outliers::STATEMENTS,
+    crate::partial::STATEMENTS,
     crate::positions::STATEMENTS,
     crate::presence::STATEMENTS,
     crate::profiles::STATEMENTS,

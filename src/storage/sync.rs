@@ -9,11 +9,13 @@ use crate::{Pool, Result, Row, statement::statements};
 statements! {
     LIST_MEMBERSHIPS = "SELECT m.user_nid, m.room, r.room_id, m.membership, m.event, m.pos,
                                CASE WHEN m.membership = 'i' THEN
-                                    (SELECT s.user_id FROM users_nid s WHERE s.nid = m.sender) END
+                                    (SELECT s.user_id FROM users_nid s WHERE s.nid = m.sender) END,
+                               p.room IS NOT NULL, p.whole_pos, p.whole_writer
                         FROM memberships m JOIN rooms r ON r.nid = m.room
+                        LEFT JOIN partial_rooms p ON p.room = m.room AND m.membership = 'j'
                         WHERE m.user_nid = ANY($1::int4[]) AND m.membership IN ('j', 'i', 'k')";
     LIST_LEFT_ROOMS = "SELECT m.user_nid, m.room, r.room_id, m.membership, m.event, m.pos,
-                              NULL::text
+                              NULL::text, false, NULL::int8, NULL::int2
                        FROM memberships m JOIN rooms r ON r.nid = m.room
                        WHERE m.user_nid = $1 AND m.membership IN ('l', 'b') AND NOT m.forgotten";
     /// Where the last time that a user was joined ended.
@@ -172,6 +174,25 @@ pub struct MembershipRow {
     pub pos: Position,
     /// Who has invited the user, if it is invited.
     pub inviter: Option<String>,
+    /// If the user is in the room, and it was joined without its members.
+    pub extent: Option<Extent>,
+}
+
+/// How much of a room is here that was joined without its members.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    Partial,
+    /// All of it, since then.
+    WholeSince(WriterId, Position),
+}
+
+fn extent(row: &Row) -> Option<Extent> {
+    let is_or_was_partial: bool = row.get(7);
+    let since: (Option<i64>, Option<i16>) = (row.get(8), row.get(9));
+    is_or_was_partial.then_some(match since {
+        (Some(at), Some(writer)) => Extent::WholeSince(WriterId(writer), Position(at)),
+        _ => Extent::Partial,
+    })
 }
 
 fn membership(row: &Row) -> MembershipRow {
@@ -183,6 +204,7 @@ fn membership(row: &Row) -> MembershipRow {
         event: EventNid(row.get(4)),
         pos: Position(row.get(5)),
         inviter: row.get(6),
+        extent: extent(row),
     }
 }
 

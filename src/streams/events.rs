@@ -26,7 +26,8 @@ impl Stream for Events {
         let changes_state = row.is_current
             || row.membership.is_some()
             || !row.resolved.is_empty()
-            || !row.resolved_members.is_empty();
+            || !row.resolved_members.is_empty()
+            || row.extent == Extent::Completed;
         match changes_state {
             true => Concerns::Everybody,
             false => Concerns::only([Key::Shard(shard_of(&row.room_id)), Key::Room(row.room)]),
@@ -81,6 +82,21 @@ pub struct EventRow {
     /// This server sends it to others.
     #[serde(default)]
     pub to_send: bool,
+    /// How much of the room is here, with this event.
+    #[serde(default)]
+    pub extent: Extent,
+}
+
+/// How much of a room is here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Extent {
+    #[default]
+    Whole,
+    /// It was joined without its members, and they have not come yet.
+    Partial,
+    /// They have come with this event. Those of other servers are in the tables as if they had been
+    /// there all the time, and in no row.
+    Completed,
 }
 
 /// `m.relates_to` with a `rel_type`.

@@ -177,7 +177,11 @@ impl Sync {
         let rows = sync::list_memberships(self.pool(), &[user]).await?;
         let ignored = self.users.ignored.of(user).await?;
         // What the table has may be a moment ahead of what has been folded.
-        let ahead = rows.iter().map(|row| row.pos).max().unwrap_or_default();
+        let known = |row: &sync::MembershipRow| match row.extent {
+            Some(sync::Extent::WholeSince(_, at)) => at.max(row.pos),
+            _ => row.pos,
+        };
+        let ahead = rows.iter().map(known).max().unwrap_or_default();
         self.wait_for_events(ahead).await;
         let rooms = rows.into_iter().filter_map(|row| {
             let member = Member {
@@ -187,7 +191,7 @@ impl Sync {
                 pos: row.pos,
                 inviter: row.inviter.and_then(|user| user.try_into().ok()),
             };
-            Some((row.room, member))
+            Some((row.room, member, row.extent))
         });
         let mut state = self.index.lock();
         if state.misses == misses {
@@ -205,13 +209,14 @@ impl Sync {
         to: &SyncToken,
     ) -> Result<(BTreeSet<String>, BTreeSet<String>)> {
         self.load_view(user).await?;
-        let joined = match self.index.lock().view(user) {
-            Some(view) => view.joined(),
-            None => Vec::new(),
+        let (joined, completed) = match self.index.lock().view(user) {
+            Some(view) => (view.joined(), view.extents.completed_since(&from.room)),
+            None => (Vec::new(), Vec::new()),
         };
         let mut steps = self.read_steps(user, from).await?;
         steps.retain(|step| to.room.covers(step.writer, step.at));
-        people::changes_between(self.pool(), user, &joined, &steps, (from, to)).await
+        let rooms = (&*joined, &*completed);
+        people::changes_between(self.pool(), user, rooms, &steps, (from, to)).await
     }
 
     /// Waits until some writer of events has been folded up to `position`.
@@ -258,6 +263,7 @@ impl Sync {
                 event: row.event,
                 inviter: row.inviter.and_then(|user| user.try_into().ok()),
                 stripped: None,
+                is_partial: false,
             })
         });
         Ok(steps.collect())

@@ -10,7 +10,7 @@ use chatd_streams::{
     Frame, Key, Picky, Stream, StreamToken, Streams,
     account_data::AccountData,
     device_lists::DeviceLists,
-    events::{self, EventRow, Events, Membership, MembershipChange},
+    events::{self, EventRow, Events, Extent, Membership, MembershipChange},
     presence::Presence,
     push_rules::PushRules,
     receipts::Receipts,
@@ -96,6 +96,7 @@ impl State {
         let mut concerned = HashSet::new();
         for (at, row) in frame.rows.iter() {
             self.fold_membership(frame.writer, *at, row, &mut concerned);
+            self.fold_extent(frame.writer, *at, row);
             self.fold_unread(*at, row);
             self.note_altered(row);
             let bytes = row.content.get().len() + 2 * ROW;
@@ -149,12 +150,27 @@ impl State {
             inviter: (event == row.nid && change.now == Membership::Invite)
                 .then(|| row.sender.clone()),
             stripped: change.stripped.clone(),
+            is_partial: row.extent == Extent::Partial,
         });
         if matches!(change.now, Membership::Leave | Membership::Ban) {
             self.stop_serving(row.room, change.user);
         } else {
             self.serve(row.room, change.user);
         }
+    }
+
+    /// The members of a room that was joined without them have come.
+    fn fold_extent(&mut self, writer: WriterId, at: Position, row: &EventRow) {
+        if row.extent != Extent::Completed {
+            return;
+        }
+        self.membership_changes = self.membership_changes.wrapping_add(1);
+        self.summaries.remove(&row.room);
+        for view in self.views.values_mut() {
+            view.extents.complete(row.room, writer, at);
+        }
+        // Views that are being read may have been told the contrary.
+        self.misses += 1;
     }
 
     fn fold_unread(&mut self, at: Position, row: &EventRow) {

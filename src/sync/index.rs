@@ -5,13 +5,17 @@
 //! All of it is bounded and rebuilt from the tables on demand (R7, R8).
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    ops::Bound,
     sync::Arc,
 };
 
 use chatd_base::{EventNid, Position, RoomNid, UserNid, WriterId};
 use chatd_config::Config;
-use chatd_storage::{events::StoredEvent, sync::SummaryRow};
+use chatd_storage::{
+    events::StoredEvent,
+    sync::{Extent, SummaryRow},
+};
 use chatd_streams::{
     Raw, StreamToken, Streams,
     account_data::AccountDataRow,
@@ -63,6 +67,47 @@ pub struct Member {
 /// A user's rooms.
 pub type Members = HashMap<RoomNid, Arc<Member>>;
 
+/// Those of a user's rooms that were joined without their members.
+#[derive(Clone, Debug, Default)]
+pub struct Extents {
+    /// Those whose members have not come yet.
+    pub partial: HashSet<RoomNid>,
+    /// Those whose members have, by the position at which they did.
+    completed: BTreeMap<Position, (WriterId, RoomNid)>,
+}
+
+impl Extents {
+    /// The members of a room have come.
+    pub fn complete(&mut self, room: RoomNid, writer: WriterId, at: Position) {
+        if self.partial.remove(&room) {
+            self.completed.insert(at, (writer, room));
+        }
+    }
+
+    /// The user is not in the room any more, or has come into it anew.
+    fn forget(&mut self, room: RoomNid) {
+        self.partial.remove(&room);
+        self.completed.retain(|_, (_, other)| *other != room);
+    }
+
+    fn insert(&mut self, room: RoomNid, extent: Extent) {
+        match extent {
+            Extent::Partial => drop(self.partial.insert(room)),
+            Extent::WholeSince(writer, at) => drop(self.completed.insert(at, (writer, room))),
+        }
+    }
+
+    /// Rooms whose members have come after `since`.
+    pub fn completed_since(&self, since: &StreamToken) -> Vec<RoomNid> {
+        let later = (Bound::Excluded(since.min), Bound::Unbounded);
+        let rooms = self.completed.range(later);
+        rooms
+            .filter(|(at, (writer, _))| !since.covers(*writer, **at))
+            .map(|(_, (_, room))| *room)
+            .collect()
+    }
+}
+
 /// One step of a user's membership in a room.
 #[derive(Clone, Debug)]
 pub struct Step {
@@ -77,6 +122,8 @@ pub struct Step {
     pub inviter: Option<OwnedUserId>,
     /// Stripped state, if the step came live and was an invite or a knock.
     pub stripped: Option<Arc<[Raw]>>,
+    /// If the step came live and was a join: whether the members of the room were left out.
+    pub is_partial: bool,
 }
 
 /// What is known of a user of this server while somebody has an interest in it.
@@ -85,6 +132,7 @@ pub struct View {
     /// Whether `rooms` is complete; until then only steps are recorded.
     pub is_loaded: bool,
     pub rooms: Arc<Members>,
+    pub extents: Extents,
     /// Steps since `steps_from`, oldest first.
     pub steps: VecDeque<Step>,
     pub steps_from: StreamToken,
@@ -104,6 +152,7 @@ impl View {
         Self {
             is_loaded: false,
             rooms: Arc::default(),
+            extents: Extents::default(),
             steps: VecDeque::new(),
             steps_from: now.clone(),
             unread: HashMap::new(),
@@ -119,6 +168,12 @@ impl View {
 
     /// Takes in a step that has just become durable.
     pub fn apply(&mut self, step: Step) {
+        if step.now != Membership::Join || step.before != Some(Membership::Join) {
+            self.extents.forget(step.room);
+        }
+        if step.is_partial && step.now == Membership::Join {
+            self.extents.partial.insert(step.room);
+        }
         match step.now {
             Membership::Join | Membership::Invite | Membership::Knock => {
                 let member = Member {
@@ -310,16 +365,20 @@ impl State {
     pub fn complete_view(
         &mut self,
         user: UserNid,
-        rooms: Vec<(RoomNid, Member)>,
+        rooms: Vec<(RoomNid, Member, Option<Extent>)>,
         ignored: ignored::List,
     ) {
         let Some(view) = self.views.get_mut(&user) else { return };
         let moved: HashMap<RoomNid, Position> =
             view.steps.iter().map(|step| (step.room, step.at)).collect();
         let known = Arc::make_mut(&mut view.rooms);
-        for (room, member) in rooms {
+        for (room, member, extent) in rooms {
             if moved.get(&room).is_none_or(|at| member.pos > *at) {
                 known.insert(room, Arc::new(member));
+                view.extents.forget(room);
+                if let Some(extent) = extent {
+                    view.extents.insert(room, extent);
+                }
             }
         }
         view.ignored.get_or_insert(ignored);
@@ -415,5 +474,29 @@ impl Index {
     /// Never held across an await.
     pub fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_room_whose_members_come_is_news_once() {
+        let (room, writer) = (RoomNid(1), WriterId(1));
+        let mut extents = Extents::default();
+        extents.complete(room, writer, Position(5));
+        assert!(extents.completed_since(&StreamToken::default()).is_empty());
+        extents.insert(room, Extent::Partial);
+        assert!(extents.completed_since(&StreamToken::default()).is_empty());
+        extents.complete(room, writer, Position(7));
+        assert!(extents.partial.is_empty());
+        assert_eq!(extents.completed_since(&StreamToken::at(Position(6))), [room]);
+        assert!(extents.completed_since(&StreamToken::at(Position(7))).is_empty());
+        // A token that is ahead for that writer alone.
+        assert!(extents.completed_since(&"m6~1.7".parse().unwrap()).is_empty());
+        assert_eq!(extents.completed_since(&"m6~2.9".parse().unwrap()), [room]);
+        extents.forget(room);
+        assert!(extents.completed_since(&StreamToken::at(Position(6))).is_empty());
     }
 }

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use chatd_base::{Position, WriterId};
 use chatd_streams::StreamToken;
 
-use crate::index::{State, View};
+use crate::index::{Extents, State, View};
 
 /// Moves one stream's part of `now`.
 fn advance(
@@ -70,6 +70,7 @@ impl State {
         for view in self.views.values_mut() {
             view.is_loaded = false;
             view.rooms = Arc::default();
+            view.extents = Extents::default();
             view.steps.clear();
             view.steps_from = self.now.room.clone();
             view.unread.clear();

@@ -69,18 +69,20 @@ pub async fn read(pool: &Pool, rules: Rules, asker: &Asker, plan: &Plan) -> Resu
 }
 
 /// Users whose devices changed between two tokens, and those who share no room any more, as a
-/// sync would tell it; from the tables. `joined`: the rooms that the user is in.
+/// sync would tell it; from the tables. `joined`: the rooms that the user is in; `completed`: those
+/// whose members have come in between.
 pub async fn changes_between(
     pool: &Pool,
     user: UserNid,
-    joined: &[RoomNid],
+    (joined, completed): (&[RoomNid], &[RoomNid]),
     steps: &[Step],
     (from, to): (&SyncToken, &SyncToken),
 ) -> Result<(BTreeSet<String>, BTreeSet<String>)> {
     let (low, high) = (from.device_lists.min, to.device_lists.max());
     let changed = sync::list_device_changes_in(pool, user, joined, low, high).await?;
     let mut changed: BTreeSet<String> = changed.into_iter().map(|(_, user)| user).collect();
-    let (arrived, parted) = ways(steps);
+    let (mut arrived, parted) = ways(steps);
+    arrived.extend(completed);
     let span = (from.room.min, to.room.max());
     let mut travellers = Travellers::default();
     travellers.add_from_tables(pool, joined, &parted, span).await?;
@@ -164,7 +166,8 @@ async fn travellers_of(
             travellers.add_from_tables(pool, &plan.joined(), &plan.parted_from, span).await?;
         }
     }
-    travellers.add_rooms(pool, &plan.arrived_in, &plan.parted_from).await?;
+    let come: Vec<RoomNid> = plan.arrived_in.iter().chain(&plan.completed).copied().collect();
+    travellers.add_rooms(pool, &come, &plan.parted_from).await?;
     travellers.settle(pool, asker.user).await?;
     Ok(travellers)
 }

@@ -36,6 +36,7 @@ pub async fn read(
                 })
             };
             room.is_new
+                || room.is_completed
                 || asker.full_state
                 || match &room.source {
                     Source::Nothing => false,

@@ -76,8 +76,8 @@ impl Parts {
         let timeline = self.timelines.by_room.get(&room.room);
         let has_events = timeline.is_some_and(|t| !t.events.is_empty() || t.limited);
         let has_state = self.states.get(&room.room).is_some_and(|state| !state.is_empty());
-        let is_wanted_whole =
-            room.section == Section::Join && (room.is_new || self.asker.full_state);
+        let is_wanted_whole = room.section == Section::Join
+            && (room.is_new || room.is_completed || self.asker.full_state);
         // An invite that was declined to another server: the room has nothing to show for it.
         let has_gone = room.section == Section::Leave && !room.is_new;
         has_events

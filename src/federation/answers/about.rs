@@ -34,15 +34,15 @@ impl Answers {
 
     /// How complex a room is. Refuses all but those that anybody may join or read.
     pub async fn complexity(&self, room: &RoomId) -> Result<Complexity> {
-        let room = room.as_str();
-        let summary = self.deps.reader.summaries(&[room], None).await?.pop();
+        let summary = self.deps.reader.summaries(&[room.as_str()], None).await?.pop();
         let listing = summary.map(|room| room.summary.listing);
         let is_open =
             |room: &Listing| room.world_readable || room.join_rule.as_deref() == Some("public");
         if !listing.as_ref().is_some_and(is_open) {
             return Err(Refusal::not_found("the room is not known here").into());
         }
-        let count = resident::count_state(self.pool(), room).await?;
+        self.deps.rooms.whole_for_server(room).await?;
+        let count = resident::count_state(self.pool(), room.as_str()).await?;
         Ok(Complexity::of_state(usize::try_from(count).unwrap_or_default()))
     }
 

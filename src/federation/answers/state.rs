@@ -27,6 +27,7 @@ impl Answers {
     /// The state before an event, as events.
     pub async fn state(&self, at: AtEvent<'_>) -> Result<Vec<u8>> {
         let room = self.visit(at.room, at.origin).await?;
+        self.deps.rooms.whole_for_server(at.room).await?;
         let before = self.state_before(&room, at.event).await?;
         let (state, auth_chain) = futures::try_join!(
             self.pdus(&room, &before.state),
@@ -45,6 +46,7 @@ impl Answers {
     /// The state before an event, as ids.
     pub async fn state_ids(&self, at: AtEvent<'_>) -> Result<Vec<u8>> {
         let room = self.visit(at.room, at.origin).await?;
+        self.deps.rooms.whole_for_server(at.room).await?;
         let before = self.state_before(&room, at.event).await?;
         let all: Vec<EventNid> = before.state.iter().chain(&before.auth_chain).copied().collect();
         let ids: std::collections::HashMap<EventNid, String> =

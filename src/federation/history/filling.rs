@@ -135,6 +135,9 @@ impl History {
     /// Asks one server after the other, until one has told something.
     async fn fetch(&self, wanted: &Wanted) -> Result<Filled> {
         let room = &*wanted.room;
+        if self.0.rooms.owner.is_partial(room).await? {
+            return Ok(Filled::LATER);
+        }
         let (last, behind) = self.last_missing(wanted).await?;
         if last.is_empty() {
             return Ok(Filled::NOTHING);

@@ -189,7 +189,13 @@ impl History {
         }
         let Some(left) = asking.next() else { return Ok(More::Later) };
         let wanted = Wanted { room: room.to_owned(), place };
-        let filled = match tokio::time::timeout(left, self.fill(&wanted)).await {
+        // What was said before is judged by all members.
+        let filling = async {
+            self.0.rooms.wholes.wait(nid).await?;
+            self.fill(&wanted).await
+        };
+        let filled = match tokio::time::timeout(left, filling).await {
+            Ok(Err(Error::Refused(why))) if why.status == 503 => Filled::LATER,
             Ok(filled) => filled?,
             Err(_) => Filled::LATER,
         };

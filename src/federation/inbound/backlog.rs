@@ -198,7 +198,7 @@ impl Inbound {
     }
 
     /// Has the events that wait in a room looked at.
-    pub(super) fn kick(&self, room: OwnedRoomId) {
+    pub(crate) fn kick(&self, room: OwnedRoomId) {
         if let Some(pause) = self.start(room) {
             pause.wake.notify_one();
         }
@@ -290,6 +290,10 @@ impl Inbound {
             self.0.rooms.owner.has_waited_for(room, LOOK_EVERY).await;
             return Ok(Step::Went);
         };
+        if door.is_partial {
+            // Whoever makes it whole has this looked at again.
+            return Ok(Step::Done);
+        }
         let count = staged.len();
         let staged = self.without_shut_out(room, staged).await?;
         let waiting = self.place_staged(room, &door, staged).await?;

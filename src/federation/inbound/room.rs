@@ -84,7 +84,10 @@ impl Inbound {
         }
         let pdus = self.without_known(room_id, pdus, &mut results).await?;
         let pdus = self.signed(origin, room_id, &door, pdus, &mut results).await?;
-        let waiting = self.place(origin, room_id, pdus, &mut results).await?;
+        let waiting = match door.is_partial {
+            true => pdus,
+            false => self.place(origin, room_id, pdus, &mut results).await?,
+        };
         self.stage(origin, room_id, waiting, &mut results).await?;
         Ok(results)
     }

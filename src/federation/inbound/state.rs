@@ -8,7 +8,7 @@ use chatd_rooms::{Door, Verdict};
 use chatd_servers::{Ask, Failure};
 use futures::{StreamExt, future::BoxFuture, stream};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use ruma_common::{OwnedEventId, RoomId, ServerName};
+use ruma_common::{EventId, OwnedEventId, RoomId, ServerName};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -27,6 +27,9 @@ const WITHIN: Duration = Duration::from_secs(60);
 const ONE_IN: usize = 10;
 const MOST_SINGLE: usize = 200;
 const AT_ONCE: usize = 8;
+/// Events that are stored at a time where all are fetched one by one, and the time for all.
+const STEP: usize = 500;
+const ALL_WITHIN: Duration = Duration::from_secs(30 * 60);
 
 #[derive(Deserialize)]
 struct StateIds {
@@ -119,19 +122,13 @@ impl Inbound {
         pdu: &Pdu,
     ) -> Result<Result<Vec<OwnedEventId>, Failure>> {
         let (room_part, event) = (segment(room.as_str()), segment(pdu.id().as_str()));
-        let path = format!("/_matrix/federation/v1/state_ids/{room_part}?event_id={event}");
-        let ask = Ask::get(path).within(WITHIN).most_bytes(MOST_ID_BYTES);
-        let ids: StateIds = match self.0.servers.client.ask_json(origin, ask).await {
+        let ids = match self.ask_state_ids(room, origin, pdu.id(), false).await {
             Ok(ids) => ids,
             Err(failure) => return Ok(Err(failure)),
         };
         let all: HashSet<&OwnedEventId> = ids.pdu_ids.iter().chain(&ids.auth_chain_ids).collect();
         if let Some(wrong) = all.iter().find(|id| !event_form::is_name(id.as_str())) {
             let why = format!("{origin} tells a state with an event that is called {wrong:?}");
-            return Ok(Err(Failure::Odd(why)));
-        }
-        if all.len() > MOST_EVENTS {
-            let why = format!("{origin} tells a state of {} events", all.len());
             return Ok(Err(Failure::Odd(why)));
         }
         let all: Vec<OwnedEventId> = all.into_iter().cloned().collect();
@@ -158,6 +155,72 @@ impl Inbound {
             }
             Err(failure) => Ok(Err(failure)),
         }
+    }
+
+    /// The same, event by event: for a server that does not tell a state as a whole. What has come
+    /// stays; so whoever asks again asks for less.
+    pub(crate) async fn fetch_state_singly(
+        &self,
+        room: &RoomId,
+        origin: &ServerName,
+        event: &EventId,
+    ) -> Result<Result<Vec<OwnedEventId>, Failure>> {
+        let fetching = self.fetch_singly(room, origin, event);
+        match tokio::time::timeout(ALL_WITHIN, fetching).await {
+            Ok(fetched) => fetched,
+            Err(_) => Ok(Err(Failure::Away("it has taken too long".to_owned()))),
+        }
+    }
+
+    async fn fetch_singly(
+        &self,
+        room: &RoomId,
+        origin: &ServerName,
+        event: &EventId,
+    ) -> Result<Result<Vec<OwnedEventId>, Failure>> {
+        let door = self.0.rooms.owner.door(room, origin).await?;
+        // One that does not manage to tell all of it is not away.
+        let ids = match self.ask_state_ids(room, origin, event, true).await {
+            Ok(ids) => ids,
+            Err(failure) => return Ok(Err(failure)),
+        };
+        // What is named as authorisation is stored before what names it.
+        let chain: HashSet<&OwnedEventId> = ids.auth_chain_ids.iter().collect();
+        let rest: Vec<OwnedEventId> =
+            ids.pdu_ids.iter().filter(|id| !chain.contains(id)).cloned().collect();
+        for part in std::iter::once(&*ids.auth_chain_ids).chain(rest.chunks(STEP)) {
+            let stored = self.0.rooms.owner.list_stored(room, part).await?;
+            let stored: HashSet<&OwnedEventId> = stored.iter().collect();
+            let missing: Vec<&OwnedEventId> =
+                part.iter().filter(|id| !stored.contains(id)).collect();
+            let events = self.ask_each(origin, &missing).await;
+            if events.is_empty() && !missing.is_empty() {
+                let why = format!("{origin} gives none of {} events", missing.len());
+                return Ok(Err(Failure::Odd(why)));
+            }
+            let wanted: HashSet<&OwnedEventId> = missing.into_iter().collect();
+            self.store_some(room, &door, origin, events, |id| wanted.contains(id)).await?;
+        }
+        Ok(Ok(ids.pdu_ids))
+    }
+
+    async fn ask_state_ids(
+        &self,
+        room: &RoomId,
+        origin: &ServerName,
+        event: &EventId,
+        insists: bool,
+    ) -> Result<StateIds, Failure> {
+        let (room, event) = (segment(room.as_str()), segment(event.as_str()));
+        let path = format!("/_matrix/federation/v1/state_ids/{room}?event_id={event}");
+        let ask = Ask::get(path).within(WITHIN).most_bytes(MOST_ID_BYTES);
+        let ask = if insists { ask.anyway() } else { ask };
+        let ids: StateIds = self.0.servers.client.ask_json(origin, ask).await?;
+        let count = ids.pdu_ids.len() + ids.auth_chain_ids.len();
+        if count > MOST_EVENTS {
+            return Err(Failure::Odd(format!("{origin} tells a state of {count} events")));
+        }
+        Ok(ids)
     }
 
     async fn ask_state(

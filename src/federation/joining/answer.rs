@@ -3,15 +3,19 @@
 //! requests. What is kept of it is what goes into the tables.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     hash::{BuildHasher, RandomState},
 };
 
 use bytes::Bytes;
 use chatd_rooms::{Import, Incoming, event_id, parallel, take_apart};
-use chatd_servers::{Body, Failure, Unsound};
+use chatd_servers::{Ask, Body, Failure, Unsound};
 use futures::{Stream, TryStreamExt, pin_mut, stream};
-use ruma_common::{CanonicalJsonObject, RoomId, ServerName, room_version_rules::RoomVersionRules};
+use ruma_common::{
+    CanonicalJsonObject, EventId, RoomId, ServerName, room_version_rules::RoomVersionRules,
+};
+use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use super::{
     Joining,
@@ -19,6 +23,7 @@ use super::{
     split::{Piece, Place, Splitter},
     template::Made,
 };
+use crate::uri;
 
 /// Events that another server may tell of a room (R8).
 const MOST: usize = 1_000_000;
@@ -77,18 +82,24 @@ impl Joining {
         room_id: &RoomId,
         made: Made,
         body: Body,
+        may_omit: bool,
     ) -> Result<Import, Trial> {
         let odd = |why: String| odd(server, &why);
         let rules = made.version.rules().ok_or_else(|| odd("it is of no version".to_owned()))?;
         let told = self.read_all(server, room_id, &rules, body).await?;
-        if told.unsound > 0 {
-            let unsound = told.unsound;
-            tracing::warn!(server = %server, unsound, "events of a room that was joined are not believed");
-        }
         let other = |place| told.others.iter().find(|piece| piece.place == place);
-        if other(Place::MembersOmitted).is_some_and(|piece| piece.json == b"true") {
-            return Err(odd("members were left out, which nobody has asked for".to_owned()).into());
-        }
+        let is_omitted = other(Place::MembersOmitted).is_some_and(|piece| piece.json == b"true");
+        let omitted = match is_omitted {
+            true if !may_omit => {
+                return Err(odd("members were left out, which nobody has asked for".into()).into());
+            }
+            true => {
+                let mut servers = servers_told(server, other(Place::Servers)).map_err(odd)?;
+                servers.retain(|name| *name != self.deps.config.server_name);
+                Some(servers)
+            }
+            false => None,
+        };
         let event = match other(Place::Event).filter(|piece| piece.json != b"null") {
             Some(piece) => {
                 serde_json::from_slice(&piece.json).map_err(|why| odd(why.to_string()))?
@@ -105,7 +116,46 @@ impl Joining {
         };
         let Told { state, auth_chain, .. } = told;
         let room_id = room_id.to_owned();
-        Ok(Import { room_id, version: made.version, event, state, auth_chain })
+        Ok(Import { room_id, version: made.version, event, state, auth_chain, omitted })
+    }
+
+    /// Reads and checks a state and its auth chain, as `server` tells them alone.
+    pub(super) async fn read_state(
+        &self,
+        server: &ServerName,
+        room_id: &RoomId,
+        rules: &RoomVersionRules,
+        body: Body,
+    ) -> Result<(Vec<Incoming>, Vec<Incoming>), Trial> {
+        let told = self.read_all(server, room_id, rules, body).await?;
+        Ok((told.state, told.auth_chain))
+    }
+
+    /// Asks for one event of the room.
+    pub(super) async fn ask_for_event(
+        &self,
+        server: &ServerName,
+        room_id: &RoomId,
+        rules: &RoomVersionRules,
+        event: &EventId,
+    ) -> Result<Incoming, Trial> {
+        #[derive(Deserialize)]
+        struct Answer {
+            pdus: Vec<Box<RawValue>>,
+        }
+        let ask = Ask::get(uri!("/_matrix/federation/v1/event/{}", event));
+        let answer: Answer = self.deps.servers.client.ask_json(server, ask).await?;
+        let piece = |json: Box<RawValue>| Piece {
+            place: Place::State,
+            json: String::from(Box::<str>::from(json)).into_bytes(),
+        };
+        let events = answer.pdus.into_iter().take(1).map(piece).collect();
+        let batch = Batch { events, others: Vec::new() };
+        let checked = self.check_batch(server, room_id, rules, batch).await?;
+        let event_of = |(_, event): (Place, Option<Incoming>)| event;
+        let found = checked.events.into_iter().find_map(event_of);
+        let found = found.filter(|found| found.id() == event);
+        found.ok_or_else(|| odd(server, "the event that was asked for is another one").into())
     }
 
     async fn read_all(
@@ -123,6 +173,10 @@ impl Joining {
         let mut told = Told::default();
         while let Some(batch) = checked.try_next().await? {
             told.add(batch);
+        }
+        if told.unsound > 0 {
+            let unsound = told.unsound;
+            tracing::warn!(server = %server, unsound, "events of a room that was joined are not believed");
         }
         Ok(told)
     }
@@ -241,6 +295,22 @@ impl Source {
             self.ready.events.push(piece);
         }
     }
+}
+
+/// Servers of one room (R8).
+const MOST_SERVERS: usize = 20_000;
+
+/// The servers that are in a room, the one that says so in front.
+fn servers_told(server: &ServerName, told: Option<&Piece>) -> Result<Vec<String>, String> {
+    let told = told.ok_or("it leaves out members, and says nothing of servers")?;
+    let told: Vec<String> =
+        serde_json::from_slice(&told.json).map_err(|error| error.to_string())?;
+    let is_other = |name: &String| name != server && <&ServerName>::try_from(name.as_str()).is_ok();
+    let others: BTreeSet<String> = told.into_iter().filter(is_other).collect();
+    if others.len() >= MOST_SERVERS {
+        return Err(format!("it names {} servers", others.len()));
+    }
+    Ok([server.to_string()].into_iter().chain(others).collect())
 }
 
 fn odd(server: &ServerName, why: &str) -> Failure {

@@ -12,9 +12,9 @@ use ruma_common::{OwnedServerName, RoomId, ServerName};
 use super::{Joining, candidates::Trial, limit::Limit, template::Wish};
 
 /// How long another server may take to tell all of a room, which is checked meanwhile.
-const TELLING: Duration = Duration::from_secs(300);
+pub(super) const TELLING: Duration = Duration::from_secs(300);
 /// Largest answer to a join (R8): a room of some hundred thousand members.
-const MOST_BYTES: usize = 256 * 1024 * 1024;
+pub(super) const MOST_BYTES: usize = 256 * 1024 * 1024;
 
 impl Joining {
     /// Makes the requester a member. On return the join is durable, and the requester's next sync
@@ -39,6 +39,7 @@ impl Joining {
             Some(limit) if !self.check_before(limit, room_id, candidates).await? => Some(limit),
             _ => None,
         };
+        // What is not known of a room is not counted either.
         let attempt = |server| -> BoxFuture<'_, _> { Box::pin(self.join_by(server, wish, limit)) };
         self.by_first(room_id, candidates, attempt).await?;
         rooms.inherit(who, room_id).await;
@@ -47,6 +48,12 @@ impl Joining {
 
     /// Whether nobody here can let the user into a room which others may.
     async fn needs_others(&self, who: &Requester, room_id: &RoomId) -> Result<bool> {
+        let owner = &self.deps.rooms.owner;
+        if owner.is_partial(room_id).await? {
+            // Only they know what the user is in the room, unless the user is in it.
+            let standing = owner.standing(&who.user_id, room_id).await?;
+            return Ok(standing.is_none_or(|standing| standing.membership != Membership::Join));
+        }
         match self.deps.rooms.check_join_rule(&who.user_id, room_id).await {
             Err(error) if error.errcode() == Some("M_UNABLE_TO_GRANT_JOIN") => Ok(true),
             Err(error) if error.errcode() == Some(Refusal::NOT_OWNER) => Err(error),
@@ -64,15 +71,22 @@ impl Joining {
         let made = self.make(server, wish).await?;
         // As soon as that server lets the user in, the others send what happens in the room.
         let _way = self.deps.rooms.owner.expect(wish.room_id, &made.version).await?;
-        let large = |ask: Ask| ask.within(TELLING).most_bytes(MOST_BYTES);
+        let may_omit = limit.is_none() && self.deps.rooms.owner.may_omit(wish.room_id).await?;
+        let large = |mut ask: Ask| {
+            if may_omit {
+                ask.path.push_str("?omit_members=true");
+            }
+            ask.within(TELLING).most_bytes(MOST_BYTES)
+        };
         let body = self.send(server, wish, &made, &["v2", "v1"], large).await?;
-        let import = self.read_answer(server, wish.room_id, made, body).await?;
+        let import = self.read_answer(server, wish.room_id, made, body, may_omit).await?;
         if let Some(limit) = limit {
             self.check_told(limit, server, wish, &import).await?;
         }
         match self.deps.rooms.owner.import(import).await {
             Ok(_) => {
                 self.history.close_gaps(wish.room_id);
+                self.resync.kick();
                 Ok(())
             }
             Err(Error::Refused(refusal)) if refusal.status < 500 && !is_ours(&refusal) => {

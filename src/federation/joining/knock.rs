@@ -29,6 +29,7 @@ impl Joining {
         let _turn = self.turns.take(&who.user_id, room_id).await;
         let rooms = &self.deps.rooms;
         if rooms.owner.is_in(room_id).await? {
+            rooms.whole(room_id).await?;
             return rooms.knock(who, room_id, extra).await;
         }
         let reason = extra.reason.as_deref();

@@ -12,6 +12,7 @@ mod join;
 mod knock;
 mod leave;
 mod limit;
+mod resync;
 mod split;
 mod template;
 mod third_party;
@@ -22,15 +23,18 @@ use parking_lot::Mutex;
 use ruma_common::{OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, UserId};
 use tokio::sync::OwnedMutexGuard;
 
-use crate::{Deps, history::History};
+use self::resync::Resync;
+use crate::{Deps, history::History, inbound::Inbound};
 pub use third_party::{ByAddress, Redeemed};
 
 /// Brings users into rooms, wherever these are.
 pub struct Joining {
     deps: Deps,
+    inbound: Inbound,
     /// Fetches what was said while nobody of this server was in a room.
     history: History,
     turns: Turns,
+    resync: Resync,
 }
 
 /// Whose turn it is, for each user and room.
@@ -59,9 +63,14 @@ pub struct Found {
 }
 
 impl Joining {
-    pub(crate) fn new(deps: &Deps, history: &History) -> Arc<Self> {
-        let (deps, history) = (deps.clone(), history.clone());
-        let joining = Arc::new(Self { deps, history, turns: Turns::default() });
+    pub(crate) fn new(deps: &Deps, inbound: &Inbound, history: &History) -> Arc<Self> {
+        let joining = Arc::new(Self {
+            deps: deps.clone(),
+            inbound: inbound.clone(),
+            history: history.clone(),
+            turns: Turns::default(),
+            resync: Resync::default(),
+        });
         joining.answer_calls();
         joining
     }

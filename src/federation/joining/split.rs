@@ -17,7 +17,7 @@ const MOST_DEPTH: usize = 1_000;
 /// Where in the answer a value stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
-    /// An entry of `state`.
+    /// An entry of `state`, or of `pdus`, as that is called where only the state is told.
     State,
     /// An entry of `auth_chain`.
     AuthChain,
@@ -218,7 +218,7 @@ impl Splitter {
     /// The place that the name of a value says; refuses one that has been told.
     fn place_of_name(&mut self) -> Result<Option<Place>, String> {
         let place = match self.name.as_str() {
-            "state" => Place::State,
+            "state" | "pdus" => Place::State,
             "auth_chain" => Place::AuthChain,
             "event" => Place::Event,
             "members_omitted" => Place::MembersOmitted,

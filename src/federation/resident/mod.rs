@@ -91,7 +91,10 @@ impl Resident {
         let rooms = &self.deps.rooms;
         match rooms.owner.door(room_id, origin).await {
             Ok(door) if !door.admits => Err(kept_out()),
-            Ok(door) if door.is_joined => rooms.version(room_id).await,
+            Ok(door) if door.is_joined => {
+                rooms.whole_for_server(room_id).await?;
+                rooms.version(room_id).await
+            }
             Err(error) if error.errcode() != Some("M_FORBIDDEN") => Err(error),
             _ => Err(Refusal::not_found(format!("nobody here is in {room_id}")).into()),
         }

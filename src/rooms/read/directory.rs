@@ -7,7 +7,7 @@ use std::sync::{
 
 use chatd_base::{Refusal, Result, UserNid};
 use chatd_storage::directory::{self, Described};
-use chatd_streams::events::{EventRow, Membership};
+use chatd_streams::events::{EventRow, Extent, Membership};
 use ruma_common::{RoomAliasId, RoomId};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -107,7 +107,8 @@ const SHOWN: &[&str] = &[
 impl Listings {
     /// Takes note of a live event.
     pub(super) fn see(&self, row: &EventRow) {
-        if row.is_current && (row.membership.is_some() || SHOWN.contains(&&*row.kind)) {
+        let is_shown = row.membership.is_some() || SHOWN.contains(&&*row.kind);
+        if row.is_current && is_shown || row.extent == Extent::Completed {
             self.change();
         }
     }

@@ -25,6 +25,7 @@ use crate::{
     client_event::{self, Bundles, Viewer},
     lenses::Lenses,
     visibility::{Lens, Reach},
+    whole::Wholes,
 };
 
 pub use chatd_storage::events::{End, StoredEvent};
@@ -44,10 +45,11 @@ pub struct Reader {
     users: Arc<Users>,
     listings: Arc<directory::Listings>,
     lenses: Arc<Lenses>,
+    wholes: Arc<Wholes>,
 }
 
 impl Reader {
-    pub fn new(users: &Arc<Users>) -> Self {
+    pub fn new(users: &Arc<Users>, wholes: &Arc<Wholes>) -> Self {
         let deps = &users.deps;
         let listings: Arc<directory::Listings> = Arc::default();
         let lenses = Arc::new(Lenses::new());
@@ -88,6 +90,7 @@ impl Reader {
             users: users.clone(),
             listings,
             lenses,
+            wholes: wholes.clone(),
         }
     }
 

@@ -28,9 +28,11 @@ pub struct MembersQuery {
 pub type State = (Arc<Lens>, Vec<Arc<StoredEvent>>);
 
 impl Reader {
-    /// All state that the user may see: of now, or of when they left.
+    /// All state that the user may see: of now, or of when they left. As below, waits until the
+    /// members of the room are known, and refuses when that takes too long.
     pub async fn state(&self, user: UserNid, room: &RoomId) -> Result<State> {
         let (lens, until) = self.admitted(user, room).await?;
+        self.wholes.wait(lens.room).await?;
         let events = self.state_at(lens.room, until, &StateFilter::default()).await?;
         Ok((lens, events))
     }
@@ -61,6 +63,7 @@ impl Reader {
         query: &MembersQuery,
     ) -> Result<State> {
         let (lens, until) = self.admitted(user, room).await?;
+        self.wholes.wait(lens.room).await?;
         let at = self.locate_if(lens.room, query.at.as_ref()).await?.map(|at| at.high);
         let at = match (at, until) {
             (Some(at), Some(until)) => Some(at.min(until)),
@@ -124,6 +127,7 @@ impl Reader {
         if lens.now() != Some(Membership::Join) {
             return Err(Refusal::forbidden("you are not in this room").into());
         }
+        self.wholes.wait(lens.room).await?;
         let rows = room_state::list_joined_profiles(&self.pool, lens.room).await?;
         Ok(rows
             .into_iter()

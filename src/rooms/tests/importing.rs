@@ -24,18 +24,19 @@ struct Given {
     event: CanonicalJsonObject,
     state: Vec<CanonicalJsonObject>,
     auth_chain: Vec<CanonicalJsonObject>,
+    omitted: Option<Vec<String>>,
 }
 
 impl Given {
     fn import(self) -> Import {
-        let Self { room_id, version, event, state, auth_chain } = self;
+        let Self { room_id, version, event, state, auth_chain, omitted } = self;
         let rules = version.rules().unwrap();
         let read = |events: Vec<CanonicalJsonObject>| {
             let apart = |event| take_apart(event, &rules, &room_id).ok();
             events.into_iter().filter_map(apart).collect()
         };
         let (state, auth_chain) = (read(state), read(auth_chain));
-        Import { version, event, state, auth_chain, room_id }
+        Import { version, event, state, auth_chain, room_id, omitted }
     }
 }
 
@@ -62,6 +63,7 @@ async fn join(
         event,
         state: read(&answer.state),
         auth_chain: read(&answer.auth_chain),
+        omitted: None,
     };
     change(&mut given);
     there.rooms.owner.import(given.import()).await.map(|sent| sent.event_id)

@@ -72,6 +72,8 @@ pub struct RoomPlan {
     /// The client knows nothing of the room yet, or not any more: it gets the whole state, and a
     /// timeline as far back as the limit allows.
     pub is_new: bool,
+    /// The client knows the room, and its members have come.
+    pub is_completed: bool,
     pub source: Source,
     pub typing: Option<Arc<TypingRow>>,
     pub receipts: Vec<Arc<ReceiptRow>>,
@@ -112,11 +114,14 @@ pub struct Plan {
     pub now: SyncToken,
     pub rooms: BTreeMap<RoomNid, RoomPlan>,
     pub previews: Vec<Preview>,
-    /// The rooms that the user is joined or invited to, or knocks at.
+    /// The rooms that the user is joined or invited to, or knocks at; without those that are hidden
+    /// from it because their members are not known.
     pub members: Arc<Members>,
     /// Rooms that were joined, or left, in this interval.
     pub arrived_in: Vec<RoomNid>,
     pub parted_from: Vec<RoomNid>,
+    /// Rooms that the client knows, of which the members have come in this interval.
+    pub completed: Vec<RoomNid>,
     /// Whether `rooms` lacks receipts that only the tables have: of new rooms, and of those that
     /// the client knows.
     pub new_receipts_from_tables: bool,
@@ -150,6 +155,7 @@ impl RoomPlan {
             low,
             high,
             is_new: false,
+            is_completed: false,
             source: Source::Nothing,
             typing: None,
             receipts: Vec::new(),

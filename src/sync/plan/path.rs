@@ -79,6 +79,7 @@ mod tests {
                 event: EventNid(at),
                 inviter: None,
                 stripped: None,
+                is_partial: false,
             })
             .collect();
         Path::of(&steps)

@@ -14,7 +14,7 @@ use ruma_common::{OwnedRoomId, OwnedUserId};
 
 use super::{Asker, Changed, Person, Plan, Preview, RoomPlan, Rows, Section, Source, path::Path};
 use crate::{
-    index::{State, Step, View},
+    index::{Members, State, Step, View},
     token::SyncToken,
 };
 
@@ -27,9 +27,15 @@ pub fn make(
     steps: Option<Vec<Step>>,
 ) -> Option<Plan> {
     let view = state.view(asker.user)?;
-    let mut planner = Planner { state, view, asker, rooms: BTreeMap::new(), previews: Vec::new() };
-    let mut arrived_in = Vec::new();
-    let mut parted_from = Vec::new();
+    let mut planner = Planner {
+        state,
+        view,
+        asker,
+        members: visible(view, asker),
+        rooms: BTreeMap::new(),
+        previews: Vec::new(),
+    };
+    let (mut arrived_in, mut parted_from, mut completed) = (Vec::new(), Vec::new(), Vec::new());
     match since {
         None => planner.everything(),
         Some(since) => {
@@ -38,7 +44,9 @@ pub fn make(
                 None => view.steps_since(&since.room)?,
             };
             (arrived_in, parted_from) = planner.stepped(since, steps);
+            completed = planner.completed(since, &mut arrived_in);
             planner.changed(since);
+            planner.counted(since, &completed);
         }
     }
     let known_receipts_from_tables = !planner.receipts(since, &arrived_in);
@@ -61,9 +69,10 @@ pub fn make(
         ignored: view.ignored.clone().unwrap_or_default(),
         rooms: planner.rooms,
         previews: planner.previews,
-        members: view.rooms.clone(),
+        members: planner.members,
         arrived_in,
         parted_from,
+        completed,
         new_receipts_from_tables,
         known_receipts_from_tables,
         account_data,
@@ -86,10 +95,22 @@ fn merge_steps(older: Vec<Step>, view: &View, since: &SyncToken, now: &SyncToken
     steps.into_values().collect()
 }
 
+/// The rooms that the asker may be told of: whoever wants all members of a room is not told of it
+/// before they are known.
+fn visible(view: &View, asker: &Asker) -> Arc<Members> {
+    let partial = &view.extents.partial;
+    if partial.is_empty() || asker.filter.lazy_load_members() {
+        return view.rooms.clone();
+    }
+    let rooms = view.rooms.iter().filter(|(room, _)| !partial.contains(*room));
+    Arc::new(rooms.map(|(room, member)| (*room, member.clone())).collect())
+}
+
 struct Planner<'a> {
     state: &'a State,
     view: &'a View,
     asker: &'a Asker,
+    members: Arc<Members>,
     rooms: BTreeMap<RoomNid, RoomPlan>,
     previews: Vec<Preview>,
 }
@@ -112,7 +133,7 @@ impl Planner<'_> {
 
     /// The plan of a room that the asker is joined to; `None` if the filter leaves it out.
     fn joined_room(&mut self, room: RoomNid, since: Option<&SyncToken>) -> Option<&mut RoomPlan> {
-        let member = self.view.rooms.get(&room).filter(|m| m.membership == Membership::Join)?;
+        let member = self.members.get(&room).filter(|m| m.membership == Membership::Join)?;
         if !self.asker.filter.wants_room(&member.room_id) {
             return None;
         }
@@ -123,7 +144,7 @@ impl Planner<'_> {
 
     /// An initial sync.
     fn everything(&mut self) {
-        let rooms: Vec<_> = self.view.rooms.iter().map(|(r, m)| (*r, m.clone())).collect();
+        let rooms: Vec<_> = self.members.iter().map(|(r, m)| (*r, m.clone())).collect();
         for (room, member) in rooms {
             if member.membership == Membership::Join {
                 if let Some(plan) = self.joined_room(room, None) {
@@ -153,6 +174,9 @@ impl Planner<'_> {
         let (mut arrived, mut parted) = (Vec::new(), Vec::new());
         for (room, steps) in by_room {
             let path = Path::of(&steps);
+            if matches!(path, Path::Arrived { .. }) && !self.is_joined(room) {
+                continue;
+            }
             match path {
                 Path::Stayed => continue,
                 Path::Arrived { .. } => arrived.push(room),
@@ -198,9 +222,39 @@ impl Planner<'_> {
         (arrived, parted)
     }
 
+    fn is_joined(&self, room: RoomNid) -> bool {
+        self.members.get(&room).is_some_and(|member| member.membership == Membership::Join)
+    }
+
+    /// Rooms whose members have come: those that the client knows. To others they are new.
+    fn completed(&mut self, since: &SyncToken, arrived: &mut Vec<RoomNid>) -> Vec<RoomNid> {
+        let mut completed = self.view.extents.completed_since(&since.room);
+        completed.retain(|room| self.is_joined(*room) && !arrived.contains(room));
+        if self.asker.filter.lazy_load_members() {
+            return completed;
+        }
+        for room in completed {
+            arrived.push(room);
+            if let Some(plan) = self.joined_room(room, None) {
+                plan.is_new = true;
+                plan.source = Source::Tables;
+            }
+        }
+        Vec::new()
+    }
+
+    /// Has the client told how many members there are in these rooms.
+    fn counted(&mut self, since: &SyncToken, completed: &[RoomNid]) {
+        for room in completed {
+            if let Some(plan) = self.joined_room(*room, Some(since)) {
+                plan.is_completed = true;
+            }
+        }
+    }
+
     /// Rooms with new events that the asker was in all the time.
     fn changed(&mut self, since: &SyncToken) {
-        let all = || self.view.rooms.keys().copied().collect::<Vec<_>>();
+        let all = || self.members.keys().copied().collect::<Vec<_>>();
         let changed = self.state.events.changed_since(&since.room);
         let is_known = changed.is_some();
         let rooms = match changed {
@@ -259,7 +313,7 @@ impl Planner<'_> {
                 changed.extend(arrived);
                 changed
             }
-            None => self.view.rooms.keys().copied().collect(),
+            None => self.members.keys().copied().collect(),
         };
         for room in rooms {
             let Some(row) = self.state.typing.newest(&room).map(|row| row.value.clone()) else {
@@ -316,7 +370,7 @@ impl Planner<'_> {
             return (Rows::Tables, left);
         };
         let stayed =
-            changed.iter().filter(|room| self.view.is_joined(**room) && !arrived.contains(room));
+            changed.iter().filter(|room| self.is_joined(**room) && !arrived.contains(room));
         for room in stayed {
             let Some(rows) = self.state.events.since(room, &since.room) else {
                 return (Rows::Tables, Vec::new());

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use chatd_base::{EventNid, Position, RoomNid, UserNid};
-use chatd_streams::events::{self, EventRow, Visibility};
+use chatd_streams::events::{self, EventRow, Extent, Visibility};
 use serde_json::value::RawValue;
 
 use crate::{index::Live, plan::RoomPlan};
@@ -38,6 +38,7 @@ pub(crate) fn live_message(position: i64) -> Live {
         resolved_members: Vec::new(),
         hidden: false,
         to_send: false,
+        extent: Extent::default(),
     };
     let event = Arc::new(events::stored(Position(position), &row));
     Live { event, row: Arc::new(row), altered: false }
