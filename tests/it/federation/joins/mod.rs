@@ -3,6 +3,7 @@
 mod between;
 mod lies;
 mod ours;
+mod partial;
 mod theirs;
 
 use chatd_kit::{Answer, User, path, sync::Feed};
