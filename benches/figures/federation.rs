@@ -57,6 +57,7 @@ pub async fn measure() -> Result<()> {
         subject.takes_in(&other, &bob, 1).await?;
         subject.takes_in(&other, &bob, ROOMS).await?;
         subject.resolves(&other, &bob, &large).await?;
+        subject.joins_without_members().await?;
     }
     Ok(())
 }
@@ -70,6 +71,16 @@ pub async fn measure_past() -> Result<()> {
         subject.catches_up(&other, &bob).await?;
     }
     Ok(())
+}
+
+/// A room of another server in which many of its users are.
+fn large_room(other: &Other, bob: &str) -> Room {
+    let room = other.create_room(VERSION, bob);
+    for number in 0..MEMBERS {
+        let member = other.user(&format!("member{number}"));
+        room.set(&member, "m.room.member", &member, json!({"membership": "join"}));
+    }
+    room
 }
 
 impl Subject {
@@ -128,11 +139,7 @@ impl Subject {
 
     /// A user comes into a large room of another server.
     async fn joins(&mut self, other: &Other, bob: &str) -> Result<Room> {
-        let room = other.create_room(VERSION, bob);
-        for number in 0..MEMBERS {
-            let member = other.user(&format!("member{number}"));
-            room.set(&member, "m.room.member", &member, json!({"membership": "join"}));
-        }
+        let room = large_room(other, bob);
         let id = room.id();
         let what = format!("join of a room with {MEMBERS} members");
         self.costs(&what, MEMBERS, async |subject| {
@@ -140,6 +147,22 @@ impl Subject {
         })
         .await?;
         Ok(room)
+    }
+
+    /// The same where the members are told afterwards.
+    async fn joins_without_members(&mut self) -> Result<()> {
+        let other = Other::start().await;
+        other.omit_members();
+        let id = large_room(&other, &other.user("bob")).id();
+        let what = format!("join of a room without its {MEMBERS} members");
+        self.costs(&what, MEMBERS, async |subject| {
+            subject.user.join_via(&id, &other.name()).await.ok();
+        })
+        .await?;
+        self.costs("until they are known", MEMBERS, async |subject| {
+            subject.user.get(path("/rooms/{}/joined_members", &[&id])).await.ok();
+        })
+        .await
     }
 
     /// Events of another server come into `rooms` rooms.
