@@ -114,7 +114,9 @@ impl Inbound {
         if is_over || is_in(&found) {
             return Ok(found.map(|door| (door, false)));
         }
-        Ok(Some((Door { rules, is_joined: false, admits: true, heads: Vec::new() }, true)))
+        let door =
+            Door { rules, is_joined: false, is_partial: false, admits: true, heads: Vec::new() };
+        Ok(Some((door, true)))
     }
 
     /// Events that are here already cost no more than this.
