@@ -20,6 +20,9 @@ statements! {
             retry_at = excluded.failing_since + least(destinations.interval_ms * $4::int8, $5::int8)
         WHERE destinations.retry_at <= excluded.failing_since
         RETURNING server, failing_since, retry_at, interval_ms";
+    /// Tells the others, if the failure that has just been noted is the first.
+    TELL_FIRST_FAILURE = "SELECT pg_notify('chatd', $1::text) FROM destinations
+                          WHERE server = $2 AND failing_since = $3 AND interval_ms = $4";
     DELETE_DESTINATION = "DELETE FROM destinations WHERE server = $1 RETURNING server";
 }
 
@@ -63,7 +66,8 @@ pub async fn get(pool: &Pool, server: &str) -> Result<Option<Destination>> {
 }
 
 /// Takes note that an attempt has failed, and says until when the server is left alone. The other
-/// instances are told: what they believe of the server decides whether a sign of life is one.
+/// instances are told of the first failure: what they believe of the server decides whether a sign
+/// of life is one.
 pub async fn note_failure(
     pool: &Pool,
     notices: &Notices,
@@ -75,8 +79,9 @@ pub async fn note_failure(
     let mut batch = crate::Batch::new();
     let noted =
         batch.add(&NOTE_FAILURE, params![server.to_owned(), now_ms, first_ms, factor, longest_ms]);
-    // Each time, for it has to be in the same transaction as the first; failures are rare.
-    notices.tell(&mut batch, Notice::ServerAway { server: server.to_owned() });
+    if let Some(text) = notices.text(&Notice::ServerAway { server: server.to_owned() }) {
+        batch.add(&TELL_FIRST_FAILURE, params![text, server.to_owned(), now_ms, first_ms]);
+    }
     let rows = pool.commit(batch).await?;
     match rows.of(noted).first() {
         Some(row) => Ok(Some(destination(row))),

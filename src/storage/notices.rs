@@ -124,6 +124,11 @@ impl Notices {
         }
     }
 
+    /// What [`Self::tell`] sends, for a statement that decides whether to; `None` if nobody hears it.
+    pub(crate) fn text(&self, notice: &Notice) -> Option<String> {
+        self.has_others.then(|| format!("{}:{}", self.me, payload(notice)))
+    }
+
     /// Adds somebody who wants to hear the others. It must be quick and must not wait. Called
     /// while the instance is wired.
     pub fn on_heard(&self, ear: impl Fn(Heard<'_>) + Send + Sync + 'static) {

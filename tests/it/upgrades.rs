@@ -114,7 +114,7 @@ scenario! {
         assert_eq!(state(&alice, &new, "m.room.power_levels").await, expected);
     }
 
-    async fn a_moderator_replaces_a_room_and_stays_one(server: Server) in (monolith) {
+    async fn a_moderator_replaces_a_room_and_stays_one(server: Server) {
         let (alice, bob) = (server.user("alice").await, server.user("bob").await);
         let old = alice.create_room().version("10").member(&bob).await;
         let mut levels = state(&alice, &old, "m.room.power_levels").await;
@@ -144,7 +144,7 @@ scenario! {
         assert_eq!(create["predecessor"]["room_id"], newer);
     }
 
-    async fn not_everybody_replaces_rooms(server: Server) in (monolith) {
+    async fn not_everybody_replaces_rooms(server: Server) {
         let (alice, bob) = (server.user("alice").await, server.user("bob").await);
         let room = alice.create_room().version("10").member(&bob).await;
         bob.upgrade(&room, "11").await.refused(403, "M_FORBIDDEN");
