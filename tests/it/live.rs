@@ -1,6 +1,6 @@
 //! What is here now and gone later: typing, receipts, read markers, presence; and unread counts.
 
-use chatd_kit::{Cost, Feed, User, path, scenario, sync::has_type};
+use chatd_kit::{Cost, Feed, Settings, User, path, scenario, sync::has_type};
 use serde_json::{Value, json};
 
 /// Who is typing, once the feed says so.
@@ -240,5 +240,22 @@ scenario! {
         .await;
         let url = path("/presence/{}/status", &[&alice.id]);
         assert_eq!(bob.get(url).await.ok()["presence"], "online");
+    }
+
+    async fn presence_that_is_off_is_asked_for_in_vain(server: Server)
+    with (Settings::new().with("presence", json!({"enabled": false}))) {
+        let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+        let room = alice.create_room().member(&bob).await;
+        let url = || path("/presence/{}/status", &[&alice.id]);
+        // Clients ask for it all the time, and are not to show an error for it.
+        alice.put(url(), &json!({"presence": "online", "status_msg": "here"})).await.ok();
+        assert_eq!(*bob.get(url()).await.ok(), json!({"presence": "offline"}));
+        let event = alice.send(&room, "here").await;
+        let mut feed = bob.feed().await;
+        let synced = bob.sync().with("set_presence", "online").await;
+        assert_eq!(synced.presence(), Vec::<Value>::new());
+        assert!(synced.timeline_ids(&room).contains(&event));
+        let next = alice.send(&room, "still here").await;
+        feed.until_event(&room, &next).await;
     }
 }

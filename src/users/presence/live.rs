@@ -55,7 +55,7 @@ pub(super) struct State {
 }
 
 impl State {
-    /// When there is something to do next; 0 for now.
+    /// The moment at which there is something to do next; 0 if there is something to write already.
     pub(super) fn due(&self) -> Option<u64> {
         if !self.dirty.is_empty() {
             return Some(0);

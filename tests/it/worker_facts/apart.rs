@@ -3,19 +3,12 @@
 use std::{fs, path::Path};
 
 use chatd_kit::{
-    Command, Database, Fleet, Settings, Spread, User, eventually, fleet::replication_socket,
-    http::Http, path, process::free_port, redis::Redis,
+    Command, Database, Fleet, Settings, User, eventually, fleet::replication_socket, http::Http,
+    path, process::free_port, redis::Redis,
 };
 use serde_json::json;
 
-use super::{BINARY, at, users};
-
-async fn fleet(settings: &Settings) -> (Fleet, Database) {
-    let database = Database::create(Path::new(BINARY)).await.unwrap();
-    let started =
-        Fleet::start(Path::new(BINARY), settings, &database.config(), Spread::Random).await;
-    (started.unwrap(), database)
-}
+use super::{BINARY, at, fleet, users};
 
 /// Main has no duty that the others need for what they are configured for.
 #[tokio::test]

@@ -27,7 +27,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chatd_kit::{Answer, Fleet, Request, User, fleet::public_socket, http::Http};
+use chatd_kit::{
+    Answer, Database, Fleet, Request, Settings, Spread, User, fleet::public_socket, http::Http,
+};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_chatd");
 
@@ -51,6 +53,14 @@ async fn insist(make: impl Fn() -> Request) -> Answer {
 /// The way to one instance, past the proxy.
 fn at(folder: &Path, instance: &str) -> Http {
     Http::on_socket(&public_socket(folder, instance))
+}
+
+/// A fleet whose proxy sends each request to any instance.
+async fn fleet(settings: &Settings) -> (Fleet, Database) {
+    let database = Database::create(Path::new(BINARY)).await.unwrap();
+    let started =
+        Fleet::start(Path::new(BINARY), settings, &database.config(), Spread::Random).await;
+    (started.unwrap(), database)
 }
 
 /// Users of a fleet, by way of its proxy.

@@ -1,22 +1,16 @@
 //! What was written at one worker is read at another at once, with `chatd.fresh` as it is unless
 //! somebody sets it; and what an initial sync shows of it where it has not been heard of yet.
 
-use std::path::Path;
-
-use chatd_kit::{Database, Fleet, Settings, Spread, eventually, path, say};
+use chatd_kit::{Settings, eventually, path, say};
 use serde_json::json;
 
-use super::{BINARY, at, users};
+use super::{at, fleet, users};
 
 const ROUNDS: u64 = 60;
 
 #[tokio::test]
 async fn what_one_worker_has_written_another_one_reads() {
-    let database = Database::create(Path::new(BINARY)).await.unwrap();
-    let fleet =
-        Fleet::start(Path::new(BINARY), &Settings::new(), &database.config(), Spread::Random)
-            .await
-            .unwrap();
+    let (fleet, _database) = fleet(&Settings::new()).await;
     let [alice, bob] = users(&fleet, ["alice", "bob"]).await;
     let room = alice.create_room().member(&bob).await;
     let workers = ["sync1", "sync2", "persister1", "stream2", "main"];
@@ -49,11 +43,7 @@ async fn what_one_worker_has_written_another_one_reads() {
 /// take the new one for none at all.
 #[tokio::test]
 async fn what_a_worker_has_not_heard_of_yet_hides_nothing() {
-    let database = Database::create(Path::new(BINARY)).await.unwrap();
-    let mut fleet =
-        Fleet::start(Path::new(BINARY), &Settings::new(), &database.config(), Spread::Random)
-            .await
-            .unwrap();
+    let (mut fleet, _database) = fleet(&Settings::new()).await;
     let [alice, bob] = users(&fleet, ["alice", "bob"]).await;
     let room = alice.create_room().member(&bob).await;
     let here = alice.at(&at(fleet.folder(), "sync1"));

@@ -14,7 +14,7 @@ use chatd_kit::{Database, Fleet, Other, Request, Server, Settings, Spread, User,
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 
-use super::{BINARY, LIMIT, at, insist, users};
+use super::{BINARY, LIMIT, at, fleet, insist, users};
 use crate::faults::{bus::BadBus, plan};
 
 /// Of each sender to each receiver.
@@ -133,11 +133,7 @@ async fn each_comes_once_while_the_bus_is_bad_and_readers_are_killed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn none_is_lost_while_their_writer_is_away() {
-    let database = Database::create(Path::new(BINARY)).await.unwrap();
-    let mut fleet =
-        Fleet::start(Path::new(BINARY), &Settings::new(), &database.config(), Spread::Random)
-            .await
-            .unwrap();
+    let (mut fleet, _database) = fleet(&Settings::new()).await;
     let [alice, bob] = users(&fleet, ["alice", "bob"]).await;
     let mut feed = bob.feed().await;
     fleet.instance("stream1").kill9().unwrap();
