@@ -198,7 +198,8 @@ impl Cluster {
     }
 }
 
-/// Ends every process of the PostgreSQL that runs on this data folder, as a power cut would.
+/// Ends every process of the PostgreSQL that runs on this data folder, as a power cut would. An
+/// error when none runs there now.
 pub fn kill9(data: &Path) -> Result<()> {
     let postmaster = postmaster(data)?;
     let mut all = children(postmaster);
@@ -206,10 +207,16 @@ pub fn kill9(data: &Path) -> Result<()> {
     kill(&all)
 }
 
-/// The first process of the PostgreSQL that runs on this data folder.
+/// The first process of the PostgreSQL that runs on this data folder. After a kill the file with
+/// its number stays until the next start removes it, and is missing for a moment then.
 fn postmaster(data: &Path) -> Result<u32> {
-    let file = std::fs::read_to_string(data.join("postmaster.pid"))?;
-    Ok(file.lines().next().unwrap_or_default().trim().parse()?)
+    let file = std::fs::read_to_string(data.join("postmaster.pid"))
+        .with_context(|| format!("no PostgreSQL runs on {}", data.display()))?;
+    let pid = file.lines().next().unwrap_or_default().trim().parse()?;
+    let works_in = std::fs::read_link(format!("/proc/{pid}/cwd"))
+        .with_context(|| format!("the PostgreSQL of {} has ended", data.display()))?;
+    ensure!(works_in == data.canonicalize()?, "process {pid} is not of {}", data.display());
+    Ok(pid)
 }
 
 fn children(parent: u32) -> Vec<u32> {
