@@ -1,32 +1,11 @@
 //! What other servers ask about rooms and users that they share with this one.
 
-use chatd_kit::{
-    Answer, Other, Server, Settings, User,
-    other::{Pdu, Room},
-    path, scenario,
-};
+use chatd_kit::{Answer, Other, Server, Settings, other::Pdu, path, scenario};
 use serde_json::{Value, json};
 
+use super::shared::{Shared, shared};
+
 const V1: &str = "/_matrix/federation/v1";
-
-/// A public room of Alice's that Bob, of another server, has joined.
-struct Shared {
-    alice: User,
-    other: Other,
-    bob: String,
-    room: String,
-    far: Room,
-}
-
-async fn shared(server: &Server, version: &str) -> Shared {
-    let alice = server.user(&format!("alice{version}")).await;
-    let room = alice.create_room().preset("public_chat").version(version).await;
-    alice.send(&room, "before").await;
-    let other = Other::start().await;
-    let bob = other.user("bob");
-    let far = other.join(&server.peer(), &room, &bob).await;
-    Shared { alice, other, bob, room, far }
-}
 
 impl Shared {
     async fn get(&self, server: &Server, route: &str, arguments: &[&str]) -> Answer {

@@ -1,29 +1,9 @@
 //! What another server sends.
 
-use chatd_kit::{
-    Other, Server, Settings, User,
-    other::{Reply, Room},
-    scenario,
-};
+use chatd_kit::{Settings, other::Reply, scenario};
 use serde_json::{Value, json};
 
-/// A public room of Alice's that Bob, of another server, has joined.
-struct Shared {
-    alice: User,
-    other: Other,
-    bob: String,
-    room: String,
-    far: Room,
-}
-
-async fn shared(server: &Server, version: &str) -> Shared {
-    let alice = server.user("alice").await;
-    let room = alice.create_room().preset("public_chat").version(version).await;
-    let other = Other::start().await;
-    let bob = other.user("bob");
-    let far = other.join(&server.peer(), &room, &bob).await;
-    Shared { alice, other, bob, room, far }
-}
+use super::shared::{Shared, shared};
 
 const MISSING: &str = "/_matrix/federation/v1/get_missing_events/";
 const STATE: &str = "/_matrix/federation/v1/state_ids/";

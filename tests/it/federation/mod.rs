@@ -44,6 +44,7 @@ mod proxied;
 mod queries;
 mod rotation;
 mod sending;
+mod shared;
 mod spaces;
 mod third_party;
 mod versions;
