@@ -24,6 +24,10 @@ statements! {
     TELL_FIRST_FAILURE = "SELECT pg_notify('chatd', $1::text) FROM destinations
                           WHERE server = $2 AND failing_since = $3 AND interval_ms = $4";
     DELETE_DESTINATION = "DELETE FROM destinations WHERE server = $1 RETURNING server";
+    DELETE_OLD_DESTINATIONS = "
+        DELETE FROM destinations
+        WHERE retry_at < $1 OR server IN (SELECT server FROM destinations
+                                          ORDER BY failing_since, server OFFSET $2)";
 }
 
 /// A server that does not answer. Times are milliseconds since the epoch.
@@ -96,4 +100,11 @@ pub async fn note_life(pool: &Pool, notices: &Notices, server: &str) -> Result<(
     notices.tell(&mut batch, Notice::ServerAlive { server: server.to_owned() });
     pool.commit(batch).await?;
     Ok(())
+}
+
+/// Forgets servers that might have been asked since `before_ms` and were not: whoever is owed
+/// something, or is asked for something, is tried again when the time has come. Of the others all
+/// but `most` are forgotten, those that have failed for long last.
+pub async fn delete_old(pool: &Pool, before_ms: i64, most: i64) -> Result<u64> {
+    pool.execute(&DELETE_OLD_DESTINATIONS, &[&before_ms, &most]).await
 }

@@ -9,7 +9,7 @@ use chatd_kit::{
 
 use crate::{
     ALL_STATEMENTS, Batch, ConnectSettings, Pool, Statement,
-    destinations::{Intervals, note_failure, note_life},
+    destinations::{self, Intervals, note_failure, note_life},
     inbound::{Staged, count, list, stage},
     migrate,
     notices::{Heard, Notice, Notices},
@@ -136,6 +136,31 @@ async fn others_hear_when_a_server_begins_to_fail_and_when_it_is_there_again() {
     let server = || "b.example".to_owned();
     assert_eq!(heards.next().await, Some(Notice::ServerAway { server: server() }));
     assert_eq!(heards.next().await, Some(Notice::ServerAlive { server: server() }));
+}
+
+#[tokio::test]
+async fn servers_that_nobody_asks_any_more_are_forgotten() {
+    let database = Database::empty(Cluster::shared().unwrap()).await.unwrap();
+    let pool = open(&database);
+    migrate(&pool).await.unwrap();
+    let nobody = Notices::new(WriterId(1), false);
+    let intervals = Intervals { first_ms: 100, factor: 10, longest_ms: 10_000 };
+    for (server, at_ms) in
+        [("a", 1_000), ("b", 1_000), ("c", 1_050), ("a", 1_100), ("d", 2_000), ("e", 2_100)]
+    {
+        note_failure(&pool, &nobody, server, at_ms, intervals).await.unwrap();
+    }
+    let left = async || {
+        let left = destinations::list(&pool).await.unwrap().into_iter();
+        let mut left: Vec<String> = left.map(|one| one.server).collect();
+        left.sort();
+        left
+    };
+    assert_eq!(destinations::delete_old(&pool, 1_000, 10).await.unwrap(), 0);
+    destinations::delete_old(&pool, 1_200, 10).await.unwrap();
+    assert_eq!(left().await, ["a", "d", "e"]);
+    destinations::delete_old(&pool, 1_200, 2).await.unwrap();
+    assert_eq!(left().await, ["a", "d"]);
 }
 
 #[tokio::test]
