@@ -16,6 +16,7 @@ use crate::{
     Ask, BackOff, Body, Deps, Failure, Retries,
     connect::{self, Connector},
     dns::Dns,
+    pace::Pace,
     relay::Outbound,
     sign::RequestSigner,
     tls::Tls,
@@ -26,9 +27,9 @@ use crate::{
 const USER_AGENT: &str = concat!("chatd/", env!("CARGO_PKG_VERSION"));
 const REQUESTS: &str = "synapse_http_matrixfederationclient_requests_total";
 const RESPONSES: &str = "synapse_http_matrixfederationclient_responses_total";
-/// Whoever gives up sooner learns little about the server. Clients say how long they wait for keys
-/// of others, and must not have these left alone.
-const PATIENT: Duration = Duration::from_secs(8);
+/// Whoever gives up sooner learns little about the server: that it has not answered is not noted.
+/// Clients say how long they wait for keys of others, and must not have these left alone.
+pub const PATIENT: Duration = Duration::from_secs(8);
 /// Of an answer that refuses (R8).
 const MOST_OF_A_REFUSAL: usize = 64 << 10;
 /// Before the first repeat; the wait doubles for requests that somebody waits for, and grows
@@ -50,6 +51,7 @@ pub struct Client {
     transport: Transport,
     well_known: WellKnown,
     back_off: Arc<BackOff>,
+    pace: Pace,
     /// Of this instance, for all requests that it makes.
     pub(crate) outbound: Arc<Outbound>,
 }
@@ -69,6 +71,7 @@ impl Client {
             transport,
             agent,
             back_off: back_off.clone(),
+            pace: Pace::new(&deps.clock),
             outbound: Arc::new(Outbound::new(&deps.config.workers)),
         })
     }
@@ -83,6 +86,7 @@ impl Client {
 
     /// Makes a request; the body of its answer.
     pub async fn ask(&self, server: &ServerName, ask: Ask) -> Result<Bytes, Failure> {
+        let _wait = self.pace.wait(server);
         let body = self.ask_stream(server, ask).await?.all().await;
         body.inspect_err(|failure| say(server, failure))
     }
@@ -130,6 +134,11 @@ impl Client {
             tracing::debug!(server.name = %server, %error, "it could not be noted how a server is");
         }
         answer.inspect_err(|failure| say(server, failure))
+    }
+
+    /// Puts servers that have lately been slow behind the others, of which each keeps its place.
+    pub fn put_slow_last(&self, servers: &mut [OwnedServerName]) {
+        servers.sort_by_cached_key(|server| self.pace.is_slow(server));
     }
 
     /// Takes note that the server has made a request of its own.

@@ -13,6 +13,7 @@ mod keyring;
 mod notary;
 mod outside;
 mod own_keys;
+mod pace;
 mod relay;
 mod sign;
 mod signed_request;
@@ -34,7 +35,7 @@ use http::Method;
 use serde::{Deserialize, Serialize};
 
 pub use back_off::BackOff;
-pub use client::Client;
+pub use client::{Client, PATIENT};
 pub use event_check::Unsound;
 pub use failure::Failure;
 pub use keyring::Keyring;

@@ -1,7 +1,10 @@
 //! At the owner of a room: one fetch at a time, which all who want more of the room's past share.
 //! It ends by itself, also when nobody waits any more.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use chatd_base::{Cache, Clock, Error, Position, Refusal, Result, tasks};
 use chatd_servers::Failure;
@@ -212,20 +215,18 @@ impl History {
         events
     }
 
-    /// Other servers in the room: who has helped before, then those with most members.
+    /// Other servers in the room: who has helped before, then those with most members; those that
+    /// have lately been slow come last.
     pub(super) async fn candidates(&self, room: &RoomId) -> Result<Vec<OwnedServerName>> {
         let helpful = self.0.filling.helpful.get(room);
         let of_id = room.server_name().map(ServerName::to_owned);
         let hosts = self.0.rooms.hosts.servers_in_room(room).await?;
-        let mut candidates: Vec<OwnedServerName> = Vec::new();
-        for server in helpful.into_iter().chain(hosts).chain(of_id) {
-            if server != self.0.own_name && !candidates.contains(&server) {
-                candidates.push(server);
-            }
-            if candidates.len() == MOST_SERVERS {
-                break;
-            }
-        }
+        let mut seen = HashSet::from([self.0.own_name.clone()]);
+        let all = helpful.into_iter().chain(hosts).chain(of_id);
+        let mut candidates: Vec<OwnedServerName> =
+            all.filter(|server| seen.insert(server.clone())).collect();
+        self.0.servers.client.put_slow_last(&mut candidates);
+        candidates.truncate(MOST_SERVERS);
         Ok(candidates)
     }
 }

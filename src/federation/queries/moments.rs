@@ -79,7 +79,8 @@ impl Queries {
         let Wanted { room, time, toward, .. } = wanted;
         let distance = |found: i64| toward.distance(time, found);
         let to_beat = here.and_then(|here| distance(here.origin_ts)).unwrap_or(u64::MAX);
-        let servers = self.rooms.hosts.servers_in_room(room).await?;
+        let mut servers = self.rooms.hosts.servers_in_room(room).await?;
+        self.servers.client.put_slow_last(&mut servers);
         for server in servers.iter().take(MOST_SERVERS) {
             let told = match self.ask_one_for_nearest(server, wanted).await {
                 Ok(told) => told,
