@@ -1,10 +1,8 @@
 //! Looking for one event from before this server came into a room: the room's past is fetched until
 //! the event is there. Before that, another server has to know it.
 
-use std::time::Duration;
-
 use chatd_base::{Result, RoomNid, UserNid};
-use chatd_servers::Ask;
+use chatd_servers::{Ask, PATIENT};
 use chatd_storage::{gaps, graph, lane::flags};
 use ruma_common::{EventId, RoomId, ServerName};
 use serde::Deserialize;
@@ -14,7 +12,6 @@ use crate::uri;
 
 /// Largest answer: one event, and a frame.
 const MOST_BYTES: usize = 256 * 1024;
-const WITHIN: Duration = Duration::from_secs(5);
 /// Servers that are asked whether they know the event.
 const MOST_SERVERS: usize = 4;
 /// How long an event that nobody knows is not looked for again.
@@ -47,7 +44,9 @@ impl History {
         if is_alone || !self.0.reader.admits(user, room).await? {
             return Ok(false);
         }
-        let Some(depth) = self.depth_of(user, nid, room, event).await? else { return Ok(false) };
+        let Some(depth) = self.depth_of(user, nid, room, event, asking).await? else {
+            return Ok(false);
+        };
         loop {
             // Behind an event with a greater depth only.
             let gaps = gaps::list_beginnings(&self.0.pool, nid, MOST_GAPS).await?;
@@ -76,6 +75,7 @@ impl History {
         nid: RoomNid,
         room: &RoomId,
         event: &EventId,
+        asking: &Asking,
     ) -> Result<Option<i64>> {
         let places = graph::list_places(&self.0.pool, &[event.as_str()]).await?;
         if let Some(place) = places.get(event.as_str()) {
@@ -93,6 +93,9 @@ impl History {
             return Ok(None);
         }
         for server in self.candidates(room).await?.into_iter().take(MOST_SERVERS) {
+            if asking.left().is_zero() {
+                break;
+            }
             if let Some(depth) = self.ask_depth(&server, event).await {
                 return Ok(Some(depth));
             }
@@ -103,7 +106,7 @@ impl History {
 
     async fn ask_depth(&self, server: &ServerName, event: &EventId) -> Option<i64> {
         let path = uri!("/_matrix/federation/v1/event/{}", event);
-        let ask = Ask::get(path).within(WITHIN).most_bytes(MOST_BYTES);
+        let ask = Ask::get(path).within(PATIENT).most_bytes(MOST_BYTES);
         let answer: Answer = self.0.servers.client.ask_json(server, ask).await.ok()?;
         answer.pdus.first().map(|event| event.depth)
     }

@@ -272,9 +272,13 @@ impl Asking {
         Self { until: Instant::now() + PATIENCE, times }
     }
 
+    fn left(&self) -> Duration {
+        self.until.saturating_duration_since(Instant::now())
+    }
+
     /// How long the next answer may take; `None` if there is to be none.
     fn next(&mut self) -> Option<Duration> {
-        let left = self.until.saturating_duration_since(Instant::now());
+        let left = self.left();
         let may_ask = self.times > 0 && !left.is_zero();
         self.times = self.times.saturating_sub(1);
         may_ask.then_some(left)

@@ -7,7 +7,7 @@ use chatd_rooms::{
     event_id,
     read::{Moment, Toward},
 };
-use chatd_servers::{Ask, Failure};
+use chatd_servers::{Ask, Failure, PATIENT};
 use ruma_common::{
     CanonicalJsonObject, CanonicalJsonValue, OwnedEventId, RoomId, RoomVersionId, ServerName,
 };
@@ -18,9 +18,7 @@ use crate::{event::text, uri};
 
 /// Servers that are asked, one after the other (R8).
 const MOST_SERVERS: usize = 5;
-/// For each question.
-const WITHIN: Duration = Duration::from_secs(5);
-/// For all of them.
+/// How long all of them may take.
 const ALL_WITHIN: Duration = Duration::from_secs(15);
 const MOST_BYTES: usize = 256 << 10;
 
@@ -113,7 +111,7 @@ impl Queries {
             time,
             toward.letter()
         );
-        let bounded = |path| Ask::get(path).within(WITHIN).most_bytes(MOST_BYTES);
+        let bounded = |path| Ask::get(path).within(PATIENT).most_bytes(MOST_BYTES);
         let told: Told = self.servers.client.ask_json(server, bounded(path)).await?;
         let path = uri!("/_matrix/federation/v1/event/{}", &told.event_id);
         let mut pdus: Pdus = self.servers.client.ask_json(server, bounded(path)).await?;

@@ -1,9 +1,11 @@
 //! What was said before a server came, or while it could not hear: fetched when somebody scrolls
 //! back, shown to whom it may be.
 
+use std::time::Duration;
+
 use chatd_kit::{
     Other, Server, Settings, Synapse, User, eventually,
-    other::{Reply, Room},
+    other::{Pdu, Reply, Room},
     path, scenario,
 };
 use futures::future::join_all;
@@ -13,6 +15,16 @@ use super::acts::{until_event, until_member};
 
 /// Requests for events of the past.
 const BACKFILL: &str = "/_matrix/federation/v1/backfill/";
+
+/// Requests for single events.
+const EVENT: &str = "/_matrix/federation/v1/event/";
+/// Longer than a server may take for an answer without being slow.
+const SLOWLY: Duration = Duration::from_secs(6);
+
+/// Nothing is told that would be a sign of life of whoever takes it.
+fn still() -> Settings {
+    Settings::federating().with("presence", json!({"enabled": false}))
+}
 
 /// The texts among these events, in order.
 fn texts(events: &[Value]) -> Vec<&str> {
@@ -195,6 +207,52 @@ scenario! {
         }
         other.come_back().await;
         until_texts(&alice, &room.id(), &["unheard".to_owned()]).await;
+    }
+
+    /// What it has told is of use, but there may be others who have it.
+    async fn whoever_was_slow_is_asked_last(server: Server)
+        in (monolith) with (Settings::federating())
+    {
+        let (other, third) = (Other::start().await, Other::start().await);
+        let (alice, bob) = (server.user("alice").await, other.user("bob"));
+        let (carol, dan) = (other.user("carol"), third.user("dan"));
+        let room = other.create_room("11", &bob);
+        let join = json!({"membership": "join"});
+        room.set(&carol, "m.room.member", &carol, join.clone());
+        room.draft(&dan, "m.room.member", join)
+            .state(&dan)
+            .signed_as(&third.name(), &third.key())
+            .add();
+        let said: Vec<Pdu> = (0..150).map(|n| room.say(&bob, &format!("text {n}"))).collect();
+        let expected: Vec<String> = (0..150).map(|n| format!("text {n}")).collect();
+        other.on("GET", BACKFILL, move |seen| {
+            let last = seen.query("v")?;
+            let last = said.iter().position(|pdu| pdu.id == last)?;
+            let pdus = said[last.saturating_sub(99)..=last].iter().map(|pdu| &pdu.json);
+            let pdus: Vec<&Value> = pdus.collect();
+            Some(Reply::json(&json!({"pdus": pdus})).after(SLOWLY))
+        });
+        alice.join_via(&room.id(), &other.name()).await.ok();
+        alice.messages(&room.id(), "b").await.ok();
+        assert!(third.seen("GET", BACKFILL).is_empty(), "it has fewer members");
+        until_texts(&alice, &room.id(), &expected).await;
+        assert!(!third.seen("GET", BACKFILL).is_empty(), "another one was slow");
+    }
+
+    async fn whoever_does_not_say_whether_an_event_is_known_is_left_alone(server: Server)
+        in (monolith, fleet) with (still())
+    {
+        let other = Other::start().await;
+        let (alice, bob) = (server.user("alice").await, other.user("bob"));
+        let room = other.create_room("11", &bob);
+        alice.join_via(&room.id(), &other.name()).await.ok();
+        let never = Reply::json(&json!({})).after(Duration::from_secs(600));
+        other.always("GET", EVENT, never);
+        let before = other.seen("GET", EVENT).len();
+        for name in ["first", "second"] {
+            alice.event(&room.id(), &format!("${name}:{}", other.name())).await.refused(404, "M_NOT_FOUND");
+            assert_eq!(other.seen("GET", EVENT).len(), before + 1, "{name}");
+        }
     }
 
     async fn a_fetch_that_is_broken_off_has_one_effect(server: Server)
