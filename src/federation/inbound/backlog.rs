@@ -392,15 +392,7 @@ impl Inbound {
             let waiting = self.waiting(room, door, ids).await?;
             let oldest = waiting.first().map(|(staged, _)| (staged.id, staged.added_ts));
             let pdus: Vec<Pdu> = waiting.into_iter().map(|(_, pdu)| pdu).collect();
-            let fetched = match self.fetch_missing(room, door, origin, &pdus).await {
-                Err(error) if may_pass(&error) => return Err(error),
-                // What it tells cannot be kept: as good as nothing, and no reason to ask for ever.
-                Err(error) => {
-                    tracing::warn!(server.name = %origin, room.id = %room, %error, "missing events");
-                    Fetched::Nothing
-                }
-                Ok(fetched) => fetched,
-            };
+            let fetched = self.fetch_from(room, door, origin, &pdus).await?;
             drop(turn);
             let is_answered = !matches!(fetched, Fetched::NoAnswer(_));
             pause.note(origin, is_answered);
@@ -421,6 +413,24 @@ impl Inbound {
         self.fetch_elsewhere(room, door, left).await
     }
 
+    /// Fetches what is missing from one server. What that tells may be such that it cannot be kept:
+    /// this is as good as nothing, and no reason to ask for ever.
+    async fn fetch_from(
+        &self,
+        room: &RoomId,
+        door: &Door,
+        server: &ServerName,
+        pdus: &[Pdu],
+    ) -> Result<Fetched> {
+        match self.fetch_missing(room, door, server, pdus).await {
+            Err(error) if !may_pass(&error) => {
+                tracing::warn!(server.name = %server, room.id = %room, %error, "missing events");
+                Ok(Fetched::Nothing)
+            }
+            fetched => fetched,
+        }
+    }
+
     /// Asks others in the room for what the senders of these events do not give; gives up those for
     /// which nothing comes.
     async fn fetch_elsewhere(
@@ -430,12 +440,13 @@ impl Inbound {
         left: Vec<Waiting>,
     ) -> Result<Step> {
         let (staged, pdus): (Vec<Staged>, Vec<Pdu>) = left.into_iter().unzip();
-        let servers = self.0.rooms.hosts.servers_in_room(room).await?;
+        let mut servers = self.0.rooms.hosts.servers_in_room(room).await?;
+        self.0.servers.client.put_slow_last(&mut servers);
         let is_sender =
             |server: &OwnedServerName| staged.iter().any(|one| one.origin == server.as_str());
         for server in servers.iter().filter(|server| !is_sender(server)).take(MOST_OTHERS) {
             let _turn = self.0.backlog.turn(server).await?;
-            if let Fetched::Something = self.fetch_missing(room, door, server, &pdus).await? {
+            if let Fetched::Something = self.fetch_from(room, door, server, &pdus).await? {
                 return Ok(Step::Went);
             }
         }
