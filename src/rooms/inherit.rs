@@ -20,9 +20,7 @@ impl Rooms {
 
     /// The same from `old`. The user is in the room, whether or not this succeeds.
     pub(crate) async fn inherit_from(&self, who: &Requester, old: &RoomId, new: &RoomId) {
-        let data = self.users.account_data.inherit(who.user, old, new).await;
-        let rules = self.users.push_rules.inherit(who, old, new).await;
-        if let Err(error) = data.and(rules) {
+        if let Err(error) = self.users.inherit(who, old, new).await {
             tracing::warn!(room.id = %new, user.id = %who.user_id, %error,
                 "a user's tags and push rules do not go with an upgraded room");
         }

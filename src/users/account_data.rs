@@ -6,14 +6,18 @@ use chatd_base::{Error, Refusal, Requester, Result, RoomNid, UserNid};
 use chatd_config::StreamName;
 use chatd_storage::account_data;
 use chatd_streams::{
-    Raw, Writer,
+    Raw, Streams, Writer,
     account_data::{AccountData as AccountDataStream, AccountDataRow},
 };
-use ruma_common::{OwnedRoomId, RoomId};
-use serde::{Deserialize, Serialize};
+use ruma_common::RoomId;
 use serde_json::{Map, Value, value::to_raw_value};
 
-use crate::{Deps, locks::UserLocks, room_nids::RoomNids};
+use crate::{
+    Deps,
+    locks::UserLocks,
+    room_nids::RoomNids,
+    succession::{Estate, Succession},
+};
 
 /// Entries that the server writes itself.
 const MANAGED: &[&str] = &["m.fully_read", "m.push_rules"];
@@ -27,15 +31,6 @@ const MAX_TAGS: usize = 100;
 const TAGS: &str = "m.tag";
 /// Which rooms are chats with whom.
 const DIRECT: &str = "m.direct";
-const INHERIT: &str = "users.inherit_account_data";
-
-/// A room has taken the place of another for a user.
-#[derive(Deserialize, Serialize)]
-struct Succession {
-    user: UserNid,
-    old: OwnedRoomId,
-    new: OwnedRoomId,
-}
 
 /// Account data of this server's users.
 pub struct AccountData {
@@ -74,9 +69,7 @@ impl AccountData {
         if kind.len() > MAX_TYPE_BYTES {
             return Err(Refusal::invalid_param("the type is too long").into());
         }
-        if content.get().len() > MAX_CONTENT_BYTES {
-            return Err(Refusal::too_large("the content is too large").into());
-        }
+        let content = bounded(content)?;
         let room = self.room(room).await?;
         let _line = self.locks.of(who.user).await;
         self.write(who.user, room, kind, content).await
@@ -137,54 +130,24 @@ impl AccountData {
         Ok(())
     }
 
-    /// Starts to answer the calls of other instances.
-    pub(crate) fn answer_calls(self: &Arc<Self>) {
-        let data = Arc::downgrade(self);
-        self.deps.streams.calls.on(INHERIT, move |body| {
-            let data = data.upgrade();
-            async move {
-                let data = data.ok_or_else(|| Refusal::not_owner(String::new()))?;
-                let one = serde_json::from_slice(&body)
-                    .map_err(|error| Refusal::bad_json(format!("no succession: {error}")))?;
-                data.inherit_here(&one).await.map(|()| Vec::from("{}"))
-            }
-        });
+    async fn hand_on_tags(&self, one: &Succession) -> Result<()> {
+        let (old, new) = (self.room(Some(&one.old)).await?, self.room(Some(&one.new)).await?);
+        let old = self.read_tags(one.user, old).await?;
+        match merged(old, self.read_tags(one.user, new).await?) {
+            Some(tags) => self.write_tags(one.user, new, tags).await,
+            None => Ok(()),
+        }
     }
 
-    /// Gives `new` the tags of `old`, and its place among the user's direct chats. On return it is
-    /// durable. The writer of account data does it, so that no change of a client is lost.
-    pub async fn inherit(&self, user: UserNid, old: &RoomId, new: &RoomId) -> Result<()> {
-        let one = Succession { user, old: old.to_owned(), new: new.to_owned() };
-        let streams = &self.deps.streams;
-        if streams.writes(StreamName::AccountData) {
-            return self.inherit_here(&one).await;
-        }
-        let body = serde_json::to_vec(&one).map_err(Error::internal)?;
-        streams.others.ask_writer(StreamName::AccountData, INHERIT, body.into()).await?;
-        Ok(())
-    }
-
-    async fn inherit_here(&self, one: &Succession) -> Result<()> {
-        let Succession { user, old, new } = one;
-        let (old_nid, new_nid) = (self.room(Some(old)).await?, self.room(Some(new)).await?);
-        let _line = self.locks.of(*user).await;
-        let (tags, mut all) =
-            (self.read_tags(*user, old_nid).await?, self.read_tags(*user, new_nid).await?);
-        let before = all.len();
-        for (tag, content) in tags {
-            all.entry(tag).or_insert(content);
-        }
-        if all.len() > before {
-            self.write_tags(*user, new_nid, all).await?;
-        }
+    async fn hand_on_direct(&self, one: &Succession) -> Result<()> {
         let everywhere = RoomNid::default();
-        let direct = account_data::get(&self.deps.pool, *user, everywhere, DIRECT).await?;
+        let direct = account_data::get(&self.deps.pool, one.user, everywhere, DIRECT).await?;
         let direct = direct.and_then(|text| serde_json::from_str(&text).ok());
-        if let Some(direct) = direct.and_then(|direct| succeed(direct, old, new)) {
-            let content = to_raw_value(&direct).map_err(Error::internal)?.into();
-            self.write(*user, everywhere, DIRECT, content).await?;
-        }
-        Ok(())
+        let Some(direct) = direct.and_then(|direct| succeed(direct, &one.old, &one.new)) else {
+            return Ok(());
+        };
+        let content = to_raw_value(&direct).map_err(Error::internal)?.into();
+        self.write(one.user, everywhere, DIRECT, bounded(content)?).await
     }
 
     async fn read_tags(&self, user: UserNid, room: RoomNid) -> Result<Map<String, Value>> {
@@ -206,7 +169,8 @@ impl AccountData {
         tags: Map<String, Value>,
     ) -> Result<()> {
         let content = to_raw_value(&serde_json::json!({ "tags": tags }));
-        self.write(user, room, TAGS, content.map_err(Error::internal)?.into()).await
+        let content = bounded(content.map_err(Error::internal)?.into())?;
+        self.write(user, room, TAGS, content).await
     }
 
     async fn room(&self, room: Option<&RoomId>) -> Result<RoomNid> {
@@ -215,6 +179,41 @@ impl AccountData {
             None => Ok(RoomNid::default()),
         }
     }
+}
+
+impl Estate for AccountData {
+    const STREAM: StreamName = StreamName::AccountData;
+    const CALL: &str = "users.inherit_account_data";
+
+    fn streams(&self) -> &Streams {
+        &self.deps.streams
+    }
+
+    async fn hand_on(&self, one: &Succession) -> Result<()> {
+        let _line = self.locks.of(one.user).await;
+        let tags = self.hand_on_tags(one).await;
+        self.hand_on_direct(one).await.and(tags)
+    }
+}
+
+/// Refuses what is larger than an entry may be.
+fn bounded(content: Raw) -> Result<Raw, Refusal> {
+    match content.get().len() {
+        ..=MAX_CONTENT_BYTES => Ok(content),
+        _ => Err(Refusal::too_large("the content is too large")),
+    }
+}
+
+/// The tags of a room with those of the one before, as many as a room may have; `None` if that
+/// adds none.
+fn merged(old: Map<String, Value>, mut tags: Map<String, Value>) -> Option<Map<String, Value>> {
+    let before = tags.len();
+    for (tag, content) in old {
+        if tags.len() < MAX_TAGS {
+            tags.entry(tag).or_insert(content);
+        }
+    }
+    (tags.len() > before).then_some(tags)
 }
 
 /// Puts `new` beside `old` wherever that is a direct chat; `None` if nothing changes.
@@ -228,4 +227,49 @@ fn succeed(mut direct: Map<String, Value>, old: &RoomId, new: &RoomId) -> Option
         }
     }
     is_changed.then_some(Value::Object(direct))
+}
+
+#[cfg(test)]
+mod tests {
+    use ruma_common::room_id;
+    use serde_json::json;
+
+    use super::*;
+
+    fn object(value: Value) -> Map<String, Value> {
+        value.as_object().cloned().unwrap()
+    }
+
+    #[test]
+    fn a_direct_chat_stays_one_within_the_bounds_of_an_entry() {
+        let (old, new) = (room_id!("!old:here"), room_id!("!new:here"));
+        let direct = object(json!({"@a:x": [old], "@b:x": [old, new], "@c:x": ["!d:x"], "e": 1}));
+        let after = succeed(direct, old, new).unwrap();
+        let expected = json!({"@a:x": [old, new], "@b:x": [old, new], "@c:x": ["!d:x"], "e": 1});
+        assert_eq!(after, expected);
+        assert_eq!(succeed(object(after), old, new), None, "only once");
+
+        let full = |room: &[&RoomId]| {
+            let content = json!({"@a:x": room, "@b:x": "b".repeat(MAX_CONTENT_BYTES - 40)});
+            (object(content.clone()), bounded(to_raw_value(&content).unwrap().into()))
+        };
+        let (direct, fits) = full(&[old]);
+        assert!(fits.is_ok(), "a client can have written it");
+        let after = succeed(direct, old, new).unwrap();
+        let refused = bounded(to_raw_value(&after).unwrap().into());
+        assert_eq!(refused.unwrap_err().status, 413);
+    }
+
+    #[test]
+    fn tags_go_on_as_long_as_there_is_room_for_them() {
+        let tags = |from: usize, to: usize| {
+            (from..to).map(|number| (format!("u.{number}"), json!({"order": to}))).collect()
+        };
+        let (some, more): (Map<_, _>, Map<_, _>) = (tags(0, 60), tags(50, 120));
+        let all = merged(some.clone(), more.clone()).unwrap();
+        assert_eq!(all.len(), MAX_TAGS);
+        assert!(more.iter().all(|(tag, content)| all[tag] == *content), "own ones stay");
+        assert_eq!(merged(some, all), None, "only once");
+        assert_eq!(merged(Map::new(), more), None);
+    }
 }

@@ -26,6 +26,7 @@ pub mod registration;
 pub mod remote_devices;
 pub mod room_nids;
 mod seen;
+mod succession;
 pub mod to_device;
 pub mod tokens;
 pub mod typing;
@@ -131,7 +132,9 @@ impl Users {
         forget_what_is_heard(&deps.notices, &tokens, &profiles, keys.count_cache());
         let room_nids = Arc::new(room_nids::RoomNids::new(&deps));
         let account_data = Arc::new(account_data::AccountData::new(&deps, &room_nids));
-        account_data.answer_calls();
+        let push_rules = push_rules::PushRules::new(&deps);
+        succession::answer_calls(&account_data);
+        succession::answer_calls(&push_rules);
         Self {
             logins: logins::Logins::new(&deps, &tokens),
             openid: openid::OpenId::new(&deps),
@@ -148,7 +151,7 @@ impl Users {
             accounts,
             filters: filters::Filters::new(&deps),
             ignored: ignored::Ignored::new(&deps),
-            push_rules: push_rules::PushRules::new(&deps),
+            push_rules,
             to_device: to_device::ToDevice::new(&deps),
             receipts: receipts::Receipts::new(&deps, &account_data),
             typing: typing::Typing::start(&deps, &room_nids),

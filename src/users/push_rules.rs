@@ -87,9 +87,7 @@ impl PushRules {
         });
         let default = Arc::new(UserRules { is_default: true, ruleset: Ruleset::new() });
         let locks = UserLocks::new();
-        let rules = Arc::new(Self { deps: deps.clone(), writer, loaded, default, locks });
-        rules.answer_calls();
-        rules
+        Arc::new(Self { deps: deps.clone(), writer, loaded, default, locks })
     }
 
     /// Rules of `users`, in their order. No query if all are in memory, else one.

@@ -1,66 +1,29 @@
 //! Rules about a room go on with the one that takes its place.
 
-use std::sync::Arc;
-
-use chatd_base::{Error, Refusal, Requester, Result, UserNid};
+use chatd_base::{Error, Result};
 use chatd_config::StreamName;
+use chatd_streams::Streams;
 use ruma_common::{
-    OwnedRoomId, OwnedUserId, RoomId,
+    RoomId,
     push::{
         ConditionalPushRule, NewConditionalPushRule, NewPushRule, NewSimplePushRule, PushCondition,
         RuleKind, Ruleset,
     },
 };
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Place, PushRules, insert};
+use crate::succession::{Estate, Succession};
 
-const CALL: &str = "users.inherit_push_rules";
+impl Estate for PushRules {
+    const STREAM: StreamName = StreamName::PushRules;
+    const CALL: &str = "users.inherit_push_rules";
 
-/// A room has taken the place of another for a user.
-#[derive(Deserialize, Serialize)]
-struct Succession {
-    user: UserNid,
-    user_id: OwnedUserId,
-    old: OwnedRoomId,
-    new: OwnedRoomId,
-}
-
-impl PushRules {
-    /// Starts to answer the calls of other instances.
-    pub(super) fn answer_calls(self: &Arc<Self>) {
-        let rules = Arc::downgrade(self);
-        self.deps.streams.calls.on(CALL, move |body| {
-            let rules = rules.upgrade();
-            async move {
-                let rules = rules.ok_or_else(|| Refusal::not_owner(String::new()))?;
-                let one = serde_json::from_slice(&body)
-                    .map_err(|error| Refusal::bad_json(format!("no succession: {error}")))?;
-                rules.inherit_here(&one).await.map(|()| Vec::from("{}"))
-            }
-        });
+    fn streams(&self) -> &Streams {
+        &self.deps.streams
     }
 
-    /// Gives `new` the user's rules about `old`, unless it has some. On return they are durable.
-    /// The writer of push rules does it, so that no change of a client is lost.
-    pub async fn inherit(&self, who: &Requester, old: &RoomId, new: &RoomId) -> Result<()> {
-        let one = Succession {
-            user: who.user,
-            user_id: who.user_id.clone(),
-            old: old.to_owned(),
-            new: new.to_owned(),
-        };
-        let streams = &self.deps.streams;
-        if streams.writes(StreamName::PushRules) {
-            return self.inherit_here(&one).await;
-        }
-        let body = serde_json::to_vec(&one).map_err(Error::internal)?;
-        streams.others.ask_writer(StreamName::PushRules, CALL, body.into()).await?;
-        Ok(())
-    }
-
-    async fn inherit_here(&self, one: &Succession) -> Result<()> {
+    async fn hand_on(&self, one: &Succession) -> Result<()> {
         let _line = self.locks.of(one.user).await;
         let mut rules = self.of_user(one.user, &one.user_id).await?;
         if succeed(&mut rules, &one.old, &one.new)? {
@@ -70,36 +33,58 @@ impl PushRules {
     }
 }
 
-/// Adds to rules about `old` such about `new`; whether there are any.
+/// A rule that goes on, and the one that it comes from.
+struct Successor {
+    of: String,
+    kind: RuleKind,
+    rule: NewPushRule,
+    is_enabled: bool,
+}
+
+/// Puts behind each rule about `old` one about `new`, unless there is one; whether that adds any.
+/// What may not be added stays away.
 fn succeed(rules: &mut Ruleset, old: &RoomId, new: &RoomId) -> Result<bool> {
-    let mut added: Vec<(NewPushRule, RuleKind, bool)> = Vec::new();
-    let conditional = |rule: &ConditionalPushRule| successor(rule, old, new);
-    for rule in rules.override_.iter().filter(|rule| !rule.default) {
-        let new = conditional(rule)?.map(NewPushRule::Override);
-        added.extend(new.map(|new| (new, RuleKind::Override, rule.enabled)));
-    }
-    for rule in rules.underride.iter().filter(|rule| !rule.default) {
-        let new = conditional(rule)?.map(NewPushRule::Underride);
-        added.extend(new.map(|new| (new, RuleKind::Underride, rule.enabled)));
-    }
-    for rule in rules.room.iter().filter(|rule| rule.rule_id == *old) {
-        let simple = NewSimplePushRule::new(new.to_owned(), rule.actions.clone());
-        added.push((NewPushRule::Room(simple), RuleKind::Room, rule.enabled));
-    }
     let mut has_changed = false;
-    for (rule, kind, enabled) in added {
+    for Successor { of, kind, rule, is_enabled } in successors(rules, old, new)? {
         let id = rule.rule_id().to_owned();
         if rules.get(kind.clone(), &id).is_some() {
             continue;
         }
-        insert(rules, rule, Place::default())?;
-        rules.set_enabled(kind, &id, enabled).map_err(Error::internal)?;
+        let place = Place { before: None, after: Some(&of) };
+        if let Err(error) = insert(rules, rule, place) {
+            tracing::info!(room.id = %new, %error, "a push rule does not go with an upgraded room");
+            continue;
+        }
+        rules.set_enabled(kind, &id, is_enabled).map_err(Error::internal)?;
         has_changed = true;
     }
     Ok(has_changed)
 }
 
-/// The same rule about `new`, if it is about `old`.
+fn successors(rules: &Ruleset, old: &RoomId, new: &RoomId) -> Result<Vec<Successor>> {
+    let mut all = Vec::new();
+    let mut add = |of: &str, kind, rule, is_enabled| {
+        all.push(Successor { of: of.to_owned(), kind, rule, is_enabled });
+    };
+    for rule in rules.override_.iter().filter(|rule| !rule.default) {
+        if let Some(new) = successor(rule, old, new)?.map(NewPushRule::Override) {
+            add(&rule.rule_id, RuleKind::Override, new, rule.enabled);
+        }
+    }
+    for rule in rules.underride.iter().filter(|rule| !rule.default) {
+        if let Some(new) = successor(rule, old, new)?.map(NewPushRule::Underride) {
+            add(&rule.rule_id, RuleKind::Underride, new, rule.enabled);
+        }
+    }
+    for rule in rules.room.iter().filter(|rule| rule.rule_id == *old) {
+        let new = NewSimplePushRule::new(new.to_owned(), rule.actions.clone());
+        add(rule.rule_id.as_str(), RuleKind::Room, NewPushRule::Room(new), rule.enabled);
+    }
+    Ok(all)
+}
+
+/// The same rule about `new`, if it is about `old`. Each has an id of its own, and always the same
+/// one.
 fn successor(
     rule: &ConditionalPushRule,
     old: &RoomId,
@@ -123,17 +108,62 @@ fn successor(
     }
     let id = match rule.rule_id.contains(old.as_str()) {
         true => rule.rule_id.replace(old.as_str(), new.as_str()),
-        false => new.to_string(),
+        false => format!("{new}:{}", rule.rule_id),
     };
     Ok(Some(NewConditionalPushRule::new(id, conditions, rule.actions.clone())))
 }
 
 #[cfg(test)]
 mod tests {
-    use ruma_common::{owned_room_id, user_id};
+    use ruma_common::{owned_room_id, room_id, user_id};
     use serde_json::json;
 
-    use super::*;
+    use super::{super::MAX_RULES, *};
+
+    fn about(rules: &mut Ruleset, id: &str, room: &RoomId, place: Place<'_>) {
+        let condition = json!({"kind": "event_match", "key": "room_id", "pattern": room});
+        let conditions = vec![serde_json::from_value(condition).unwrap()];
+        let rule = NewConditionalPushRule::new(id.to_owned(), conditions, Vec::new());
+        insert(rules, NewPushRule::Override(rule), place).unwrap();
+    }
+
+    fn own(rules: &Ruleset) -> Vec<&str> {
+        rules.override_.iter().filter(|rule| !rule.default).map(|rule| &*rule.rule_id).collect()
+    }
+
+    #[test]
+    fn several_rules_go_on_in_their_order() {
+        let (old, new, newer) =
+            (room_id!("!old:here"), room_id!("!new:here"), room_id!("!newer:here"));
+        let mut rules = Ruleset::server_default(user_id!("@a:here"));
+        for (id, room) in [("low", old), ("other", room_id!("!x:y")), ("high", old)] {
+            about(&mut rules, id, room, Place::default());
+        }
+        assert!(succeed(&mut rules, old, new).unwrap());
+        let expected = ["high", "!new:here:high", "other", "low", "!new:here:low"];
+        assert_eq!(own(&rules), expected);
+        assert!(!succeed(&mut rules, old, new).unwrap(), "only once");
+        assert!(succeed(&mut rules, new, newer).unwrap());
+        let high = ["high", "!new:here:high", "!newer:here:high"];
+        let low = ["low", "!new:here:low", "!newer:here:low"];
+        assert_eq!(own(&rules), [&high[..], &["other"], &low].concat());
+    }
+
+    #[test]
+    fn rules_without_room_for_successors_hold_nothing_up() {
+        let (old, new) = (room_id!("!old:here"), room_id!("!new:here"));
+        let mut rules = Ruleset::server_default(user_id!("@a:here"));
+        about(&mut rules, "one", old, Place::default());
+        about(&mut rules, "two", old, Place::default());
+        let mut number = 0;
+        while rules.iter().count() < MAX_RULES - 1 {
+            about(&mut rules, &number.to_string(), room_id!("!x:y"), Place::default());
+            number += 1;
+        }
+        assert!(succeed(&mut rules, old, new).unwrap());
+        assert_eq!(rules.iter().count(), MAX_RULES);
+        assert!(rules.override_.get("!new:here:two").is_some());
+    }
 
     #[test]
     fn rules_about_a_room_go_on_with_its_successor() {
