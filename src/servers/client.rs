@@ -16,6 +16,7 @@ use crate::{
     Ask, BackOff, Body, Deps, Failure, Retries,
     connect::{self, Connector},
     dns::Dns,
+    failure::passed_on,
     pace::Pace,
     relay::Outbound,
     sign::RequestSigner,
@@ -250,12 +251,12 @@ impl Client {
     }
 }
 
-/// The refusal that an answer is.
+/// The refusal that an answer is. Its words are passed on to clients.
 pub(crate) async fn refused(answer: Answer) -> Failure {
     let status = answer.status.as_u16();
     let body = answer.body.at_most(MOST_OF_A_REFUSAL).all().await.unwrap_or_default();
     let body: Value = serde_json::from_slice(&body).unwrap_or_default();
-    let text = |name: &str| body.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let text = |name: &str| passed_on(body.get(name).and_then(Value::as_str).unwrap_or_default());
     Failure::Refused { status, errcode: text("errcode"), error: text("error"), body }
 }
 
@@ -268,6 +269,9 @@ fn say(server: &ServerName, failure: &Failure) {
         Failure::Forbidden(why) => {
             tracing::info!(server.name = %server, why, "another server is not asked");
         }
-        Failure::Refused { .. } | Failure::Away(_) | Failure::BackingOff { .. } => {}
+        Failure::Away(why) => {
+            tracing::debug!(server.name = %server, why, "another server cannot be asked");
+        }
+        Failure::Refused { .. } | Failure::BackingOff { .. } => {}
     }
 }

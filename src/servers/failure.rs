@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+/// Most characters of a text of somebody else that are passed on (R8).
+const MOST_PASSED_ON: usize = 200;
+
 /// Why another server has given no answer that counts.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Failure {
@@ -26,6 +29,20 @@ impl Failure {
             Self::BackingOff { .. } | Self::Forbidden(_) | Self::Odd(_) => false,
         }
     }
+
+    /// What somebody outside is told of it: nothing of the way there, on which there may be
+    /// instances and proxies of this server. The whole of it is for the log.
+    pub fn told(&self) -> String {
+        match self {
+            Self::Away(_) => "it cannot be reached, or does not answer in time".to_owned(),
+            other => passed_on(&other.to_string()),
+        }
+    }
+}
+
+/// A text of somebody else as others get to see it: not long, and on one line.
+pub(crate) fn passed_on(text: &str) -> String {
+    text.chars().take(MOST_PASSED_ON).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 impl std::fmt::Display for Failure {
@@ -43,3 +60,17 @@ impl std::fmt::Display for Failure {
 }
 
 impl std::error::Error for Failure {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_are_told_is_short_and_says_nothing_of_the_way() {
+        let away = Failure::Away("x.example: by the proxy 10.0.0.1: refused".to_owned());
+        assert!(!away.told().contains("10.0.0.1"), "{}", away.told());
+        assert_eq!(Failure::Odd("no\r\nJSON\0".to_owned()).told(), "no  JSON ");
+        let long = Failure::Forbidden(format!("{} is not talked to", "ä".repeat(100_000)));
+        assert_eq!(long.told(), "ä".repeat(MOST_PASSED_ON));
+    }
+}

@@ -83,11 +83,13 @@ impl Outside {
         body: Option<&Value>,
     ) -> Result<T, Failure> {
         let answer = match self.outbound.is_restricted() {
-            true => self.carry(url, token, body).await?,
-            false => self.ask_here(url, token, body).await?,
+            true => self.carry(url, token, body).await,
+            false => self.ask_here(url, token, body).await,
         };
-        serde_json::from_slice(&answer)
-            .map_err(|error| Failure::Odd(format!("not the expected JSON: {error}")))
+        let odd = |error| Failure::Odd(format!("not the expected JSON: {error}"));
+        let read = answer.and_then(|answer| serde_json::from_slice(&answer).map_err(odd));
+        let host = url.host_str().unwrap_or_default();
+        read.inspect_err(|why| tracing::info!(host, %why, "a server that was named has not helped"))
     }
 
     async fn carry(

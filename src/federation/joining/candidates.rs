@@ -176,7 +176,7 @@ pub(super) fn unreached(failures: &[(OwnedServerName, Failure)]) -> Refusal {
         }
     }
     let whys: Vec<String> =
-        failures.iter().map(|(server, failure)| format!("{server}: {failure}")).collect();
+        failures.iter().map(|(server, why)| format!("{server}: {}", why.told())).collect();
     let message = format!("no server could help: {}", whys.join("; "));
     Refusal::new(502, "M_UNKNOWN", message)
 }
@@ -200,9 +200,10 @@ mod tests {
             let name = || OwnedServerName::try_from("there.example").unwrap();
             let failures: Vec<_> = failures.into_iter().map(|f| (name(), f)).collect();
             let refusal = unreached(&failures);
+            assert!(!refusal.message.contains("10.0.0.7"), "{refusal}");
             (refusal.status, refusal.errcode.into_owned())
         };
-        let away = || Failure::Away("it is away".to_owned());
+        let away = || Failure::Away("through 10.0.0.7:3128: connection refused".to_owned());
         let is = |status, code: &str| (status, code.to_owned());
         assert_eq!(of(vec![]), is(404, "M_NOT_FOUND"));
         assert_eq!(of(vec![away()]), is(502, "M_UNKNOWN"));

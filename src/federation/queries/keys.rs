@@ -183,7 +183,7 @@ fn shown(failure: &Failure) -> Value {
         Failure::Away(_) | Failure::BackingOff { .. } => 503,
         Failure::Odd(_) => 502,
     };
-    json!({ "status": status, "message": failure.to_string() })
+    json!({ "status": status, "message": failure.told() })
 }
 
 #[cfg(test)]

@@ -121,7 +121,7 @@ fn told(server: &ServerName, failure: Failure) -> Error {
             let errcode = if errcode.is_empty() { usual.to_owned() } else { errcode };
             Refusal::new(status, errcode, error)
         }
-        Failure::Forbidden(why) => Refusal::forbidden(why),
+        Failure::Forbidden(_) => Refusal::forbidden(failure.told()),
         other => {
             tracing::debug!(server.name = %server, failure = %other, "a server was of no help");
             Refusal::new(502, "M_UNKNOWN", format!("{server} cannot be asked at the moment"))

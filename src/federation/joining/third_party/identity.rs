@@ -162,7 +162,7 @@ impl<'a> IdentityServer<'a> {
             Failure::Refused { errcode, error, .. } if is_of_token(&errcode) => {
                 Refusal::forbidden(format!("{server}: {error}"))
             }
-            Failure::Forbidden(why) => Refusal::forbidden(why),
+            Failure::Forbidden(_) => Refusal::forbidden(failure.told()),
             failure => unreached(&[(server.clone(), failure)]),
         }
     }
