@@ -54,7 +54,7 @@ fn at_event(req: &Request) -> Result<(OwnedRoomId, OwnedEventId)> {
 async fn state(app: Arc<App>, req: Request) -> Result<Reply> {
     let (room, event) = at_event(&req)?;
     let at = AtEvent { origin: req.origin()?, room: &room, event: &event };
-    Ok(Reply::raw_json(app.federation.answers.state(at).await?))
+    Ok(Reply::json_stream(app.federation.answers.state(at).await?))
 }
 
 async fn state_ids(app: Arc<App>, req: Request) -> Result<Reply> {

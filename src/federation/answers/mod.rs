@@ -1,8 +1,10 @@
 //! What this server tells other servers of rooms that both are in. It runs on any instance, with a
-//! number of statements that does not depend on the number of events.
+//! number of statements that does not depend on the number of events, but for the state of a room, which
+//! is read while it is sent (`pieces`).
 
 mod about;
 mod history;
+mod pieces;
 mod sights;
 mod spaces;
 mod state;
@@ -21,7 +23,8 @@ pub use history::MissingQuery;
 pub use spaces::Hierarchy;
 pub use state::AtEvent;
 
-/// Answers other servers about rooms and users of this one.
+/// Answers other servers about rooms and users of this one. Cheap to clone.
+#[derive(Clone)]
 pub struct Answers {
     deps: Deps,
 }
@@ -130,13 +133,20 @@ impl Visited {
 }
 
 /// Writes `"name":[…]`.
-fn splice(out: &mut Vec<u8>, name: &str, items: &[Vec<u8>]) {
+fn splice(out: &mut Vec<u8>, name: &str, items: &[Pdu]) {
     out.extend_from_slice(format!("\"{name}\":[").as_bytes());
-    for (number, item) in items.iter().enumerate() {
-        if number > 0 {
+    add_all(out, items, false);
+    out.push(b']');
+}
+
+/// Adds items to a list that has some already, or none. Whether it has some then.
+fn add_all(out: &mut Vec<u8>, items: &[Pdu], mut has_some: bool) -> bool {
+    for item in items {
+        if has_some {
             out.push(b',');
         }
         out.extend_from_slice(item);
+        has_some = true;
     }
-    out.push(b']');
+    has_some
 }

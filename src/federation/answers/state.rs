@@ -1,13 +1,15 @@
 //! The state before an event, and the events that show that it is allowed.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
+use bytes::Bytes;
 use chatd_base::{EventNid, Refusal, Result};
 use chatd_storage::{graph, lane::flags, resident, snapshots};
+use futures::Stream;
 use ruma_common::{EventId, RoomId, ServerName};
 use serde_json::json;
 
-use super::{Answers, Visited, splice};
+use super::{Answers, Visited, pieces, splice};
 
 /// An event, as another server asks about it.
 #[derive(Clone, Copy, Debug)]
@@ -25,22 +27,18 @@ struct StateBefore {
 
 impl Answers {
     /// The state before an event, as events.
-    pub async fn state(&self, at: AtEvent<'_>) -> Result<Vec<u8>> {
+    pub async fn state(
+        &self,
+        at: AtEvent<'_>,
+    ) -> Result<impl Stream<Item = Result<Bytes>> + Send + use<>> {
         let room = self.visit(at.room, at.origin).await?;
         self.deps.rooms.whole_for_server(at.room).await?;
-        let before = self.state_before(&room, at.event).await?;
-        let (state, auth_chain) = futures::try_join!(
-            self.pdus(&room, &before.state),
-            self.pdus(&room, &before.auth_chain)
-        )?;
-        let length: usize = state.iter().chain(&auth_chain).map(|pdu| pdu.len() + 1).sum();
-        let mut json = Vec::with_capacity(length + 64);
-        json.push(b'{');
-        splice(&mut json, "auth_chain", &auth_chain);
-        json.push(b',');
-        splice(&mut json, "pdus", &state);
-        json.push(b'}');
-        Ok(json)
+        let StateBefore { state, auth_chain } = self.state_before(&room, at.event).await?;
+        let (answers, room) = (self.clone(), Arc::new(room));
+        Ok(pieces::object([("auth_chain", auth_chain), ("pdus", state)], move |events| {
+            let (answers, room) = (answers.clone(), room.clone());
+            async move { answers.pdus(&room, &events).await }
+        }))
     }
 
     /// The state before an event, as ids.
