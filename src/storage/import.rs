@@ -102,9 +102,7 @@ pub async fn write(pool: &Pool, fence: (ShardId, i64), first: FirstState) -> Res
     batch.add(&DELETE_FIRST_DELTA, params![room]);
     batch.add(&INSERT_FIRST_DELTA, params![room, keys, events]);
     add_members(&mut batch, room, &first.members, (&INSERT_MEMBERS, &INSERT_MEMBER_HISTORY));
-    if let Some(omitted) = first.omitted {
-        partial::begin(&mut batch, first.room, omitted);
-    }
+    partial::begin(&mut batch, first.room, first.omitted);
     pool.commit(batch).await?;
     Ok(())
 }

@@ -11,6 +11,7 @@ statements! {
                       ON CONFLICT (room) DO UPDATE SET joined = excluded.joined,
                           prev = excluded.prev, servers = excluded.servers,
                           added_ts = excluded.added_ts, whole_pos = NULL, whole_writer = NULL";
+    DELETE_PARTIAL = "DELETE FROM partial_rooms WHERE room = $1";
     GET_PARTIAL = "SELECT p.room, r.room_id, p.joined, p.prev, p.servers, p.added_ts
                    FROM partial_rooms p JOIN rooms r ON r.nid = p.room
                    WHERE p.room = $1 AND p.whole_pos IS NULL";
@@ -69,8 +70,13 @@ pub struct Omitted {
     pub added_ts: i64,
 }
 
-/// Notes that a room is joined without its members. Part of the writing of its first state.
-pub(crate) fn begin(batch: &mut Batch, room: RoomNid, omitted: Omitted) {
+/// Notes whether a room is joined without its members, whatever an earlier attempt has noted. Part
+/// of the writing of its first state.
+pub(crate) fn begin(batch: &mut Batch, room: RoomNid, omitted: Option<Omitted>) {
+    let Some(omitted) = omitted else {
+        batch.add(&DELETE_PARTIAL, params![room.0]);
+        return;
+    };
     let Omitted { joined, prev, servers, added_ts } = omitted;
     batch.add(&UPSERT_PARTIAL, params![room.0, joined, prev, servers, added_ts]);
 }

@@ -115,6 +115,24 @@ async fn a_repeated_import_has_one_effect() {
     assert_eq!(there.heads(&room).await, [joined]);
 }
 
+/// An attempt was cut off before anybody was in, with a server that leaves out members; the next
+/// one is told all of them.
+#[tokio::test]
+async fn an_import_leaves_nothing_of_the_one_before() {
+    let (here, there) = two().await;
+    let room = here.room("11").await;
+    let way = there.rooms.owner.expect(&room, &RoomVersionId::V11).await.unwrap();
+    let known = tables::get(&there.pool, room.as_str()).await.unwrap().unwrap();
+    let rows = there.database.connect().await.unwrap();
+    let left = "INSERT INTO partial_rooms (room, joined, prev, servers, added_ts)
+                VALUES ($1, '$joined', '{}', '{here.example}', 0)";
+    assert_eq!(rows.execute(left, &[&known.nid.0]).await.unwrap(), 1);
+    join(&here, &there, &room, |_| {}).await.unwrap();
+    drop(way);
+    assert!(!there.rooms.owner.is_partial(&room).await.unwrap());
+    there.rooms.whole(&room).await.unwrap();
+}
+
 #[tokio::test]
 async fn what_is_no_state_of_the_room_is_refused() {
     let (here, there) = two().await;
