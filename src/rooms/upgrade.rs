@@ -126,6 +126,8 @@ impl Rooms {
         if !self.may_send_state(&who.user_id, id, TOMBSTONE).await? {
             return Err(Refusal::forbidden("you may not upgrade this room").into());
         }
+        // Who is banned is known with the members only.
+        self.wholes.wait(room.nid).await?;
         let state = self.state_that_goes_on(room.nid).await?;
         let is_published = self.reader.is_published(id).await?
             && self.check_publication_rules(&who.user_id, id, &[]).is_ok();
