@@ -131,7 +131,8 @@ impl RoomOwner {
         if rooms::get(&self.pool, room_id.as_str()).await?.is_none() {
             let room = self.next_room().await?;
             let (id, version, now) = (room_id.as_str(), version.as_str(), self.now_ms());
-            import::insert_room(&self.pool, room, id, version, UserNid(0), now).await?;
+            let notices = &self.users.deps.notices;
+            import::insert_room(&self.pool, notices, room, id, version, UserNid(0), now).await?;
         }
         let row = rooms::get(&self.pool, room_id.as_str()).await?;
         let row = row.ok_or_else(|| Error::internal("a room has gone"))?;

@@ -60,7 +60,7 @@ impl Drop for Way {
 
 impl RoomOwner {
     /// Somebody here is about to ask another server for the way into a room. On return the room is
-    /// in the tables; instances that have just found it unknown take a moment to look again.
+    /// in the tables, and the other instances are told, which may have found it unknown.
     pub async fn expect(&self, room: &RoomId, version: &RoomVersionId) -> Result<Way> {
         let way = self.on_the_way.begin(room, version);
         self.known_room(room, version).await?;

@@ -4,7 +4,9 @@
 use chatd_base::{EventNid, KeyNid, RoomNid, ShardId, UserNid};
 
 use crate::{
-    Batch, Pool, Result, lane, params,
+    Batch, Pool, Result, lane,
+    notices::{Notice, Notices},
+    params,
     partial::{self, Omitted},
     shards,
     snapshots::NewSnapshot,
@@ -49,18 +51,21 @@ statements! {
                   WHERE m.room = $1 AND m.is_local";
 }
 
-/// Makes a room known by its number; nothing if it is.
+/// Makes a room known by its number, and tells the other instances; nothing if it is.
 pub async fn insert_room(
     pool: &Pool,
+    notices: &Notices,
     room: RoomNid,
     room_id: &str,
     version: &str,
     creator: UserNid,
     created_ts: i64,
 ) -> Result<()> {
-    let values: [&(dyn crate::ToSql + Sync); 5] =
-        [&room.0, &room_id, &version, &creator.0, &created_ts];
-    pool.execute(&INSERT_ROOM, &values).await?;
+    let mut batch = Batch::new();
+    let (id, version) = (room_id.to_owned(), version.to_owned());
+    batch.add(&INSERT_ROOM, params![room.0, id, version, creator.0, created_ts]);
+    notices.tell(&mut batch, Notice::Room { room_id: room_id.to_owned() });
+    pool.commit(batch).await?;
     Ok(())
 }
 

@@ -49,6 +49,8 @@ pub enum Notice {
     Directory,
     /// The user has forgotten a room.
     Forgotten { user: UserNid, room_id: String },
+    /// A room has become known: somebody is invited to it, or on the way into it.
+    Room { room_id: String },
     /// Events from before this server was in the room have been fetched.
     History { room_id: String },
     /// An instance has come or gone, or shards have another owner.

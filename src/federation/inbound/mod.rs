@@ -17,17 +17,18 @@ mod room;
 mod state;
 mod transaction;
 
-use std::sync::{
-    Arc, OnceLock,
-    atomic::{AtomicU64, Ordering},
-};
+use std::sync::{Arc, OnceLock};
 
 use chatd_base::{Cache, Clock, Stop};
 use chatd_rooms::Rooms;
 use chatd_servers::Servers;
-use chatd_storage::Pool;
+use chatd_storage::{
+    Pool,
+    notices::{Heard, Notice},
+};
 use chatd_streams::events::{Membership, MembershipChange};
 use chatd_users::Users;
+use parking_lot::Mutex;
 use ruma_common::{OwnedRoomId, OwnedServerName, RoomId};
 use tokio::sync::Notify;
 
@@ -61,8 +62,9 @@ struct Inner {
     answers: Cache<Asked, Arc<Outcome>>,
     /// Until when a room counts as unknown; 0 for one that is known.
     known: Cache<OwnedRoomId, u64>,
-    /// How often somebody here has come into a room.
-    joins: AtomicU64,
+    /// How often rooms have become known. Whoever notes what was read of a room holds it, and
+    /// looks whether that is out of date.
+    changes: Mutex<u64>,
     backlog: Backlog,
     /// Wakes whoever fetches device lists.
     stale: Notify,
@@ -71,9 +73,16 @@ struct Inner {
 }
 
 impl Inner {
-    fn note_join(&self, room: &RoomId) {
-        self.joins.fetch_add(1, Ordering::AcqRel);
+    fn note_room(&self, room: &RoomId) {
+        let mut changes = self.changes.lock();
+        *changes += 1;
         self.known.remove(room);
+    }
+
+    fn note_any(&self) {
+        let mut changes = self.changes.lock();
+        *changes += 1;
+        self.known.clear();
     }
 }
 
@@ -93,7 +102,7 @@ impl Inbound {
             servers: deps.servers.clone(),
             answers: Cache::new("inbound_transactions", MOST_ANSWERS),
             known: Cache::new("inbound_rooms", MOST_ROOMS),
-            joins: AtomicU64::new(0),
+            changes: Mutex::default(),
             backlog: Backlog::default(),
             stale: Notify::new(),
             meters: Meters::new(),
@@ -121,16 +130,33 @@ impl Inbound {
             let rows = frame.rows.iter().map(|(_, row)| row);
             let joined = rows.filter(|row| row.membership.as_ref().is_some_and(joins));
             if let Some(inner) = inner.upgrade() {
-                joined.for_each(|row| inner.note_join(&row.room_id));
+                joined.for_each(|row| inner.note_room(&row.room_id));
             }
         });
         let inner = Arc::downgrade(&self.0);
         events.on_skipped(move |_, _| {
             if let Some(inner) = inner.upgrade() {
-                inner.joins.fetch_add(1, Ordering::AcqRel);
-                inner.known.clear();
+                inner.note_any();
             }
         });
+        let inner = Arc::downgrade(&self.0);
+        deps.users.deps.notices.on_heard(move |heard| {
+            let Some(inner) = inner.upgrade() else { return };
+            match heard {
+                Heard::Notice(Notice::Room { room_id }) => {
+                    if let Ok(room) = <&RoomId>::try_from(room_id.as_str()) {
+                        inner.note_room(room);
+                    }
+                }
+                Heard::Notice(_) => {}
+                Heard::Missed => inner.note_any(),
+            }
+        });
+    }
+
+    /// This instance has made a room known, and told the others.
+    pub(crate) fn note_room(&self, room: &RoomId) {
+        self.0.note_room(room);
     }
 
     /// Tells of rooms in which events are missing behind one that has got its place. Called once,

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
 };
 
 use chatd_base::{Error, Refusal, Result};
@@ -114,12 +114,20 @@ impl Inbound {
         self.take_everywhere(origin, by_room).await
     }
 
-    /// Which of the rooms are known; one query at most.
+    /// Which of the rooms are known; one query at most. That a room is remembered to be unknown
+    /// counts after all is heard that other instances have told before: whoever is let into it is
+    /// let in after that.
     async fn known_rooms<'a>(
         &self,
-        rooms: impl Iterator<Item = &'a OwnedRoomId>,
+        rooms: impl Iterator<Item = &'a OwnedRoomId> + Clone,
     ) -> Result<HashMap<OwnedRoomId, bool>> {
         let now_ms = self.0.clock.now_ms();
+        let is_unknown = |room| self.0.known.get(room).is_some_and(|until_ms| until_ms > now_ms);
+        let own = &self.0.users.deps;
+        if own.streams.has_others() && rooms.clone().any(is_unknown) {
+            // Of an instance that hears nothing the memory is empty afterwards.
+            own.notices.sound().await;
+        }
         let mut found = HashMap::new();
         let mut open = Vec::new();
         for room in rooms {
@@ -132,17 +140,17 @@ impl Inbound {
         if open.is_empty() {
             return Ok(found);
         }
-        let joins = self.0.joins.load(Ordering::Acquire);
+        let changes = *self.0.changes.lock();
         let names: Vec<&str> = open.iter().map(|room| room.as_str()).collect();
         let known = rooms::list_known(&self.0.pool, &names).await.map_err(Error::from)?;
         for room in open {
             let is_known = known.iter().any(|known| known == room.as_str());
             let until_ms = if is_known { 0 } else { now_ms + UNKNOWN_FOR_MS };
-            self.0.known.insert(room.clone(), until_ms);
-            // Somebody may have come in since it was read.
-            if self.0.joins.load(Ordering::Acquire) != joins {
-                self.0.known.remove(room);
+            let now = self.0.changes.lock();
+            if *now == changes {
+                self.0.known.insert(room.clone(), until_ms);
             }
+            drop(now);
             found.insert(room.clone(), is_known);
         }
         Ok(found)

@@ -71,6 +71,7 @@ impl Joining {
         let made = self.make(server, wish).await?;
         // As soon as that server lets the user in, the others send what happens in the room.
         let _way = self.deps.rooms.owner.expect(wish.room_id, &made.version).await?;
+        self.inbound.note_room(wish.room_id);
         let may_omit = limit.is_none() && self.deps.rooms.owner.may_omit(wish.room_id).await?;
         let large = |mut ask: Ask| {
             if may_omit {

@@ -48,7 +48,9 @@ impl Other {
             }
             ("PUT", "send_join", 1) => {
                 let answer = in_version(version, self.take_join(room, seen).await);
-                answer.after(*lock(&self.inner.lateness))
+                // Nobody asks any more if the sender is gone.
+                let _ = self.inner.tells.subscribe().wait_for(|tells| *tells).await;
+                answer
             }
             ("PUT", "send_leave", 1) => in_version(version, self.take(room, seen, json!({})).await),
             ("PUT", "send_knock", 1) => {

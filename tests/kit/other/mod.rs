@@ -77,8 +77,8 @@ struct Inner {
     /// Whether it is there.
     is_up: watch::Sender<bool>,
     transactions: AtomicU64,
-    /// How long those who join wait for the room.
-    lateness: Mutex<Duration>,
+    /// Whether those who join are told of the room.
+    tells: watch::Sender<bool>,
     /// Whether members are left out of what those are told who ask for that.
     omits: AtomicBool,
 }
@@ -104,7 +104,7 @@ impl Other {
                 problems: Mutex::default(),
                 is_up: watch::Sender::new(false),
                 transactions: AtomicU64::default(),
-                lateness: Mutex::default(),
+                tells: watch::Sender::new(true),
                 omits: AtomicBool::default(),
             }),
         };
@@ -165,9 +165,14 @@ impl Other {
         self.on(method, prefix, move |_| Some(reply.clone()));
     }
 
-    /// Lets those who join wait so long for the room: they are in it meanwhile.
-    pub fn tell_late(&self, lateness: Duration) {
-        *lock(&self.inner.lateness) = lateness;
+    /// Lets those who join wait for the room until [`Self::tell`]: they are in it meanwhile.
+    pub fn hold_back(&self) {
+        self.inner.tells.send_replace(false);
+    }
+
+    /// Tells those who wait, and who come later.
+    pub fn tell(&self) {
+        self.inner.tells.send_replace(true);
     }
 
     /// Leaves out members for those who join and ask for that.
