@@ -158,6 +158,7 @@ async fn serve(
         federation.deps.servers.join(Arc::new(Carrier(caller)));
     }
     start_tasks(&app.users, &app.rooms, &federation, &leases);
+    chatd_api_client::answer_calls(&app);
     let mut routers = chatd_api_client::routers(&app);
     routers.extend(chatd_api_admin::routers(&Arc::new(admin)));
     let federation = chatd_api_federation::App { federation };

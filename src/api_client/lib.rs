@@ -10,7 +10,7 @@
 //! | join, knock, leave, invite | owner of the room | servers that are in the room, or that of the invited user, are asked (`chatd_federation::joining`) |
 //! | upgrade | owner of the old room | the new room is made by that instance |
 //! | invite of an address | owner of the room | an identity server is asked (`chatd_federation::joining`); what it signs later goes to the owner by a call |
-//! | createRoom | an instance that owns rooms | the new room is one of its own; users of other servers are invited by asking these |
+//! | createRoom | an instance that owns rooms | the new room is one of its own; users of other servers, and people by their addresses, are invited by its owner, by a call if that is another instance |
 //! | forget, filters, key backups, login, refresh, register, keys/claim, OpenID tokens | anywhere | tables only; what others hold of it in memory is told by notices |
 //! | profile | anywhere | events for all rooms of the user go to their owners (`Rooms::send_all`) |
 //! | devices, keys, logout, password, deactivation | a writer of device lists | deactivation leaves all rooms, by `Rooms::send_all` |
@@ -28,6 +28,7 @@
 mod account;
 mod account_data;
 mod capabilities;
+mod create_room;
 mod devices;
 mod directory;
 mod filters;
@@ -88,6 +89,7 @@ pub fn routes() -> Vec<Routes<App>> {
         account::routes(),
         account_data::routes(),
         capabilities::routes(),
+        create_room::routes(),
         devices::routes(),
         directory::routes(),
         filters::routes(),
@@ -115,6 +117,11 @@ pub fn routes() -> Vec<Routes<App>> {
         voip::routes(),
         well_known::routes(),
     ]
+}
+
+/// Starts to answer the calls of other instances.
+pub fn answer_calls(app: &Arc<App>) {
+    create_room::answer_calls(app);
 }
 
 /// The same with their handlers bound to `app`; the assignment decides which of them are mounted.

@@ -1,4 +1,4 @@
-//! Making rooms, and who is in them.
+//! Who is in rooms.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use chatd_base::{Refusal, Requester, Result};
 use chatd_config::RouterName;
 use chatd_federation::joining::{ByAddress, Found, Redeemed};
 use chatd_http::{Auth, Home, LimitClass, Reply, Request, Routes, v3};
-use chatd_rooms::{create::CreateRoom, membership::Extra};
+use chatd_rooms::membership::Extra;
 use ruma_common::{OwnedRoomId, OwnedRoomOrAliasId, OwnedServerName, OwnedUserId, RoomId, UserId};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -16,9 +16,6 @@ use crate::App;
 
 pub fn routes() -> Routes<App> {
     Routes::of(RouterName::ClientRooms)
-        .post(v3("/createRoom"), Auth::Token, create)
-        .home(Home::AnyRoomOwner)
-        .limit(LimitClass::RoomCreation)
         .post(v3("/join/{roomIdOrAlias}"), Auth::Token, join)
         .home(Home::Room("roomIdOrAlias"))
         .limit(LimitClass::JoinsLocal)
@@ -47,51 +44,6 @@ pub fn routes() -> Routes<App> {
 /// Makes a repeat of a request that was carried have one effect.
 fn key(req: &Request) -> Option<Uuid> {
     req.key().map(Uuid::from_u128)
-}
-
-async fn create(app: Arc<App>, req: Request) -> Result<Reply> {
-    let who = req.who()?;
-    let body: CreateRoom = req.json_or_empty()?;
-    for user in &body.invite {
-        limit_invite(&app, who, None, user)?;
-    }
-    let far = far_invites(&app, &body);
-    let addresses = invited_addresses(&app, who, &body)?;
-    let is_direct = body.is_direct;
-    let room_id = app.rooms.create(&who.user_id, body, key(&req)).await?;
-    for user in far {
-        let extra = Extra { is_direct, ..Extra::default() };
-        // The room is there: whoever made it is not told to make another.
-        if let Err(error) = app.federation.joining.invite(who, &user, &room_id, extra).await {
-            tracing::info!(room.id = %room_id, %user, %error, "a user could not be invited");
-        }
-    }
-    for (by, number) in addresses.iter().zip(1..) {
-        // The key of the request is the room's.
-        let key = req.key().map(|key| Uuid::from_u128(key.wrapping_add(number)));
-        let limit = |user: &UserId| limit_invite(&app, who, None, user);
-        let invited = app.federation.joining.invite_by_address(who, &room_id, by, key, limit);
-        if let Err(error) = invited.await {
-            tracing::info!(room.id = %room_id, %error, "an address could not be invited");
-        }
-    }
-    Reply::json(&json!({ "room_id": room_id }))
-}
-
-/// Those whom a new room is to invite by their addresses.
-fn invited_addresses(app: &App, who: &Requester, body: &CreateRoom) -> Result<Vec<ByAddress>> {
-    let all = body.invite_3pid.iter().map(|entry| {
-        app.limits.check(LimitClass::ThirdPartyInvite, who.user_id.as_str())?;
-        let missing = || Refusal::missing_param("`medium` or `address` is missing").into();
-        by_address(entry)?.ok_or_else(missing)
-    });
-    all.collect()
-}
-
-/// Users of other servers whom a new room is to invite.
-fn far_invites(app: &App, body: &CreateRoom) -> Vec<OwnedUserId> {
-    let is_far = |user: &&OwnedUserId| user.server_name() != app.config.server_name;
-    body.invite.iter().filter(is_far).cloned().collect()
 }
 
 #[derive(Deserialize)]
@@ -247,7 +199,7 @@ async fn unban(app: Arc<App>, req: Request) -> Result<Reply> {
 }
 
 /// Whom an invite is for, if it names an address.
-fn by_address(body: &Value) -> Result<Option<ByAddress>> {
+pub(crate) fn by_address(body: &Value) -> Result<Option<ByAddress>> {
     let names = |all: [&str; 2]| all.iter().all(|name| body.get(name).is_some());
     if !names(["medium", "address"]) {
         return Ok(None);
@@ -268,7 +220,12 @@ fn target(req: &Request) -> Result<(&Requester, OwnedRoomId, Target)> {
     Ok((req.who()?, req.arg_as("roomId")?, req.json()?))
 }
 
-fn limit_invite(app: &App, who: &Requester, room: Option<&RoomId>, user: &UserId) -> Result<()> {
+pub(crate) fn limit_invite(
+    app: &App,
+    who: &Requester,
+    room: Option<&RoomId>,
+    user: &UserId,
+) -> Result<()> {
     if let Some(room) = room {
         app.limits.check(LimitClass::InvitesPerRoom, room.as_str())?;
     }

@@ -14,7 +14,7 @@
 //! | --- | --- |
 //! | GET | reads again |
 //! | PUT, DELETE | sets the same again; events and messages to devices have a transaction id |
-//! | createRoom | gets the room of the first: the request's key is committed with it |
+//! | createRoom | gets the room of the first: the request's key is committed with it; its owner invites those who are left |
 //! | join, knock, leave, invite, kick, ban, unban | gets the event of the first: the same key |
 //! | forget, receipt, read_markers, filter | sets the same again |
 //! | keys/upload, device_signing, signatures | finds that it is stored |

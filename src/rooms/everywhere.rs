@@ -12,7 +12,8 @@ use bytes::Bytes;
 use chatd_base::{CallError, Error, Patience, Refusal, Result};
 use chatd_streams::{Owner, away};
 use futures::{StreamExt, future::join_all, stream};
-use ruma_common::{OwnedEventId, OwnedRoomId};
+use ruma_common::{OwnedEventId, OwnedRoomId, RoomId};
+use serde::Serialize;
 use uuid::Uuid;
 
 use crate::{Draft, Rooms};
@@ -158,6 +159,47 @@ impl Attempt {
                 }
                 sent => self.done.push((room, sent.map(drop).map_err(Error::from))),
             }
+        }
+    }
+}
+
+impl Rooms {
+    /// Has whoever owns the room do something that may be done twice: this instance does it by
+    /// `here`, another one is told of `what` by a call.
+    pub async fn at_owner<F>(
+        &self,
+        room_id: &RoomId,
+        call: &str,
+        what: &impl Serialize,
+        here: impl Fn() -> F,
+    ) -> Result<()>
+    where
+        F: Future<Output = Result<()>>,
+    {
+        let others = &self.users.deps.streams.others;
+        let mut patience = Patience::default();
+        loop {
+            let done = match self.owner.whose(room_id) {
+                Owner::Here { .. } => here().await,
+                Owner::At(instance) => {
+                    let body = serde_json::to_vec(what).map_err(Error::internal)?;
+                    match others.ask_once(Some(&instance), call, body.into(), patience).await {
+                        Ok(_) => Ok(()),
+                        Err(CallError::Refused(refusal)) => Err(refusal.into()),
+                        Err(CallError::Lost(_) | CallError::Unsent(_)) => {
+                            Err(Refusal::not_owner(String::new()).into())
+                        }
+                    }
+                }
+            };
+            match done {
+                Err(error) if error.errcode() == Some(Refusal::NOT_OWNER) => {}
+                done => return done,
+            }
+            if !patience.wait(others.stop()).await {
+                return Err(away().into());
+            }
+            self.owner.refresh_owners().await?;
         }
     }
 }

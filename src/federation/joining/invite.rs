@@ -66,7 +66,7 @@ impl Joining {
         draft: Draft,
     ) -> Result<Sent> {
         let rooms = &self.deps.rooms;
-        let _turn = self.turns.take(user, room_id).await;
+        let _turn = self.turn_of(user, room_id).await;
         let is_there = |standing: &Standing| {
             standing.membership == Membership::Invite && standing.event.sender == *sender
         };

@@ -26,7 +26,7 @@ impl Joining {
         servers: &[OwnedServerName],
         extra: Extra,
     ) -> Result<()> {
-        let _turn = self.turns.take(&who.user_id, room_id).await;
+        let _turn = self.turn_of(&who.user_id, room_id).await;
         let rooms = &self.deps.rooms;
         let is_in = rooms.owner.is_in(room_id).await?;
         if is_in && !self.needs_others(who, room_id).await? {

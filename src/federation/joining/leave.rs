@@ -12,7 +12,7 @@ impl Joining {
     /// Makes the requester leave. A room that this server is not in is left by a server that is; if
     /// none of them answers, the user has left it nevertheless, as far as this server is concerned.
     pub async fn leave(&self, who: &Requester, room_id: &RoomId, extra: Extra) -> Result<()> {
-        let _turn = self.turns.take(&who.user_id, room_id).await;
+        let _turn = self.turn_of(&who.user_id, room_id).await;
         let owner = &self.deps.rooms.owner;
         let is_in = owner.is_in(room_id).await?;
         let standing = match is_in {

@@ -17,11 +17,12 @@ mod split;
 mod template;
 mod third_party;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, hash::Hash, sync::Arc};
 
 use parking_lot::Mutex;
 use ruma_common::{OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, UserId};
 use tokio::sync::OwnedMutexGuard;
+use uuid::Uuid;
 
 use self::resync::Resync;
 use crate::{Deps, history::History, inbound::Inbound};
@@ -33,25 +34,37 @@ pub struct Joining {
     inbound: Inbound,
     /// Fetches what was said while nobody of this server was in a room.
     history: History,
-    turns: Turns,
+    turns: Turns<(OwnedUserId, OwnedRoomId)>,
+    /// Letters that identity servers are asked to write, by the keys of their requests.
+    letters: Turns<Uuid>,
     resync: Resync,
 }
 
-/// Whose turn it is, for each user and room.
-#[derive(Default)]
-struct Turns(Mutex<HashMap<(OwnedUserId, OwnedRoomId), Turn>>);
+/// Whose turn it is to work on something.
+struct Turns<K>(Mutex<HashMap<K, Turn>>);
 
 type Turn = Arc<tokio::sync::Mutex<()>>;
 
-impl Turns {
+impl<K: Eq + Hash> Turns<K> {
+    fn new() -> Self {
+        Self(Mutex::new(HashMap::new()))
+    }
+
     /// Waits until nobody else works on the same.
-    async fn take(&self, user: &UserId, room_id: &RoomId) -> OwnedMutexGuard<()> {
+    async fn take(&self, what: K) -> OwnedMutexGuard<()> {
         let turn = {
             let mut turns = self.0.lock();
             turns.retain(|_, turn| Arc::strong_count(turn) > 1);
-            turns.entry((user.to_owned(), room_id.to_owned())).or_default().clone()
+            turns.entry(what).or_default().clone()
         };
         turn.lock_owned().await
+    }
+}
+
+impl Joining {
+    /// Waits until nobody else brings the user into the room, or out of it.
+    async fn turn_of(&self, user: &UserId, room_id: &RoomId) -> OwnedMutexGuard<()> {
+        self.turns.take((user.to_owned(), room_id.to_owned())).await
     }
 }
 
@@ -68,7 +81,8 @@ impl Joining {
             deps: deps.clone(),
             inbound: inbound.clone(),
             history: history.clone(),
-            turns: Turns::default(),
+            turns: Turns::new(),
+            letters: Turns::new(),
             resync: Resync::default(),
         });
         joining.answer_calls();

@@ -1,20 +1,26 @@
 //! People who are invited by an address.
 
 use std::{
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
 use chatd_kit::{
-    Other, Server, Settings, Spread, User,
+    Other, Server, Settings, Spread, User, eventually,
     fleet::public_socket,
     http::Http,
-    other::{ACCESS_TOKEN, Reply, Vouching},
+    other::{ACCESS_TOKEN, Reply, Seen, Vouching},
     path, scenario,
 };
+use futures::future::join_all;
 use serde_json::{Value, json};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_chatd");
+/// Made at once: the repeat of each comes to any of two instances.
+const ROOMS: usize = 4;
 const ONBIND: &str = "/_matrix/federation/v1/3pid/onbind";
 
 /// An invite of `address` by the identity server `other`.
@@ -352,38 +358,58 @@ scenario! {
     }
 }
 
-/// Who makes the room is killed while the second letter is written; the request is made again, of
-/// any instance that owns rooms.
+/// Who makes rooms is killed while the second letter of each is written; the requests are made
+/// again, of any instance that owns rooms: whoever is left is invited by the owner of the room.
 #[tokio::test]
-async fn a_new_room_that_is_asked_for_again_writes_no_letter_twice() {
+async fn a_new_room_that_is_asked_for_again_writes_each_letter_once() {
     let mut fleet = Server::fleet(BINARY, Settings::federating(), Spread::Random).await;
     let identity = Other::start().await;
     let vouching = identity.identify(&[]);
     let target = "/_matrix/identity/v2/store-invite";
-    let hanging = AtomicBool::new(true);
+    let hanging = Arc::new(AtomicBool::new(true));
+    let hangs = hanging.clone();
+    let is_second = |seen: &Seen| seen.body["address"] == "b@example.org";
     identity.on("POST", target, move |seen| {
-        let hangs = seen.body["address"] == "b@example.org" && hanging.swap(false, Relaxed);
-        hangs.then(|| Reply::stuck("{"))
+        (is_second(seen) && hangs.load(Relaxed)).then(|| Reply::stuck("{"))
     });
     let worker = Http::on_socket(&public_socket(fleet.folder(), "sync1"));
     let alice = fleet.user("alice").await.at(&worker);
-    let invites = ["a@example.org", "b@example.org"].map(|one| by_address(&identity, one));
-    let body = json!({"invite_3pid": invites});
-    let made = async { alice.post("/createRoom", &body).await.string("room_id") };
+    let addresses = ["a@example.org", "b@example.org", "c@example.org"];
+    let body = json!({"invite_3pid": addresses.map(|one| by_address(&identity, one))});
+    let make = || async {
+        loop {
+            let answer = alice.post("/createRoom", &body).await;
+            // Nobody may be there for a while.
+            if answer.status != 503 {
+                return answer.string("room_id");
+            }
+        }
+    };
+    let made = join_all([(); ROOMS].map(|()| make()));
     let killed = async {
-        identity
-            .until("the second letter", "POST", target, |seen| {
-                (seen.body["address"] == "b@example.org").then_some(())
-            })
-            .await;
+        eventually("the second letter of each", || {
+            let seen = identity.seen("POST", target);
+            let count = seen.iter().filter(|one| is_second(one)).count();
+            async move { if count >= ROOMS { Ok(()) } else { Err(count.to_string()) } }
+        })
+        .await;
+        hanging.store(false, Relaxed);
         for persister in ["persister1", "persister2"] {
             fleet.members().instance(persister).kill9().expect("it can be killed");
         }
         fleet.members().launch().await.expect("they start again");
     };
-    let (room, ()) = futures::join!(made, killed);
-    let taken = vouching.taken();
-    let first = taken.iter().filter(|letter| letter["address"] == "a@example.org");
-    assert_eq!(first.count(), 1, "{taken:?}");
-    alice.get_state(&room, "m.room.third_party_invite", "token1").await.ok();
+    let (rooms, ()) = futures::join!(made, killed);
+    for room in rooms {
+        let taken = vouching.taken();
+        for address in addresses {
+            let letters =
+                taken.iter().filter(|one| one["room_id"] == room && one["address"] == address);
+            assert_eq!(letters.count(), 1, "{address}: {taken:#?}");
+        }
+        let state = alice.get(path("/rooms/{}/state", &[&room])).await;
+        let pending = state.ok().as_array().into_iter().flatten();
+        let pending = pending.filter(|event| event["type"] == "m.room.third_party_invite");
+        assert_eq!(pending.count(), addresses.len(), "{state}");
+    }
 }

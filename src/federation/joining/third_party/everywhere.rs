@@ -4,9 +4,8 @@
 use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
-use chatd_base::{CallError, Error, Patience, Refusal, Result};
+use chatd_base::{Error, Refusal, Result};
 use chatd_storage::rooms::list_with_locals;
-use chatd_streams::{Owner, away};
 use serde_json::Value;
 
 use super::{super::Joining, exchange::Redeemed};
@@ -73,33 +72,8 @@ impl Joining {
 
     /// Makes an invite of what an identity server has signed, wherever the room is.
     async fn redeem(&self, redeemed: &Redeemed) -> Result<()> {
-        let mut patience = Patience::default();
-        loop {
-            match self.redeem_once(redeemed, patience).await {
-                Err(error) if error.errcode() == Some(Refusal::NOT_OWNER) => {}
-                done => return done,
-            }
-            if !patience.wait(&self.deps.users.deps.stop).await {
-                return Err(away().into());
-            }
-            self.deps.rooms.owner.refresh_owners().await?;
-        }
-    }
-
-    async fn redeem_once(&self, redeemed: &Redeemed, patience: Patience) -> Result<()> {
-        let owner = match self.deps.rooms.owner.whose(&redeemed.room_id) {
-            Owner::Here { .. } => return self.redeem_here(redeemed).await,
-            Owner::At(instance) => instance,
-        };
-        let body = serde_json::to_vec(redeemed).map_err(Error::internal)?;
-        let others = &self.deps.users.deps.streams.others;
-        match others.ask_once(Some(&owner), CALL, body.into(), patience).await {
-            Ok(_) => Ok(()),
-            Err(CallError::Refused(refusal)) => Err(refusal.into()),
-            Err(CallError::Lost(_) | CallError::Unsent(_)) => {
-                Err(Refusal::not_owner(String::new()).into())
-            }
-        }
+        let here = || self.redeem_here(redeemed);
+        self.deps.rooms.at_owner(&redeemed.room_id, CALL, redeemed, here).await
     }
 }
 

@@ -17,7 +17,7 @@ use chatd_rooms::{
     third_party::{Letterhead, pending_draft},
 };
 use ruma_common::{OwnedServerName, RoomId, UserId};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
@@ -27,13 +27,19 @@ use super::Joining;
 pub use exchange::Redeemed;
 
 /// Whom to invite, and who may know that person.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct ByAddress {
     pub id_server: OwnedServerName,
+    /// Told to other instances of this server only.
+    #[serde(serialize_with = "expose")]
     pub id_access_token: Secret,
     /// `email`, `msisdn` …
     pub medium: String,
     pub address: String,
+}
+
+fn expose<S: Serializer>(token: &Secret, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(token.expose())
 }
 
 impl Joining {
@@ -55,7 +61,12 @@ impl Joining {
             let message = "this server does not look third-party identifiers up";
             return Err(Refusal::forbidden(message).into());
         }
-        // A repeat of a request that was done writes no second letter.
+        // A repeat of a request that was done writes no second letter, nor does one that comes while
+        // the first is still being done.
+        let _turn = match key {
+            Some(key) => Some(self.letters.take(key).await),
+            None => None,
+        };
         if rooms.is_done(key).await? {
             return Ok(());
         }
