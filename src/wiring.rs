@@ -9,7 +9,7 @@ use chatd_config::{
     Assignment, Config, Database, MAIN, PostgresDatabase, Roles, SigningKeys, StreamName, TaskName,
 };
 use chatd_federation::Federation;
-use chatd_http::{Fleet, Limits, Metrics, Reply, Server, Serving};
+use chatd_http::{Fleet, Limits, Metrics, Reply, Router, Server, Serving};
 use chatd_rooms::{Rooms, Signer, profile::finish_what_was_begun, read::Reader};
 use chatd_servers::Servers;
 use chatd_storage::{ConnectSettings, Host, Interner, Pool, instances::Card, notices::Notices};
@@ -99,8 +99,52 @@ async fn serve(
     if !migrate(&pool, stop).await? {
         return Ok(());
     }
-    let clock = Clock::system();
-    let limits = Limits::new(config.rates.clone(), config.chatd.rate_limit_cache, clock.clone());
+    let (deps, owners) = foundation(config, mine, pool, stop, services).await?;
+    let leases = Arc::new(Leases::new(crate::duties::duties(mine, &Roles::embedded())));
+    let (app, roster) = services_on(deps, &owners, mine, &leases, stop).await?;
+    if let Some(roster) = &roster {
+        tasks::spawn("duties", follow_duties(roster.clone(), changes, stop.clone()));
+    }
+    let deps = &app.users.deps;
+    let Deps { config, pool, streams, .. } = deps;
+    let name = config.server_name.as_str();
+    let status = Arc::new(Status::new(mine, name, pool, streams, &owners, roster.clone()));
+    let figures = status.clone();
+    metrics.source(move |sheet| figures.figures(sheet));
+    let homes = Arc::new(Homes::new(mine, deps, &owners, &app.reader, roster, &app.federation));
+    let fleet = fleet(deps, mine, &homes, stop)?;
+    if let Some(caller) = fleet.as_ref().map(Fleet::caller) {
+        streams.others.join(Arc::new(Fellows { homes, caller: caller.clone() }));
+        app.federation.deps.servers.join(Arc::new(Carrier(caller)));
+    }
+    start_tasks(&app.users, &app.rooms, &app.federation, &leases);
+    chatd_api_client::answer_calls(&app);
+    let serving = Serving {
+        routers: routers(&app),
+        mounted: mine.routers.clone(),
+        fleet,
+        calls: streams.calls.clone(),
+        users: app.users.tokens.clone(),
+        servers: app.federation.deps.servers.keyring.clone(),
+        limits: app.limits.clone(),
+        metrics,
+        detail: Arc::new(move || Reply::json(&status.detail())),
+    };
+    tracing::info!("{name} is ready as {}", mine.instance);
+    if mine.instance == MAIN {
+        say_how_to_make_an_account(config);
+    }
+    server.serve(serving, stop.clone()).await.map_err(|error| anyhow!(error))
+}
+
+/// What all services are built from: the streams with this instance's seat, and who owns the rooms.
+async fn foundation(
+    config: Arc<Config>,
+    mine: &Assignment,
+    pool: Pool,
+    stop: &Stop,
+    services: &Stop,
+) -> Result<(Deps, Arc<Owners>)> {
     let bus = bus(&config, mine, services)?;
     let streams = Streams::open(&pool, bus, &mine.instance, &mine.writers, services).await?;
     let owners = Arc::new(Owners::open(&pool, &mine.instance, !streams.has_others()).await?);
@@ -110,75 +154,54 @@ async fn serve(
         interner: Arc::new(Interner::new(&pool, config.chatd.id_cache)),
         streams: Arc::new(streams),
         notices,
-        config: config.clone(),
-        clock: clock.clone(),
+        config,
+        clock: Clock::system(),
         stop: services.clone(),
         closing: stop.clone(),
         pool,
     };
+    Ok((deps, owners))
+}
+
+/// The services, which see and tell what goes on, and this instance's place in the fleet.
+async fn services_on(
+    deps: Deps,
+    owners: &Arc<Owners>,
+    mine: &Assignment,
+    leases: &Arc<Leases>,
+    stop: &Stop,
+) -> Result<(Arc<App>, Option<Arc<Roster>>)> {
     let users = Arc::new(Users::new(deps));
+    let Deps { pool, config, clock, stop: services, .. } = &users.deps;
     // Before anything is written, so that its memory is complete from the start.
     let sync = Arc::new(Sync::new(&users));
     // Made at the first start.
     let keys =
         SigningKeys::read_or_create(&config.signing_key_path).map_err(|error| anyhow!(error))?;
-    let rooms = Arc::new(Rooms::new(&users, owners.clone(), signer(&config, &keys)?));
+    let rooms = Arc::new(Rooms::new(&users, owners.clone(), signer(config, &keys)?));
     rooms.answer_calls();
     let reader = rooms.reader.clone();
-    users.deps.streams.follow(&users.deps.pool, services);
-    users.deps.notices.listen(&users.deps.pool, services);
-    let leases = Arc::new(Leases::new(crate::duties::duties(mine, &Roles::embedded())));
-    let roster = join_fleet(&users.deps, &owners, mine, &leases, stop).await?;
-    if let Some(roster) = &roster {
-        tasks::spawn("duties", follow_duties(roster.clone(), changes, stop.clone()));
-    }
-    let admin = chatd_api_admin::App::new(config.clone(), users.clone(), clock.clone());
+    users.deps.streams.follow(pool, services);
+    users.deps.notices.listen(pool, services);
+    let roster = join_fleet(&users.deps, owners, mine, leases, stop).await?;
     let federation = federation(&users, &rooms, &reader, keys)?;
     tasks::spawn("inbound", federation.inbound.clone().run(services.clone()));
     tasks::spawn("partial_rooms", federation.joining.clone().run(services.clone()));
-    let keyring = federation.deps.servers.keyring.clone();
-    let limits = Arc::new(limits);
-    let app =
-        App { config, clock, limits, users, rooms, sync, reader, federation: federation.clone() };
-    let app = Arc::new(app);
+    let limits = Limits::new(config.rates.clone(), config.chatd.rate_limit_cache, clock.clone());
+    let (config, clock, limits) = (config.clone(), clock.clone(), Arc::new(limits));
+    let app = App { config, clock, limits, users, rooms, sync, reader, federation };
+    Ok((Arc::new(app), roster))
+}
 
-    let limits = app.limits.clone();
-    let deps = &app.users.deps;
-    let Deps { pool, streams, .. } = deps;
-    let name = app.config.server_name.as_str();
-    let status = Arc::new(Status::new(mine, name, pool, streams, &owners, roster.clone()));
-    let figures = status.clone();
-    metrics.source(move |sheet| figures.figures(sheet));
-    let homes = Arc::new(Homes::new(mine, deps, &owners, &app.reader, roster, &federation));
-    let fleet = fleet(deps, mine, &homes, stop)?;
-    if let Some(caller) = fleet.as_ref().map(Fleet::caller) {
-        streams.others.join(Arc::new(Fellows { homes, caller }));
-    }
-    if let Some(caller) = fleet.as_ref().map(Fleet::caller) {
-        federation.deps.servers.join(Arc::new(Carrier(caller)));
-    }
-    start_tasks(&app.users, &app.rooms, &federation, &leases);
-    chatd_api_client::answer_calls(&app);
-    let mut routers = chatd_api_client::routers(&app);
+/// The endpoints of all members.
+fn routers(app: &Arc<App>) -> Vec<Router> {
+    let (config, users, clock) = (app.config.clone(), app.users.clone(), app.clock.clone());
+    let admin = chatd_api_admin::App::new(config, users, clock);
+    let federation = chatd_api_federation::App { federation: app.federation.clone() };
+    let mut routers = chatd_api_client::routers(app);
     routers.extend(chatd_api_admin::routers(&Arc::new(admin)));
-    let federation = chatd_api_federation::App { federation };
     routers.extend(chatd_api_federation::routers(&Arc::new(federation)));
-    let serving = Serving {
-        routers,
-        mounted: mine.routers.clone(),
-        fleet,
-        calls: app.users.deps.streams.calls.clone(),
-        users: app.users.tokens.clone(),
-        servers: keyring,
-        limits,
-        metrics,
-        detail: Arc::new(move || Reply::json(&status.detail())),
-    };
-    tracing::info!("{} is ready as {}", app.config.server_name, mine.instance);
-    if mine.instance == MAIN {
-        say_how_to_make_an_account(&app.config);
-    }
-    server.serve(serving, stop.clone()).await.map_err(|error| anyhow!(error))
+    routers
 }
 
 /// What has to do with other servers.
