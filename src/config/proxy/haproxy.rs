@@ -24,8 +24,31 @@ pub(super) fn render(plan: &Plan, options: &ProxyOptions) -> String {
     text
 }
 
+/// What requests are spread by.
+const KEYS: &str = "    # The user: the local part, in base64, in an access token; other tokens stand for\n    \
+     # themselves.\n    \
+     http-request set-var(txn.token) urlp(access_token)\n    \
+     http-request set-var(txn.token) req.hdr(authorization),word(2,' ') if { req.hdr(authorization) -m found }\n    \
+     http-request set-var(txn.user) var(txn.token)\n    \
+     http-request set-var(txn.user) var(txn.token),field(2,_) if { var(txn.token) -m beg syt_ }\n    \
+     # The room in a path.\n    \
+     http-request set-var(txn.room) path\n    \
+     http-request set-var(txn.room) 'path,regsub(\"^.*/(rooms|join|knock)/\",\"\"),field(1,/)' if { path_reg '/(rooms|join|knock)/' }\n\n";
+
 fn frontend(plan: &Plan, options: &ProxyOptions) -> String {
-    let mut text = "frontend chatd\n".to_owned();
+    format!(
+        "frontend chatd\n{}{}{KEYS}{}    # Nothing else is for the outside.\n    \
+         default_backend chatd_nobody\n\n\
+         backend chatd_nobody\n    http-request deny deny_status 404\n\n",
+        binds(plan, options),
+        doors(plan, options),
+        routes(plan, options)
+    )
+}
+
+/// Where it listens.
+fn binds(plan: &Plan, options: &ProxyOptions) -> String {
+    let mut text = String::new();
     let tls = options.tls(plan).map_or_else(String::new, |tls| {
         text += "    # The key belongs into the same file, or beside it as FILE.key.\n";
         format!(" ssl crt {} alpn h2,http/1.1", tls.certificate_path.display())
@@ -36,6 +59,12 @@ fn frontend(plan: &Plan, options: &ProxyOptions) -> String {
             None => format!("    bind :::{port} v4v6{tls}\n"),
         };
     }
+    text
+}
+
+/// Who a client is, and what is let in.
+fn doors(plan: &Plan, options: &ProxyOptions) -> String {
+    let mut text = String::new();
     let proto = if options.has_tls() { "https" } else { "http" };
     if let Some(networks) = options.trusted() {
         text += &format!(
@@ -56,15 +85,12 @@ fn frontend(plan: &Plan, options: &ProxyOptions) -> String {
     if !options.admin {
         text += &format!("    http-request deny deny_status 404 if {{ path_reg '{ADMIN}' }}\n");
     }
-    text += "    # The user: the local part, in base64, in an access token; other tokens stand for\n    \
-             # themselves.\n    \
-             http-request set-var(txn.token) urlp(access_token)\n    \
-             http-request set-var(txn.token) req.hdr(authorization),word(2,' ') if { req.hdr(authorization) -m found }\n    \
-             http-request set-var(txn.user) var(txn.token)\n    \
-             http-request set-var(txn.user) var(txn.token),field(2,_) if { var(txn.token) -m beg syt_ }\n    \
-             # The room in a path.\n    \
-             http-request set-var(txn.room) path\n    \
-             http-request set-var(txn.room) 'path,regsub(\"^.*/(rooms|join|knock)/\",\"\"),field(1,/)' if { path_reg '/(rooms|join|knock)/' }\n\n";
+    text
+}
+
+/// Which requests go where.
+fn routes(plan: &Plan, options: &ProxyOptions) -> String {
+    let mut text = String::new();
     for (family, target) in &plan.families {
         text += &format!("    # {}\n", family.what);
         if family.may_be_initial {
@@ -86,9 +112,7 @@ fn frontend(plan: &Plan, options: &ProxyOptions) -> String {
             "    # the admin API\n    use_backend chatd_clients if {{ path_reg '{ADMIN}' }}\n"
         );
     }
-    text + "    # Nothing else is for the outside.\n    \
-            default_backend chatd_nobody\n\n\
-            backend chatd_nobody\n    http-request deny deny_status 404\n\n"
+    text
 }
 
 fn backend(pool: &Pool) -> String {
