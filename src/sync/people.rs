@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use chatd_base::{Position, Result, RoomNid, UserNid};
 use chatd_config::PresenceMode;
 use chatd_storage::{Pool, memberships, presence, sync};
-use chatd_streams::{StreamToken, presence::PresenceState};
+use chatd_streams::{
+    StreamToken,
+    presence::{PresenceRow, PresenceState},
+};
 use ruma_common::{OwnedUserId, UserId};
 
 use crate::{
@@ -211,50 +214,21 @@ async fn presence_of(
     plan: &Plan,
     came: &BTreeMap<UserNid, String>,
 ) -> Result<Vec<Presence>> {
-    let mut told: BTreeMap<UserNid, Presence> = BTreeMap::new();
-    match &plan.presence {
-        Rows::Tables => {
-            let after = plan.since.as_ref().map_or(Position(0), |since| since.presence.min);
-            let with_offline = plan.since.is_some() || rules.include_offline;
-            let joined = plan.joined();
-            let rows = sync::list_presence_in(
-                pool,
-                asker.user,
-                &joined,
-                after,
-                with_offline,
-                MOST_PRESENCE,
-            );
-            for row in rows.await? {
-                let state = PresenceState::from_letter(row.state).unwrap_or(PresenceState::Offline);
-                told.insert(
-                    row.user,
-                    Presence {
-                        user_id: row.user_id,
-                        state,
-                        status_msg: row.status_msg,
-                        currently_active: row.currently_active,
-                        last_active_ts: row.last_active_ts,
-                    },
-                );
-            }
-        }
+    let mut told: BTreeMap<UserNid, Presence> = match &plan.presence {
+        Rows::Tables => changed_presence(pool, rules, asker, plan).await?,
         Rows::Memory(rows) => {
             let sharing = sharing(pool, asker, rows).await?;
-            for row in rows.iter().filter(|row| sharing.contains(&row.user)) {
-                told.insert(
-                    row.user,
-                    Presence {
-                        user_id: row.value.user_id.to_string(),
-                        state: row.value.state,
-                        status_msg: row.value.status_msg.clone(),
-                        currently_active: row.value.currently_active,
-                        last_active_ts: row.value.last_active_ts,
-                    },
-                );
-            }
+            let seen = rows.iter().filter(|row| sharing.contains(&row.user));
+            let presence = |row: &PresenceRow| Presence {
+                user_id: row.user_id.to_string(),
+                state: row.state,
+                status_msg: row.status_msg.clone(),
+                currently_active: row.currently_active,
+                last_active_ts: row.last_active_ts,
+            };
+            seen.map(|row| (row.user, presence(&row.value))).collect()
         }
-    }
+    };
     let newly_met: Vec<UserNid> = came.keys().filter(|u| !told.contains_key(u)).copied().collect();
     if !newly_met.is_empty() {
         for row in presence::list(pool, &newly_met).await? {
@@ -270,6 +244,28 @@ async fn presence_of(
         }
     }
     Ok(told.into_values().collect())
+}
+
+/// What the tables have of presence that has changed.
+async fn changed_presence(
+    pool: &Pool,
+    rules: Rules,
+    asker: &Asker,
+    plan: &Plan,
+) -> Result<BTreeMap<UserNid, Presence>> {
+    let after = plan.since.as_ref().map_or(Position(0), |since| since.presence.min);
+    let with_offline = plan.since.is_some() || rules.include_offline;
+    let (user, joined) = (asker.user, plan.joined());
+    let rows =
+        sync::list_presence_in(pool, user, &joined, after, with_offline, MOST_PRESENCE).await?;
+    let presence = |row: sync::PresenceRow| Presence {
+        user_id: row.user_id,
+        state: PresenceState::from_letter(row.state).unwrap_or(PresenceState::Offline),
+        status_msg: row.status_msg,
+        currently_active: row.currently_active,
+        last_active_ts: row.last_active_ts,
+    };
+    Ok(rows.into_iter().map(|row| (row.user, presence(row))).collect())
 }
 
 /// Appends the event `m.presence`.

@@ -7,7 +7,7 @@ use std::{
 
 use chatd_base::{Position, RoomNid, UserNid};
 use chatd_streams::{
-    StreamToken, account_data::AccountDataRow, events::Membership, presence::PresenceRow,
+    Raw, StreamToken, account_data::AccountDataRow, events::Membership, presence::PresenceRow,
     receipts::ReceiptRow,
 };
 use ruma_common::{OwnedRoomId, OwnedUserId};
@@ -54,13 +54,6 @@ pub fn make(
     planner.typing(since, &arrived_in);
     let account_data = planner.account_data(since, &arrived_in);
     let (arrivals, departures) = planner.travellers(since, &arrived_in);
-    let push_rules = match since {
-        None => Some(None),
-        Some(since) => match state.push_rules.since(&asker.user, &since.push_rules) {
-            Some(rows) => rows.last().map(|row| Some(row.value.clone())),
-            None => Some(None),
-        },
-    };
     Some(Plan {
         since: since.cloned(),
         now: state.now.clone(),
@@ -76,10 +69,19 @@ pub fn make(
         new_receipts_from_tables,
         known_receipts_from_tables,
         account_data,
-        push_rules,
+        push_rules: push_rules(state, asker, since),
         arrivals,
         departures,
     })
+}
+
+/// The asker's push rules, if they are news: those that memory has, else word that the tables have them.
+fn push_rules(state: &State, asker: &Asker, since: Option<&SyncToken>) -> Option<Option<Raw>> {
+    let Some(since) = since else { return Some(None) };
+    match state.push_rules.since(&asker.user, &since.push_rules) {
+        Some(rows) => rows.last().map(|row| Some(row.value.clone())),
+        None => Some(None),
+    }
 }
 
 /// Steps that were read from the tables and those that came since, each once, none beyond `now`.
