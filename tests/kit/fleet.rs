@@ -30,6 +30,9 @@ pub enum Spread {
 /// The instances beside main.
 const WORKERS: &[&str] = &["persister1", "persister2", "stream1", "stream2", "sync1", "sync2"];
 
+/// Parts of all rooms.
+const SHARDS: u64 = 64;
+
 /// The running processes of a fleet; all are killed when dropped.
 #[derive(Debug)]
 pub struct Fleet {
@@ -135,6 +138,28 @@ impl Fleet {
             }
             ensure!(Instant::now() < deadline, "{name} does not come to own {count}: {detail:#}");
             tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Waits until all others take an instance for dead, and have all shards of rooms between them.
+    pub async fn until_given_up(&self, name: &str) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let others = self.instances.iter().map(Process::name).filter(|other| *other != name);
+            let details = try_join_all(others.map(|other| self.detail(other))).await?;
+            let sees = |detail: &&Value| {
+                let fleet = detail["fleet"].as_array();
+                fleet.is_some_and(|fleet| fleet.iter().any(|peer| peer["name"] == name))
+            };
+            let waiting: Vec<&Value> =
+                details.iter().filter(sees).map(|detail| &detail["instance"]).collect();
+            let owned: u64 = details.iter().filter_map(|it| it["shards"]["owned"].as_u64()).sum();
+            if waiting.is_empty() && owned == SHARDS {
+                return Ok(());
+            }
+            let why = format!("{waiting:?} wait for it, the others own {owned} shards");
+            ensure!(Instant::now() < deadline, "{name} is not given up: {why}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 

@@ -24,7 +24,8 @@ use super::{
 enum Fault {
     /// An instance is killed and starts again.
     Kill(&'static str),
-    /// An instance is paused until the others take it for dead, and goes on after that.
+    /// An instance is paused until the others take it for dead and have its rooms, and goes on after
+    /// that.
     Pause(&'static str),
     /// An instance is asked to end, and starts again: what a rolling update does.
     Restart(&'static str),
@@ -36,8 +37,6 @@ enum Fault {
 
 /// Messages between one change of a fleet and the next.
 const A_WHILE: usize = 100;
-/// Longer than the silence after which an instance counts as dead.
-const TAKEN_FOR_DEAD: Duration = Duration::from_secs(9);
 
 /// Faults until all have happened that `faults` lists, in its order.
 async fn suffer(
@@ -59,7 +58,7 @@ async fn suffer(
             Fault::Pause(name) => {
                 let pid = fleet.instance(name).pid().unwrap();
                 signal(pid, "STOP").unwrap();
-                tokio::time::sleep(TAKEN_FOR_DEAD).await;
+                fleet.until_given_up(name).await.unwrap();
                 signal(pid, "CONT").unwrap();
             }
             Fault::Restart(name) => {
