@@ -2,7 +2,7 @@
 //! in steps.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, btree_map::Entry},
     sync::Arc,
 };
 
@@ -81,7 +81,7 @@ impl Spread {
             let is_ours = row.user_id.server_name() == own;
             if is_ours && (self.receipts.len() < MOST || self.receipts.contains_key(&row.room)) {
                 let (room, key) = (row.room, (row.user_id.clone(), row.thread.clone()));
-                self.receipts.entry(room).or_default().insert(key, Arc::new(receipt));
+                keep_newest(self.receipts.entry(room).or_default().entry(key), receipt);
             }
         }
         if let Some(all) = news.all_typing.take() {
@@ -92,7 +92,7 @@ impl Spread {
         }
         for presence in std::mem::take(&mut news.presence.seen) {
             if presence.row.user_id.server_name() == own && self.presence.len() < MOST {
-                self.presence.insert(presence.row.user, Arc::new(presence));
+                keep_newest(self.presence.entry(presence.row.user), presence);
             }
         }
     }
@@ -222,9 +222,43 @@ impl Spread {
     }
 }
 
+/// Rows need not come in order: some have waited, others are read later.
+fn keep_newest<K: Ord, R>(place: Entry<'_, K, Arc<At<R>>>, new: At<R>) {
+    match place {
+        Entry::Occupied(known) if new.at < known.get().at => {}
+        Entry::Occupied(mut known) => drop(known.insert(Arc::new(new))),
+        Entry::Vacant(place) => drop(place.insert(Arc::new(new))),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use chatd_base::Position;
+    use chatd_streams::presence::PresenceState;
+
     use super::*;
+
+    #[test]
+    fn what_comes_late_replaces_nothing_newer() {
+        let at = |at: i64, active: bool| At {
+            at: Position(at),
+            row: PresenceRow {
+                user: UserNid(1),
+                user_id: "@x:a".try_into().unwrap(),
+                state: PresenceState::Online,
+                status_msg: None,
+                currently_active: active,
+                last_active_ts: 0,
+            },
+        };
+        let mut spread = Spread::new("a".try_into().unwrap(), 1);
+        for (new, is_active) in [(at(5, false), false), (at(3, true), false), (at(6, true), true)] {
+            let mut news = News::default();
+            news.presence.seen.push(new);
+            spread.add(&mut news, 0);
+            assert_eq!(spread.presence[&UserNid(1)].row.currently_active, is_active);
+        }
+    }
 
     fn row(room: i32, users: &[&str]) -> TypingRow {
         let users = users.iter().map(|user| OwnedUserId::try_from(*user).unwrap()).collect();
