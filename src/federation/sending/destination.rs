@@ -4,7 +4,7 @@
 //! all that is kept is which rooms it has missed something of, and since when, and that is in the
 //! tables. So a dead server costs a row for each room, however much is said there.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use chatd_base::{EventNid, Position, RoomNid, UserNid, WriterId};
 use chatd_storage::sending::DeviceChange;
@@ -70,8 +70,8 @@ pub(super) struct Destination {
     pub is_behind: bool,
     /// Rows in the table, or about to be.
     pub owed: BTreeMap<RoomNid, Owed>,
-    /// Rooms of which something has come while it is behind.
-    touched: BTreeSet<RoomNid>,
+    /// The first event of each room that has come since it was looked up what it is owed.
+    touched: BTreeMap<RoomNid, Position>,
     devices: BTreeMap<(UserNid, String), DeviceChange>,
     devices_under_way: Vec<DeviceChange>,
     pub owed_devices: Option<StreamToken>,
@@ -117,7 +117,7 @@ impl Destination {
     /// Adds an event, which is newer than those before.
     pub(super) fn add(&mut self, server: &OwnedServerName, event: Queued, ledger: &mut Ledger) {
         if self.is_behind {
-            self.touched.insert(event.room);
+            self.touch(event);
             self.owe(server, event.room, event.pos, ledger);
             return;
         }
@@ -144,6 +144,11 @@ impl Destination {
         if self.devices.len() > MOST_DEVICES {
             self.fall_behind(server, ledger);
         }
+    }
+
+    fn touch(&mut self, event: Queued) {
+        let first = self.touched.entry(event.room).or_insert(event.pos);
+        *first = event.pos.min(*first);
     }
 
     fn owe(
@@ -173,7 +178,7 @@ impl Destination {
     fn fall_behind(&mut self, server: &OwnedServerName, ledger: &mut Ledger) {
         self.is_behind = true;
         for event in std::mem::take(&mut self.queue) {
-            self.touched.insert(event.room);
+            self.touch(event);
             self.owe(server, event.room, event.pos, ledger);
         }
         if let Some(oldest) = self.devices.values().map(|change| change.pos).min() {
@@ -234,11 +239,10 @@ impl Destination {
             if !self.owed.contains_key(&room) {
                 continue;
             }
-            let is_settled = owed.is_none() && !self.touched.contains(&room);
+            let came = self.touched.get(&room).map(|pos| Owed { since: *pos, ahead: None });
+            let owed = owed.or(came);
             match owed {
                 Some(owed) => drop(self.owed.insert(room, owed)),
-                // What has come since is found from where it was; what it has had is passed over.
-                None if !is_settled => continue,
                 None => drop(self.owed.remove(&room)),
             }
             ledger.rooms.insert((server.clone(), room), owed);
@@ -385,6 +389,7 @@ mod tests {
         let all = CaughtUp { rooms: vec![(RoomNid(1), None)], devices: None };
         one.accepted(&server(), all.clone(), &told(), &mut ledger);
         assert!(one.is_behind, "the event has come while the transaction was under way");
+        assert_eq!(ledger.rooms[&(server(), RoomNid(1))], Some(owed(5)), "it has had the others");
         one.begin_to_catch_up(9);
         one.accepted(&server(), all, &told(), &mut ledger);
         assert!(!one.is_behind);
