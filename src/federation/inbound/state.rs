@@ -145,7 +145,7 @@ impl Inbound {
                 let path = format!("/_matrix/federation/v1/state/{room_part}?event_id={event}");
                 self.ask_state(origin, path).await
             }
-            _ => Ok(self.ask_each(origin, &missing).await),
+            _ => self.ask_each(origin, &missing).await,
         };
         match events {
             Ok(events) => {
@@ -193,7 +193,10 @@ impl Inbound {
             let stored: HashSet<&OwnedEventId> = stored.iter().collect();
             let missing: Vec<&OwnedEventId> =
                 part.iter().filter(|id| !stored.contains(id)).collect();
-            let events = self.ask_each(origin, &missing).await;
+            let events = match self.ask_each(origin, &missing).await {
+                Ok(events) => events,
+                Err(failure) => return Ok(Err(failure)),
+            };
             if events.is_empty() && !missing.is_empty() {
                 let why = format!("{origin} gives none of {} events", missing.len());
                 return Ok(Err(Failure::Odd(why)));
@@ -234,19 +237,34 @@ impl Inbound {
         Ok(pdus)
     }
 
-    async fn ask_each(&self, origin: &ServerName, ids: &[&OwnedEventId]) -> Vec<Box<RawValue>> {
-        let mut asked: Vec<BoxFuture<'_, Vec<Box<RawValue>>>> = Vec::with_capacity(ids.len());
+    /// Those of the events that the server gives; together they are no larger than what it may tell
+    /// at once.
+    async fn ask_each(
+        &self,
+        origin: &ServerName,
+        ids: &[&OwnedEventId],
+    ) -> Result<Vec<Box<RawValue>>, Failure> {
+        let mut asked: Vec<BoxFuture<'_, Option<Box<RawValue>>>> = Vec::with_capacity(ids.len());
         for id in ids {
             asked.push(Box::pin(self.ask_one(origin, id)));
         }
-        stream::iter(asked).buffer_unordered(AT_ONCE).concat().await
+        let mut answers = stream::iter(asked).buffer_unordered(AT_ONCE);
+        let (mut events, mut bytes) = (Vec::new(), 0);
+        while let Some(answer) = answers.next().await {
+            bytes += answer.as_ref().map_or(0, |event| event.get().len());
+            if bytes > MOST_STATE_BYTES {
+                return Err(Failure::Odd(format!("{origin} tells a state that is too large")));
+            }
+            events.extend(answer);
+        }
+        Ok(events)
     }
 
-    async fn ask_one(&self, origin: &ServerName, id: &OwnedEventId) -> Vec<Box<RawValue>> {
+    async fn ask_one(&self, origin: &ServerName, id: &OwnedEventId) -> Option<Box<RawValue>> {
         let path = format!("/_matrix/federation/v1/event/{}", segment(id.as_str()));
         let ask = Ask::get(path).within(WITHIN).most_bytes(MOST_EVENT_BYTES);
         let answer: Result<Events, Failure> = self.0.servers.client.ask_json(origin, ask).await;
-        answer.map_or_else(|_| Vec::new(), |events| events.pdus)
+        answer.ok()?.pdus.into_iter().next()
     }
 
     async fn store(
