@@ -7,11 +7,13 @@ use std::{
 
 use chatd_base::{Position, RoomNid, UserNid, WriterId};
 use chatd_streams::{
-    Key, Picky, StreamToken, Streams,
-    events::{EventRow, Membership},
-    presence::PresenceRow,
-    receipts::ReceiptRow,
-    typing::TypingRow,
+    Feed, Frame, Key, Picky, Stream, StreamToken, Streams,
+    device_lists::DeviceLists,
+    events::{EventRow, Events, Membership},
+    presence::{Presence, PresenceRow},
+    receipts::{ReceiptRow, Receipts},
+    to_device::ToDevice,
+    typing::{Typing, TypingRow},
 };
 use parking_lot::Mutex;
 use ruma_common::OwnedServerName;
@@ -184,87 +186,88 @@ impl Picky for Inboxes {
 
 /// Has the senders that run here told of everything that `streams` bring.
 pub(super) fn attach(inboxes: &Arc<Inboxes>, streams: &Streams) {
-    macro_rules! on {
-        ($feed:ident, |$all:ident, $frame:ident| $told:expr, $missed:expr) => {{
-            let $all = inboxes.clone();
-            streams.$feed.on_wanted_rows(inboxes.clone(), move |$frame| $told);
-            let all = inboxes.clone();
-            streams.$feed.on_skipped(move |writer, upto| {
-                all.tell(|news| {
-                    let missed: fn(&mut News, WriterId, Position) = $missed;
-                    missed(news, writer, upto);
-                });
-            });
-        }};
+    follow(inboxes, &streams.events, tell_events, |news, writer, upto| {
+        note(&mut news.events, writer, upto);
+        note(&mut news.joins.missed, writer, upto);
+    });
+    follow(inboxes, &streams.device_lists, tell_device_lists, |news, writer, upto| {
+        note(&mut news.device_lists, writer, upto);
+    });
+    follow(inboxes, &streams.to_device, tell_messages, |news, _, _| news.outbound_missed = true);
+    follow(inboxes, &streams.receipts, tell_receipts, |news, writer, upto| {
+        note(&mut news.receipts.missed, writer, upto);
+    });
+    follow(inboxes, &streams.typing, tell_typing, |news, _, _| news.typing_missed = true);
+    follow(inboxes, &streams.presence, tell_presence, |news, writer, upto| {
+        note(&mut news.presence.missed, writer, upto);
+    });
+}
+
+/// Has the senders told of the rows of one stream, and of those that have passed by.
+fn follow<S: Stream>(
+    inboxes: &Arc<Inboxes>,
+    feed: &Feed<S>,
+    tell: fn(&Inboxes, &Frame<S>),
+    missed: fn(&mut News, WriterId, Position),
+) {
+    let all = inboxes.clone();
+    feed.on_wanted_rows(inboxes.clone(), move |frame| tell(&all, frame));
+    let all = inboxes.clone();
+    feed.on_skipped(move |writer, upto| all.tell(|news| missed(news, writer, upto)));
+}
+
+fn tell_events(all: &Inboxes, frame: &Frame<Events>) {
+    if frame.rows.iter().any(|(_, row)| row.to_send) {
+        all.tell(|news| note(&mut news.events, frame.writer, frame.position));
     }
-    on!(
-        events,
-        |all, frame| {
-            if frame.rows.iter().any(|(_, row)| row.to_send) {
-                all.tell(|news| note(&mut news.events, frame.writer, frame.position));
+    let joins = frame.rows.iter();
+    let joins = joins.filter_map(|(at, row)| Some((*at, Join::of(row, frame.writer)?)));
+    let joins: Vec<(Position, Join)> = joins.collect();
+    if !joins.is_empty() {
+        all.tell(|news| {
+            for (at, join) in &joins {
+                news.joins.push(frame.writer, *at, || join.clone());
             }
-            let joins = frame.rows.iter();
-            let joins = joins.filter_map(|(at, row)| Some((*at, Join::of(row, frame.writer)?)));
-            let joins: Vec<(Position, Join)> = joins.collect();
-            if !joins.is_empty() {
-                all.tell(|news| {
-                    let push = |(at, join): &(Position, Join)| {
-                        news.joins.push(frame.writer, *at, || join.clone());
-                    };
-                    joins.iter().for_each(push);
-                });
-            }
-        },
-        |news, writer, upto| {
-            note(&mut news.events, writer, upto);
-            note(&mut news.joins.missed, writer, upto);
+        });
+    }
+}
+
+fn tell_device_lists(all: &Inboxes, frame: &Frame<DeviceLists>) {
+    if !frame.rows.is_empty() {
+        all.tell(|news| note(&mut news.device_lists, frame.writer, frame.position));
+    }
+}
+
+fn tell_messages(all: &Inboxes, frame: &Frame<ToDevice>) {
+    let servers = frame.rows.iter().filter_map(|(_, row)| row.server.as_ref());
+    let servers: Vec<&OwnedServerName> = servers.collect();
+    if !servers.is_empty() {
+        all.tell(|news| news.outbound.extend(servers.iter().copied().cloned()));
+    }
+}
+
+fn tell_receipts(all: &Inboxes, frame: &Frame<Receipts>) {
+    all.tell(|news| {
+        for (at, row) in frame.rows.iter().filter(|(_, row)| !row.is_private) {
+            news.receipts.push(frame.writer, *at, || row.clone());
         }
-    );
-    on!(
-        device_lists,
-        |all, frame| if !frame.rows.is_empty() {
-            all.tell(|news| note(&mut news.device_lists, frame.writer, frame.position));
-        },
-        |news, writer, upto| note(&mut news.device_lists, writer, upto)
-    );
-    on!(
-        to_device,
-        |all, frame| {
-            let servers: Vec<&OwnedServerName> =
-                frame.rows.iter().filter_map(|(_, row)| row.server.as_ref()).collect();
-            if !servers.is_empty() {
-                all.tell(|news| news.outbound.extend(servers.iter().map(|s| (*s).clone())));
-            }
-        },
-        |news, _, _| news.outbound_missed = true
-    );
-    on!(
-        receipts,
-        |all, frame| all.tell(|news| {
-            for (at, row) in frame.rows.iter().filter(|(_, row)| !row.is_private) {
-                news.receipts.push(frame.writer, *at, || row.clone());
-            }
-        }),
-        |news, writer, upto| note(&mut news.receipts.missed, writer, upto)
-    );
-    on!(
-        typing,
-        |all, frame| all.tell(|news| {
-            let room = MOST.saturating_sub(news.typing.len());
-            news.typing_missed |= frame.rows.len() > room;
-            news.typing.extend(frame.rows.iter().take(room).map(|(_, row)| row.clone()));
-        }),
-        |news, _, _| news.typing_missed = true
-    );
-    on!(
-        presence,
-        |all, frame| all.tell(|news| {
-            for (at, row) in frame.rows.iter() {
-                news.presence.push(frame.writer, *at, || row.clone());
-            }
-        }),
-        |news, writer, upto| note(&mut news.presence.missed, writer, upto)
-    );
+    });
+}
+
+fn tell_typing(all: &Inboxes, frame: &Frame<Typing>) {
+    all.tell(|news| {
+        let room = MOST.saturating_sub(news.typing.len());
+        news.typing_missed |= frame.rows.len() > room;
+        news.typing.extend(frame.rows.iter().take(room).map(|(_, row)| row.clone()));
+    });
+}
+
+fn tell_presence(all: &Inboxes, frame: &Frame<Presence>) {
+    all.tell(|news| {
+        for (at, row) in frame.rows.iter() {
+            news.presence.push(frame.writer, *at, || row.clone());
+        }
+    });
 }
 
 #[cfg(test)]
