@@ -63,13 +63,8 @@ impl RoomOwner {
             states.push(scene.stand(given).await?);
         }
         let before = scene.merge(states).await?;
-        let mut verdict = self.verdict(scene, pdu, &before).await?;
-        if verdict == Verdict::Accepted {
-            let now = is_given.then(|| others.iter().chain([&before]).cloned().collect());
-            if let Some(reason) = self.refused_now(slot, scene, pdu, now).await? {
-                verdict = Verdict::SoftFailed(reason);
-            }
-        }
+        let now = is_given.then(|| others.iter().chain([&before]).cloned().collect());
+        let verdict = self.verdict(slot, scene, pdu, &before, now).await?;
         let after = match with.key {
             Some(key) if !matches!(verdict, Verdict::Rejected(_)) => {
                 scene.follow(&before, key, with.nid).await?
@@ -91,11 +86,7 @@ impl RoomOwner {
             (heads, lock(slot).lock().snapshot.clone(), Vec::new())
         };
         let effect = Effect {
-            flags: match verdict {
-                Verdict::Rejected(_) => flags::REJECTED,
-                Verdict::SoftFailed(_) => flags::SOFT_FAILED,
-                _ => 0,
-            },
+            flags: flags_of(&verdict),
             prev_ids: prev.iter().map(|place| place.nid).collect(),
             auth_ids: Vec::new(),
             before: before.head.id,
@@ -108,6 +99,24 @@ impl RoomOwner {
             rebase: None,
         };
         Ok((verdict, effect))
+    }
+
+    /// Whether the event is allowed where it stands, by the state `before` it, and by the room as it
+    /// is `now`.
+    async fn verdict(
+        &self,
+        slot: &Slot,
+        scene: &mut Scene<'_>,
+        pdu: &Arc<Pdu>,
+        before: &StateAt,
+        now: Option<Vec<StateAt>>,
+    ) -> Result<Verdict> {
+        let verdict = self.verdict_in_place(scene, pdu, before).await?;
+        if verdict != Verdict::Accepted {
+            return Ok(verdict);
+        }
+        let refused = self.refused_now(slot, scene, pdu, now).await?;
+        Ok(refused.map_or(verdict, Verdict::SoftFailed))
     }
 
     /// Why the room as it is now does not allow the event, if that is so. Where much is missing the
@@ -142,7 +151,7 @@ impl RoomOwner {
     }
 
     /// Whether the event is allowed by its own auth events, and by the state before it.
-    async fn verdict(
+    async fn verdict_in_place(
         &self,
         scene: &mut Scene<'_>,
         pdu: &Arc<Pdu>,
@@ -297,6 +306,15 @@ fn after(place: &Place, heads: &[Head]) -> After {
             let key = place.key.filter(|_| place.flags & flags::REJECTED == 0);
             (place.snapshot, key.map(|key| (key, place.nid)))
         }
+    }
+}
+
+/// How an event that was judged so is marked.
+fn flags_of(verdict: &Verdict) -> i16 {
+    match verdict {
+        Verdict::Rejected(_) => flags::REJECTED,
+        Verdict::SoftFailed(_) => flags::SOFT_FAILED,
+        _ => 0,
     }
 }
 
