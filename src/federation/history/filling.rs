@@ -55,7 +55,7 @@ impl Filled {
 /// The fetches of this instance.
 pub(super) struct Filling {
     clock: Clock,
-    rooms: Mutex<HashMap<OwnedRoomId, watch::Receiver<Option<Filled>>>>,
+    rooms: Mutex<HashMap<OwnedRoomId, (Place, watch::Receiver<Option<Filled>>)>>,
     places: Semaphore,
     /// Until when, and how often, nobody has had an event.
     unknown: Cache<OwnedEventId, (u64, u32)>,
@@ -98,30 +98,35 @@ fn is_answer(failure: &Failure) -> bool {
 }
 
 impl History {
-    /// Fetches more of the past of a room that this instance owns, or waits for whoever does.
+    /// Fetches more of the past of a room that this instance owns, or waits for whoever does. Where
+    /// that is for another place of the room, and nothing comes of it, this place has its turn next.
     pub(super) async fn fill_here(&self, wanted: &Wanted) -> Filled {
-        let Some(mut told) = self.running(wanted) else { return Filled::LATER };
-        let filled = told.wait_for(Option::is_some).await;
-        filled.ok().and_then(|filled| *filled).unwrap_or(Filled::LATER)
+        loop {
+            let Some((place, mut told)) = self.running(wanted) else { return Filled::LATER };
+            let filled = told.wait_for(Option::is_some).await;
+            let filled = filled.ok().and_then(|filled| *filled).unwrap_or(Filled::LATER);
+            if filled.is_something || place == wanted.place {
+                return filled;
+            }
+        }
     }
 
     /// The fetch of that room, which is begun if there is none. `None` if there are too many.
-    ///
-    /// One that is under way may be for another place of the room: who wants more asks again.
-    fn running(&self, wanted: &Wanted) -> Option<watch::Receiver<Option<Filled>>> {
+    fn running(&self, wanted: &Wanted) -> Option<(Place, watch::Receiver<Option<Filled>>)> {
         let mut rooms = self.0.filling.rooms.lock();
         // A fetch that has ended badly tells nothing any more.
-        rooms.retain(|_, told| told.has_changed().is_ok());
-        if let Some(told) = rooms.get(&wanted.room) {
-            return Some(told.clone());
+        rooms.retain(|_, (_, told)| told.has_changed().is_ok());
+        if let Some(running) = rooms.get(&wanted.room) {
+            return Some(running.clone());
         }
         if rooms.len() >= MOST_ROOMS {
             return None;
         }
         let (tell, told) = watch::channel(None);
-        rooms.insert(wanted.room.clone(), told.clone());
+        let running = (wanted.place.clone(), told);
+        rooms.insert(wanted.room.clone(), running.clone());
         tasks::spawn("backfill", self.clone().work(wanted.clone(), tell));
-        Some(told)
+        Some(running)
     }
 
     async fn work(self, wanted: Wanted, tell: watch::Sender<Option<Filled>>) {

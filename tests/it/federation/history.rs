@@ -1,7 +1,10 @@
 //! What was said before a server came, or while it could not hear: fetched when somebody scrolls
 //! back, shown to whom it may be.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use chatd_kit::{
     Other, Server, Settings, Synapse, User, eventually,
@@ -253,6 +256,27 @@ scenario! {
             alice.event(&room.id(), &format!("${name}:{}", other.name())).await.refused(404, "M_NOT_FOUND");
             assert_eq!(other.seen("GET", EVENT).len(), before + 1, "{name}");
         }
+    }
+
+    /// What comes of looking for one thing says nothing of another.
+    async fn whoever_looks_for_the_beginning_is_not_told_of_a_gap(server: Server)
+        in (monolith, fleet) with (Settings::federating())
+    {
+        let (other, peer) = (Other::start().await, server.peer());
+        let (alice, bob) = (server.user("alice").await, other.user("bob"));
+        let room = other.create_room("11", &bob);
+        let before = room.say(&bob, "before");
+        alice.join_via(&room.id(), &other.name()).await.ok();
+        let is_first = AtomicBool::new(true);
+        other.on("GET", BACKFILL, move |_| {
+            let is_first = is_first.swap(false, Ordering::Relaxed);
+            is_first.then(|| Reply::refused(404, "M_NOT_FOUND").after(Duration::from_secs(3)))
+        });
+        say(&room, &bob, "unheard", 150);
+        let last = room.say(&bob, "heard");
+        other.deliver(&peer, std::slice::from_ref(&last)).await;
+        other.until("a question about the gap", "GET", BACKFILL, |_| Some(())).await;
+        alice.event(&room.id(), &before.id).await.ok();
     }
 
     async fn a_fetch_that_is_broken_off_has_one_effect(server: Server)
