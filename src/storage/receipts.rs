@@ -149,7 +149,8 @@ pub struct Stored {
     pub ts: i64,
 }
 
-fn stored(row: &crate::Row) -> Stored {
+/// A receipt from the first eight columns.
+pub(crate) fn stored(row: &crate::Row) -> Stored {
     Stored {
         room: RoomNid(row.get(0)),
         user: UserNid(row.get(1)),

@@ -5,6 +5,22 @@ use chatd_base::{EventNid, Position, RoomNid, WriterId};
 
 use crate::{Batch, Pool, Result, Row, params, statement::statements};
 
+/// The columns of [`ToSend`].
+macro_rules! to_send {
+    () => {
+        "e.nid, e.pos, e.writer, e.room, u.user_id, k.state_key, j.content"
+    };
+}
+
+/// Joins the sender of the event `e`, and whose membership it is if it is one.
+macro_rules! member {
+    () => {
+        "JOIN users_nid u ON u.nid = e.sender
+         LEFT JOIN state_keys k ON k.nid = e.key AND k.type = 'm.room.member'
+         LEFT JOIN event_json j ON j.nid = e.nid AND k.nid IS NOT NULL"
+    };
+}
+
 statements! {
     TAKE_SHARDS = "UPDATE sending_shards SET epoch = epoch + 1 WHERE shard = ANY($1::int2[])
                    RETURNING shard, epoch, events, device_lists, receipts, presence";
@@ -27,44 +43,38 @@ statements! {
     DELETE_OWED_DEVICES = "DELETE FROM sending_device_lists WHERE server = ANY($1::text[])";
     /// Events of this server between two tokens, oldest first. Writers that are not listed are at
     /// the least position of both.
-    LIST_TO_SEND = "
-        SELECT e.nid, e.pos, e.writer, e.room, u.user_id, k.state_key, j.content
+    LIST_TO_SEND = concat!("
+        SELECT ", to_send!(), "
         FROM events e
         LEFT JOIN unnest($1::int2[], $2::int8[], $3::int8[]) AS b(writer, low, high)
              ON b.writer = e.writer
-        JOIN users_nid u ON u.nid = e.sender
-        LEFT JOIN state_keys k ON k.nid = e.key AND k.type = 'm.room.member'
-        LEFT JOIN event_json j ON j.nid = e.nid AND k.nid IS NOT NULL
+        ", member!(), "
         WHERE e.flags & 64 <> 0 AND e.pos > $4 AND e.pos <= $5
               AND e.pos > coalesce(b.low, $4) AND e.pos <= coalesce(b.high, $6)
-        ORDER BY e.pos LIMIT $7";
+        ORDER BY e.pos LIMIT $7");
     /// The oldest of each room from a position on, and whether more than $4 are left: that is
     /// found out once for each room, not for each event (`OFFSET 0`).
-    LIST_OWED_EVENTS = "
-        SELECT o.room, e.nid, e.pos, e.writer, u.user_id, k.state_key, j.content, far.is_far
+    LIST_OWED_EVENTS = concat!("
+        SELECT ", to_send!(), ", far.is_far
         FROM unnest($1::int4[], $2::int8[]) AS o(room, since)
         CROSS JOIN LATERAL (SELECT EXISTS (SELECT 1 FROM events f
                                            WHERE f.room = o.room AND f.pos >= o.since
                                                  AND f.flags & 64 <> 0
                                            OFFSET $4 LIMIT 1) AS is_far
                             OFFSET 0) AS far
-        CROSS JOIN LATERAL (SELECT i.nid, i.pos, i.writer, i.sender, i.key FROM events i
+        CROSS JOIN LATERAL (SELECT i.nid, i.pos, i.writer, i.room, i.sender, i.key FROM events i
                             WHERE i.room = o.room AND i.pos >= o.since AND i.flags & 64 <> 0
                             ORDER BY i.pos LIMIT $3) AS e
-        JOIN users_nid u ON u.nid = e.sender
-        LEFT JOIN state_keys k ON k.nid = e.key AND k.type = 'm.room.member'
-        LEFT JOIN event_json j ON j.nid = e.nid AND k.nid IS NOT NULL
-        ORDER BY e.pos";
-    LIST_NEWEST_TO_SEND = "
-        SELECT o.room, e.nid, e.pos, e.writer, u.user_id, k.state_key, j.content, false
+        ", member!(), "
+        ORDER BY e.pos");
+    LIST_NEWEST_TO_SEND = concat!("
+        SELECT ", to_send!(), "
         FROM unnest($1::int4[]) AS o(room)
-        CROSS JOIN LATERAL (SELECT i.nid, i.pos, i.writer, i.sender, i.key FROM events i
+        CROSS JOIN LATERAL (SELECT i.nid, i.pos, i.writer, i.room, i.sender, i.key FROM events i
                             WHERE i.room = o.room AND i.flags & 64 <> 0
                             ORDER BY i.pos DESC LIMIT 1) AS e
-        JOIN users_nid u ON u.nid = e.sender
-        LEFT JOIN state_keys k ON k.nid = e.key AND k.type = 'm.room.member'
-        LEFT JOIN event_json j ON j.nid = e.nid AND k.nid IS NOT NULL
-        ORDER BY e.pos";
+        ", member!(), "
+        ORDER BY e.pos");
     LIST_ROOM_VERSIONS = "SELECT nid, room_id, version FROM rooms WHERE nid = ANY($1::int4[])";
     INSERT_OUTBOUND = "INSERT INTO sending_to_device (server, pos, content)
                        SELECT s, currval('stream_to_device') + o, c
@@ -230,27 +240,18 @@ pub struct Range {
 pub async fn list_to_send(pool: &Pool, range: &Range, limit: i64) -> Result<Vec<ToSend>> {
     let Range { writers, lows, highs, low, high, end } = range;
     let rows = pool.query(&LIST_TO_SEND, &[writers, lows, highs, low, end, high, &limit]).await?;
-    let event = |row: &Row| ToSend {
+    Ok(rows.iter().map(to_send).collect())
+}
+
+fn to_send(row: &Row) -> ToSend {
+    ToSend {
         nid: EventNid(row.get(0)),
         pos: Position(row.get(1)),
         writer: WriterId(row.get(2)),
         room: RoomNid(row.get(3)),
         sender: row.get(4),
         member: row.get::<_, Option<String>>(5).zip(row.get(6)),
-    };
-    Ok(rows.iter().map(event).collect())
-}
-
-fn owed_event(row: &Row) -> (ToSend, bool) {
-    let event = ToSend {
-        room: RoomNid(row.get(0)),
-        nid: EventNid(row.get(1)),
-        pos: Position(row.get(2)),
-        writer: WriterId(row.get(3)),
-        sender: row.get(4),
-        member: row.get::<_, Option<String>>(5).zip(row.get(6)),
-    };
-    (event, row.get(7))
+    }
 }
 
 /// The oldest `limit` events of each room from a position on, all of them in stream order; each
@@ -264,14 +265,14 @@ pub async fn list_owed_events(
     let (rooms, since): (Vec<i32>, Vec<i64>) =
         rooms.iter().map(|(room, since)| (room.0, since.0)).unzip();
     let rows = pool.query(&LIST_OWED_EVENTS, &[&rooms, &since, &limit, &far]).await?;
-    Ok(rows.iter().map(owed_event).collect())
+    Ok(rows.iter().map(|row| (to_send(row), row.get(7))).collect())
 }
 
 /// The newest event of each room that this server sends.
 pub async fn list_newest(pool: &Pool, rooms: &[RoomNid]) -> Result<Vec<ToSend>> {
     let rooms: Vec<i32> = rooms.iter().map(|room| room.0).collect();
     let rows = pool.query(&LIST_NEWEST_TO_SEND, &[&rooms]).await?;
-    Ok(rows.iter().map(|row| owed_event(row).0).collect())
+    Ok(rows.iter().map(to_send).collect())
 }
 
 /// Id and version of rooms.

@@ -3,7 +3,7 @@
 
 use chatd_base::{Position, RoomNid, UserNid, WriterId};
 
-use crate::{Pool, Result, Row, presence, statement::statements};
+use crate::{Pool, Result, Row, presence, receipts, statement::statements};
 
 /// The condition that the user `u` is of the server `$3`.
 macro_rules! ours {
@@ -14,8 +14,8 @@ macro_rules! ours {
 
 statements! {
     LIST_MISSED_RECEIPTS = concat!("
-        SELECT c.room, r.room_id, c.user_nid, u.user_id, c.thread, c.pos, c.event_id, c.event_pos,
-               c.ts
+        SELECT c.room, c.user_nid, c.kind, c.thread, c.pos, c.event_id, c.event_pos, c.ts,
+               r.room_id, u.user_id
         FROM receipts c JOIN users_nid u ON u.nid = c.user_nid JOIN rooms r ON r.nid = c.room
         WHERE c.kind = 'r' AND c.pos > $1 AND c.pos <= $2 AND ", ours!(), "
         ORDER BY c.pos DESC LIMIT $4");
@@ -40,42 +40,17 @@ pub struct Between {
     pub high: Position,
 }
 
-/// A receipt that everybody may see.
-#[derive(Clone, Debug)]
-pub struct MissedReceipt {
-    pub room: RoomNid,
-    pub room_id: String,
-    pub user: UserNid,
-    pub user_id: String,
-    /// Empty for an unthreaded receipt.
-    pub thread: String,
-    pub pos: Position,
-    pub event_id: String,
-    pub event_pos: Position,
-    pub ts: i64,
-}
-
-/// The newest `limit` receipts of users of `server`, newest first.
+/// The newest `limit` receipts of users of `server` that everybody may see, each with the ids of
+/// the room and of the user, newest first.
 pub async fn list_receipts(
     pool: &Pool,
     between: Between,
     server: &str,
     limit: i64,
-) -> Result<Vec<MissedReceipt>> {
+) -> Result<Vec<(receipts::Stored, String, String)>> {
     let Between { low, high } = between;
     let rows = pool.query(&LIST_MISSED_RECEIPTS, &[&low.0, &high.0, &server, &limit]).await?;
-    let receipt = |row: &Row| MissedReceipt {
-        room: RoomNid(row.get(0)),
-        room_id: row.get(1),
-        user: UserNid(row.get(2)),
-        user_id: row.get(3),
-        thread: row.get(4),
-        pos: Position(row.get(5)),
-        event_id: row.get(6),
-        event_pos: Position(row.get(7)),
-        ts: row.get(8),
-    };
-    Ok(rows.iter().map(receipt).collect())
+    Ok(rows.iter().map(|row| (receipts::stored(row), row.get(8), row.get(9))).collect())
 }
 
 /// The newest `limit` changes of the presence of users of `server`, each with the user's id,

@@ -6,8 +6,9 @@ use std::collections::VecDeque;
 
 use chatd_base::{Position, Result, tasks};
 use chatd_storage::{
+    receipts,
     sending::Told,
-    sending_missed::{self, Between, MissedReceipt},
+    sending_missed::{self, Between},
 };
 use chatd_streams::{
     StreamToken,
@@ -191,13 +192,14 @@ impl<R> Rows<R> {
     }
 }
 
-fn receipt(found: MissedReceipt) -> Option<At<ReceiptRow>> {
+fn receipt(found: (receipts::Stored, String, String)) -> Option<At<ReceiptRow>> {
+    let (found, room_id, user_id) = found;
     let row = ReceiptRow {
         room: found.room,
-        room_id: found.room_id.try_into().ok()?,
+        room_id: room_id.try_into().ok()?,
         user: found.user,
-        user_id: found.user_id.try_into().ok()?,
-        is_private: false,
+        user_id: user_id.try_into().ok()?,
+        is_private: found.is_private,
         thread: Some(found.thread).filter(|thread| !thread.is_empty()),
         event_id: found.event_id.try_into().ok()?,
         event_pos: found.event_pos,
