@@ -10,7 +10,10 @@ use std::{
 use chatd_base::EventNid;
 use ruma_common::{OwnedEventId, UserId, room_version_rules::AuthorizationRules};
 use ruma_events::{StateEventType, TimelineEventType};
-use ruma_state_res::check_state_dependent_auth_rules;
+use ruma_state_res::{
+    check_state_dependent_auth_rules,
+    events::{RoomCreateEvent, RoomPowerLevelsEvent, RoomPowerLevelsIntField},
+};
 use serde_json::{
     Map, Value,
     value::{RawValue, to_raw_value},
@@ -26,6 +29,17 @@ static NO_RULES: LazyLock<OwnedEventId> = LazyLock::new(|| {
 /// Signatures times keys that are tried for one invite (R8). Identity servers have two keys.
 const MOST_TRIED: usize = 1_000;
 
+/// Levels that stand for themselves, and have a default.
+const LEVELS: [RoomPowerLevelsIntField; 7] = [
+    RoomPowerLevelsIntField::UsersDefault,
+    RoomPowerLevelsIntField::EventsDefault,
+    RoomPowerLevelsIntField::StateDefault,
+    RoomPowerLevelsIntField::Ban,
+    RoomPowerLevelsIntField::Redact,
+    RoomPowerLevelsIntField::Kick,
+    RoomPowerLevelsIntField::Invite,
+];
+
 /// Whether the state that `fetch` reads allows an event.
 pub(crate) fn check_by_state(
     rules: &AuthorizationRules,
@@ -37,6 +51,15 @@ pub(crate) fn check_by_state(
         check_effort(pdu, |token| fetch(&StateEventType::RoomThirdPartyInvite, token))?;
         check_third_party_invite(pdu)?;
     }
+    let mut pdu = Cow::Borrowed(pdu);
+    if pdu.kind == TimelineEventType::RoomPowerLevels
+        && let Some(current) = fetch(&StateEventType::RoomPowerLevels, "")
+        && let Some(create) = fetch(&StateEventType::RoomCreate, "")
+        && let Some(comparable) = check_unwritten(rules, &pdu, &current, &create)?
+    {
+        pdu = Cow::Owned(comparable);
+    }
+    let pdu = &*pdu;
     check_state_dependent_auth_rules(rules, pdu, |kind, key| match fetch(kind, key) {
         found if *kind != StateEventType::RoomJoinRules => found,
         Some(found) => Some(with_rule(&found).map_or(found, Arc::new)),
@@ -84,6 +107,45 @@ fn check_third_party_invite(pdu: &Pdu) -> Result<(), String> {
 
 fn is_invite(pdu: &Pdu) -> bool {
     pdu.content_str("membership").as_deref() == Some("invite")
+}
+
+/// Levels that the event writes where none was, or strikes out. With Synapse the one that is written
+/// may be no more than the sender has; ruma says the same of what counts where nothing is written.
+/// If such levels are allowed, the event as ruma has to see it, with these levels as they are now.
+fn check_unwritten(
+    rules: &AuthorizationRules,
+    pdu: &Pdu,
+    current: &Pdu,
+    create: &Pdu,
+) -> Result<Option<Pdu>, String> {
+    let creators = RoomCreateEvent::new(create).creators(rules)?;
+    if rules.explicitly_privilege_room_creators && creators.contains(&pdu.sender) {
+        return Ok(None);
+    }
+    let (old, new) = (RoomPowerLevelsEvent::new(current), RoomPowerLevelsEvent::new(pdu));
+    let own = old.user_power_level(&pdu.sender, rules)?;
+    let mut kept = Vec::new();
+    for field in LEVELS {
+        let (is, becomes) = (old.get_as_int(field, rules)?, new.get_as_int(field, rules)?);
+        let ((Some(written), None) | (None, Some(written))) = (is, becomes) else { continue };
+        if written > own {
+            return Err(format!("the sender has not enough power to change `{field}`"));
+        }
+        kept.push((field, is));
+    }
+    if kept.is_empty() {
+        return Ok(None);
+    }
+    let mut content: Map<String, Value> =
+        serde_json::from_str(pdu.content.get()).map_err(|error| error.to_string())?;
+    for (field, is) in kept {
+        match is {
+            Some(level) => drop(content.insert(field.to_string(), i64::from(level).into())),
+            None => drop(content.remove(field.as_str())),
+        }
+    }
+    let content = to_raw_value(&content).map_err(|error| error.to_string())?;
+    Ok(Some(Pdu { content, ..pdu.clone() }))
 }
 
 /// The event as state resolution sees it. `names_rules` says whether it names the join rules among

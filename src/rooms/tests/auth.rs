@@ -80,6 +80,47 @@ fn invites_of_a_great_many_signatures_and_keys_are_refused() {
     }
 }
 
+/// What is nowhere written is not compared: whoever may change levels puts a level in and takes it
+/// out, up to the own one, also where the default would be more than that.
+#[test]
+fn levels_that_are_not_written_are_compared_with_nothing() {
+    for version in VERSIONS {
+        for (before, after, is_allowed) in [
+            (json!({}), json!({"ban": 0}), true),
+            (json!({}), json!({"kick": 40, "redact": 39}), true),
+            (json!({}), json!({"ban": 41}), false),
+            (json!({}), json!({"ban": 50}), false),
+            (json!({}), json!({"state_default": 40, "ban": 41}), false),
+            (json!({"ban": 40}), json!({}), true),
+            (json!({"ban": 41}), json!({}), false),
+            (json!({"state_default": 50}), json!({}), false),
+            (json!({"ban": 50}), json!({"ban": 40}), false),
+            (json!({"ban": 30}), json!({"ban": 50}), false),
+            (json!({"ban": 50}), json!({"ban": 50, "redact": 10}), true),
+            (json!({}), json!({"users_default": 40, "ban": 0}), true),
+            (json!({}), json!({"users_default": 41, "ban": 0}), false),
+        ] {
+            let (mut lab, mut at) = Lab::new(version);
+            let mut users = json!({BOB: 40});
+            if !lab.rules.authorization.explicitly_privilege_room_creators {
+                users[ALICE] = 100.into();
+            }
+            let with = |levels: &Value| {
+                let mut content = levels.clone();
+                content["users"] = users.clone();
+                content["events"] = json!({"m.room.power_levels": 40});
+                content
+            };
+            let (before, after) = (with(&before), with(&after));
+            at = lab.add(&[at], ALICE, "m.room.power_levels", "", before.clone());
+            assert!(!lab.events[&at].rejected, "{before}, version {version}");
+            let next = lab.add(&[at], BOB, "m.room.power_levels", "", after.clone());
+            let rejected = lab.events[&next].rejected;
+            assert_eq!(rejected, !is_allowed, "{before} to {after}, version {version}");
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 

@@ -87,6 +87,8 @@ struct Play<'a> {
     vouching: Vouching,
     /// Whether many of its events are about people who are invited by an address.
     is_vouched: bool,
+    /// Whether levels may be changed with less than the default of others, see [`Play::high_level`].
+    is_low: bool,
 }
 
 impl Play<'_> {
@@ -125,7 +127,8 @@ impl Play<'_> {
                 self.follow(user, "m.room.member", Some(user), json!({"membership": "join"}));
             }
         }
-        self.tips = vec![self.tips[0]; 3];
+        let has_disputes = !self.is_low || version == "1";
+        self.tips = vec![self.tips[0]; if has_disputes { 3 } else { 1 }];
     }
 
     /// Adds an event at the only tip there is.
@@ -174,9 +177,11 @@ impl Play<'_> {
     }
 
     /// What is needed to change levels. With less than the default of another level, ruma does not let
-    /// anybody take that level in or out, where Synapse does; so it is no less than any default.
+    /// anybody take that level in or out when it resolves a dispute, where Synapse does; so it is no
+    /// less than any default in rooms of later versions that have disputes.
     fn high_level(&mut self) -> Value {
-        json!(self.pick(&[50, 75, 100]))
+        let levels: &[i64] = if self.is_low { &[-1, 0, 25, 30, 40, 50] } else { &[50, 75, 100] };
+        json!(self.pick(levels))
     }
 
     fn levels(&mut self) -> Value {
@@ -190,7 +195,13 @@ impl Play<'_> {
                 if !self.lab.rules.authorization.explicitly_privilege_room_creators {
                     users[ALICE] = 100.into();
                 }
-                json!({ "users": users })
+                if self.is_low {
+                    (users[BOB], users[CAROL]) = (40.into(), 30.into());
+                    let level = self.high_level();
+                    json!({"users": users, "events": {"m.room.power_levels": level}})
+                } else {
+                    json!({ "users": users })
+                }
             }
         };
         for _ in 0..self.random.random_range(1..3) {
@@ -258,7 +269,7 @@ impl Play<'_> {
     fn act(&mut self) {
         let tip = self.random.random_range(0..self.tips.len());
         let mut prev = vec![self.tips[tip]];
-        while prev.len() < 3 && self.chance(20) {
+        while prev.len() < self.tips.len() && self.chance(20) {
             let other = self.pick(&self.tips.clone());
             if !prev.contains(&other) {
                 prev.push(other);
@@ -269,7 +280,11 @@ impl Play<'_> {
         let number = self.random.random_range(0..9);
         let mut redacts = None;
         let is_about_them = self.is_vouched && self.chance(40);
-        let act = if is_about_them { 92 } else { self.random.random_range(0..100) };
+        let act = match self.is_low && self.chance(30) {
+            _ if is_about_them => 92,
+            true => 30,
+            false => self.random.random_range(0..100),
+        };
         let (kind, key, content) = match act {
             92..94 if self.is_vouched && self.chance(70) => {
                 let user = self.pick(&USERS);
@@ -435,13 +450,14 @@ fn random_rooms_are_judged_as_synapse_judges_them() {
     for number in 0..rooms {
         let version = VERSIONS[usize::try_from(number).unwrap() % VERSIONS.len()];
         let mut random = StdRng::seed_from_u64(seed.wrapping_add(number));
-        let is_vouched = random.random_bool(0.3);
+        let (is_vouched, is_low) = (random.random_bool(0.3), random.random_bool(0.3));
         let mut play = Play {
             random: &mut random,
             lab: Lab::empty(version),
             tips: Vec::new(),
             vouching: Vouching::new(),
             is_vouched,
+            is_low,
         };
         play.begin(version);
         for _ in 0..play.random.random_range(5..40) {
