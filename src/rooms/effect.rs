@@ -180,17 +180,7 @@ fn new_event(
             .map(|relation| (relation.event_id.to_string(), relation.rel_type)),
         notifications,
         redaction: effect.redaction.clone(),
-        memberships: members
-            .iter()
-            .map(|member| NewMembership {
-                user: member.change.user,
-                event: member.event,
-                sender: member.sender,
-                membership: member.change.now.letter(),
-                is_local: member.change.is_local,
-                stripped: member.change.stripped.as_ref().map(|events| array(events)),
-            })
-            .collect(),
+        memberships: members.iter().map(new_membership).collect(),
         state_changes: effect
             .changes
             .iter()
@@ -199,6 +189,17 @@ fn new_event(
         snapshots: effect.snapshots.clone(),
         gaps: effect.gaps.clone(),
         rebase: effect.rebase.clone(),
+    }
+}
+
+fn new_membership(member: &MemberChange) -> NewMembership {
+    NewMembership {
+        user: member.change.user,
+        event: member.event,
+        sender: member.sender,
+        membership: member.change.now.letter(),
+        is_local: member.change.is_local,
+        stripped: member.change.stripped.as_ref().map(|events| array(events)),
     }
 }
 
@@ -218,10 +219,6 @@ fn event_row(
         effect.changes.iter().partition(|change| is_now(change, pdu));
     let (own_member, other_members): (Vec<&MemberChange>, Vec<&MemberChange>) =
         members.iter().partition(|member| member.event == pdu.nid);
-    let prunes = match &effect.redaction {
-        Some(NewRedaction::Prune { by, .. }) if *by == pdu.nid => draft.redacts.clone(),
-        _ => None,
-    };
     EventRow {
         nid: with.nid,
         room: live.room,
@@ -239,14 +236,10 @@ fn event_row(
             .redacts
             .clone()
             .filter(|_| !live.rules.redaction.content_field_redacts),
-        redacts: prunes,
+        redacts: pruned(draft, pdu, effect),
         relation,
         thread,
-        replaced: own.first().and_then(|change| change.old.as_ref()).map(|body| Replaced {
-            event_id: body.event_id.clone(),
-            sender: body.sender.clone(),
-            content: Arc::from(body.content.clone()),
-        }),
+        replaced: own.first().and_then(|change| replaced(change)),
         is_current: !own.is_empty(),
         membership: own_member.first().map(|member| member.change.clone()),
         visibility: visibility_for(live, pdu, effect),
@@ -269,6 +262,23 @@ fn event_row(
         to_send: effect.flags & flags::TO_SEND != 0,
         extent: extent_with(live, effect),
     }
+}
+
+/// The event that this one redacts, if that takes effect.
+fn pruned(draft: &Draft, pdu: &Pdu, effect: &Effect) -> Option<OwnedEventId> {
+    match &effect.redaction {
+        Some(NewRedaction::Prune { by, .. }) if *by == pdu.nid => draft.redacts.clone(),
+        _ => None,
+    }
+}
+
+/// What was in the place of a piece of state before.
+fn replaced(change: &Change) -> Option<Replaced> {
+    change.old.as_ref().map(|body| Replaced {
+        event_id: body.event_id.clone(),
+        sender: body.sender.clone(),
+        content: Arc::from(body.content.clone()),
+    })
 }
 
 /// How much of the room is here once the event is.

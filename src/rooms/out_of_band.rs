@@ -4,7 +4,9 @@
 
 use std::sync::Arc;
 
-use chatd_base::{EventNid, Position, Refusal, Result, RoomNid, SnapshotId};
+use chatd_base::{
+    EventNid, KeyNid, Position, Refusal, Result, RoomNid, SnapshotId, TypeNid, UserNid,
+};
 use chatd_storage::{
     graph,
     lane::{NewEvent, NewMembership, flags},
@@ -24,7 +26,7 @@ use crate::{
     lane::{Job, Outcome, SealedEvent},
     owner::{RoomOwner, Sent, Settled, Slot, UNSETTLED, away, lock, settle},
     pdu::Pdu,
-    seal::{self, Draft, Reference, Unsealed},
+    seal::{self, Draft, Reference, SealedJson, Unsealed},
 };
 
 /// Somebody here who has a membership in a room of others.
@@ -140,78 +142,18 @@ impl RoomOwner {
         let before = rooms::get_membership(&self.pool, user, room).await?;
         let stripped: Option<Arc<[Raw]>> = matches!(now, Membership::Invite | Membership::Knock)
             .then(|| stripped(shown, &pdu).into());
-        let nid = self.next_event().await?;
         let change = MembershipChange {
             user,
             user_id,
             is_local: true,
             before: before.and_then(Membership::from_letter),
             now,
-            stripped: stripped.clone(),
+            stripped,
         };
-        let new = NewEvent {
-            nid,
-            snapshot: SnapshotId(0),
-            depth: pdu.depth,
-            origin_ts: pdu.origin_ts,
-            key: Some(key),
-            replaces: None,
-            room,
-            kind,
-            sender,
-            flags: flags::OUTLIER,
-            event_id: pdu.event_id.to_string(),
-            prev_ids: Vec::new(),
-            auth_ids: self.known_nids(&pdu).await?,
-            content: sealed.content,
-            rest: sealed.rest,
-            txn: None,
-            relation: None,
-            notifications: None,
-            redaction: None,
-            memberships: vec![NewMembership {
-                user,
-                event: nid,
-                sender,
-                membership: now.letter(),
-                is_local: true,
-                stripped: stripped.as_deref().map(effect::array),
-            }],
-            state_changes: Vec::new(),
-            snapshots: Vec::new(),
-            rebase: None,
-            gaps: None,
-        };
-        let row = EventRow {
-            nid,
-            room,
-            room_id: room_id.to_owned(),
-            event_id: pdu.event_id,
-            sender: pdu.sender,
-            sender_nid: sender,
-            kind: Arc::from("m.room.member"),
-            state_key: pdu.state_key.as_deref().map(Arc::from),
-            key: Some(key),
-            origin_ts: pdu.origin_ts,
-            depth: pdu.depth,
-            content: Arc::from(pdu.content),
-            redacts_top_level: None,
-            redacts: None,
-            relation: None,
-            thread: None,
-            replaced: None,
-            is_current: false,
-            membership: Some(change),
-            visibility: Visibility::default(),
-            txn: None,
-            notify: Arc::default(),
-            highlight: Arc::default(),
-            resolved: Vec::new(),
-            resolved_members: Vec::new(),
-            hidden: true,
-            to_send: false,
-            extent: Extent::default(),
-        };
+        let (nid, auth_ids) = (self.next_event().await?, self.known_nids(&pdu).await?);
+        let numbers = Numbers { nid, room, sender, kind, key };
+        let new = new_event(numbers, &pdu, sealed, auth_ids, &change);
+        let row = event_row(numbers, room_id, pdu, change);
         Ok(SealedEvent { new, heads: None, row })
     }
 
@@ -256,6 +198,94 @@ impl RoomOwner {
                 auth_events: &auth,
             },
         )
+    }
+}
+
+/// What the tables call an event, and what it names.
+#[derive(Clone, Copy)]
+struct Numbers {
+    nid: EventNid,
+    room: RoomNid,
+    sender: UserNid,
+    kind: TypeNid,
+    key: KeyNid,
+}
+
+/// The event as the tables keep it: one without a place, and what the user is with it.
+fn new_event(
+    numbers: Numbers,
+    pdu: &Pdu,
+    sealed: SealedJson,
+    auth_ids: Vec<EventNid>,
+    change: &MembershipChange,
+) -> NewEvent {
+    let Numbers { nid, room, sender, kind, key } = numbers;
+    NewEvent {
+        nid,
+        snapshot: SnapshotId(0),
+        depth: pdu.depth,
+        origin_ts: pdu.origin_ts,
+        key: Some(key),
+        replaces: None,
+        room,
+        kind,
+        sender,
+        flags: flags::OUTLIER,
+        event_id: pdu.event_id.to_string(),
+        prev_ids: Vec::new(),
+        auth_ids,
+        content: sealed.content,
+        rest: sealed.rest,
+        txn: None,
+        relation: None,
+        notifications: None,
+        redaction: None,
+        memberships: vec![NewMembership {
+            user: change.user,
+            event: nid,
+            sender,
+            membership: change.now.letter(),
+            is_local: true,
+            stripped: change.stripped.as_deref().map(effect::array),
+        }],
+        state_changes: Vec::new(),
+        snapshots: Vec::new(),
+        rebase: None,
+        gaps: None,
+    }
+}
+
+/// The event as the others are told of it.
+fn event_row(numbers: Numbers, room_id: &RoomId, pdu: Pdu, change: MembershipChange) -> EventRow {
+    EventRow {
+        nid: numbers.nid,
+        room: numbers.room,
+        room_id: room_id.to_owned(),
+        event_id: pdu.event_id,
+        sender: pdu.sender,
+        sender_nid: numbers.sender,
+        kind: Arc::from("m.room.member"),
+        state_key: pdu.state_key.as_deref().map(Arc::from),
+        key: Some(numbers.key),
+        origin_ts: pdu.origin_ts,
+        depth: pdu.depth,
+        content: Arc::from(pdu.content),
+        redacts_top_level: None,
+        redacts: None,
+        relation: None,
+        thread: None,
+        replaced: None,
+        is_current: false,
+        membership: Some(change),
+        visibility: Visibility::default(),
+        txn: None,
+        notify: Arc::default(),
+        highlight: Arc::default(),
+        resolved: Vec::new(),
+        resolved_members: Vec::new(),
+        hidden: true,
+        to_send: false,
+        extent: Extent::default(),
     }
 }
 
