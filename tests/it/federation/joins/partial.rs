@@ -34,6 +34,14 @@ async fn closed() -> (Other, Room) {
     (other, room)
 }
 
+/// The same, and a user of this one who has joined the room.
+async fn joined(server: &Server) -> (Other, Room, User) {
+    let (other, room) = closed().await;
+    let alice = server.user("alice").await;
+    join_by(&alice, &room.id(), &other.name()).await.ok();
+    (other, room, alice)
+}
+
 async fn members(user: &User, room: &str) -> Answer {
     user.get(path("/rooms/{}/joined_members", &[room])).await
 }
@@ -175,10 +183,8 @@ scenario! {
 
     async fn others_are_answered_as_far_as_that_goes(server: Server)
     in (monolith) with (Settings::federating()) {
-        let (other, room) = closed().await;
+        let (other, room, alice) = joined(&server).await;
         let id = room.id();
-        let alice = server.user("alice").await;
-        join_by(&alice, &id, &other.name()).await.ok();
         let (first, last) = (alice.send(&id, "one").await, alice.send(&id, "two").await);
         let peer = server.peer();
         let event = path("/_matrix/federation/v1/event/{}", &[&last]);
@@ -199,10 +205,8 @@ scenario! {
 
     async fn another_worker_goes_on_for_one_that_is_killed(server: Server)
     in (fleet) with (Settings::federating()) {
-        let (other, room) = closed().await;
+        let (other, room, alice) = joined(&server).await;
         let id = room.id();
-        let alice = server.user("alice").await;
-        join_by(&alice, &id, &other.name()).await.ok();
         let sent = alice.send(&id, "one").await;
         let said = hears(&server, &other, &room, "two").await;
         let given_up = "nobody tells the members of a room";
@@ -259,10 +263,8 @@ scenario! {
 
     async fn a_server_that_is_killed_goes_on(server: Server)
     in (monolith) with (Settings::federating()) {
-        let (other, room) = closed().await;
+        let (other, room, alice) = joined(&server).await;
         let id = room.id();
-        let alice = server.user("alice").await;
-        join_by(&alice, &id, &other.name()).await.ok();
         alice.send(&id, "one").await;
         let said = hears(&server, &other, &room, "two").await;
         server.kill9().unwrap();
@@ -300,10 +302,8 @@ scenario! {
 
     async fn a_room_without_its_members_can_be_left(server: Server)
     in (monolith) with (Settings::federating()) {
-        let (other, room) = closed().await;
+        let (other, room, alice) = joined(&server).await;
         let id = room.id();
-        let alice = server.user("alice").await;
-        join_by(&alice, &id, &other.name()).await.ok();
         alice.leave(&id).await.ok();
         other.until_pdu("a leave", |pdu| pdu["content"]["membership"] == "leave").await;
         other.behave();
@@ -315,6 +315,34 @@ scenario! {
         let synced: Value = alice.sync().await.section("join", &id).clone();
         assert!(synced.is_object());
         assert!(other.problems().is_empty(), "{:?}", other.problems());
+    }
+
+    async fn a_room_is_replaced_when_its_bans_are_known(server: Server)
+    in (monolith) with (Settings::federating()) {
+        let (other, room) = closed().await;
+        let (bob, eve, alice) = (other.user("bob"), other.user("eve"), server.user("alice").await);
+        let levels = json!({"users": {&bob: 100, &alice.id: 100}});
+        room.set(&bob, "m.room.power_levels", "", levels);
+        room.set(&bob, "m.room.member", &eve, json!({"membership": "ban"}));
+        let id = room.id();
+        join_by(&alice, &id, &other.name()).await.ok();
+        let replaces = {
+            let (alice, id) = (alice.clone(), id.clone());
+            spawn(async move {
+                loop {
+                    let answer = alice.upgrade(&id, "11").await;
+                    // The members have not come in time.
+                    if answer.status != 503 {
+                        return answer.string("replacement_room");
+                    }
+                }
+            })
+        };
+        other.until("a question", "GET", STATE, |_| Some(())).await;
+        other.behave();
+        let new = replaces.await;
+        let ban = alice.get_state(&new, "m.room.member", &eve).await;
+        assert_eq!(ban.ok()["membership"], "ban");
     }
 
     async fn others_come_while_the_members_are_not_known(server: Server)
