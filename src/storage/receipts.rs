@@ -52,14 +52,17 @@ pub struct Receipt<'a> {
     pub ts: i64,
 }
 
-/// Receipts of a commit; of several for the same key the last counts.
+/// Receipts of a commit; of several for the same key the furthest counts.
 #[derive(Default)]
 pub struct Columns<'a>(BTreeMap<(i32, i32, i8, &'a str), Receipt<'a>>);
 
 impl<'a> Columns<'a> {
     pub fn push(&mut self, receipt: Receipt<'a>) {
         let kind = letter(receipt.is_private);
-        self.0.insert((receipt.room.0, receipt.user.0, kind, receipt.thread), receipt);
+        let key = (receipt.room.0, receipt.user.0, kind, receipt.thread);
+        if self.0.get(&key).is_none_or(|other| other.event_pos < receipt.event_pos) {
+            self.0.insert(key, receipt);
+        }
     }
 }
 

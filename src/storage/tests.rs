@@ -236,18 +236,26 @@ async fn a_receipt_never_goes_back() {
     let database = Database::empty(Cluster::shared().unwrap()).await.unwrap();
     let pool = open(&database);
     migrate(&pool).await.unwrap();
-    for (event_id, event_pos, stands_at) in [("$2", 2, "$2"), ("$1", 1, "$2"), ("$3", 3, "$3")] {
+    let cases: [(&[(&str, i64)], _); 4] = [
+        (&[("$2", 2)], "$2"),
+        (&[("$1", 1)], "$2"),
+        (&[("$3", 3)], "$3"),
+        (&[("$5", 5), ("$4", 4)], "$5"),
+    ];
+    for (moves, stands_at) in cases {
         let mut columns = receipts::Columns::default();
-        columns.push(receipts::Receipt {
-            room: RoomNid(1),
-            user: UserNid(1),
-            is_private: false,
-            thread: "",
-            offset: 0,
-            event_id,
-            event_pos: Position(event_pos),
-            ts: 0,
-        });
+        for ((event_id, event_pos), offset) in moves.iter().zip(0..) {
+            columns.push(receipts::Receipt {
+                room: RoomNid(1),
+                user: UserNid(1),
+                is_private: false,
+                thread: "",
+                offset,
+                event_id,
+                event_pos: Position(*event_pos),
+                ts: 0,
+            });
+        }
         let mut batch = Batch::new();
         batch.add(&NEXT_RECEIPT, params![]);
         receipts::upsert(&mut batch, columns);
