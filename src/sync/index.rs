@@ -64,6 +64,9 @@ pub struct Member {
     pub inviter: Option<OwnedUserId>,
 }
 
+/// What the tables say of a user in a room.
+pub type Known = (RoomNid, Member, Option<Extent>);
+
 /// A user's rooms.
 pub type Members = HashMap<RoomNid, Arc<Member>>;
 
@@ -197,6 +200,26 @@ impl View {
             let floor = StreamToken::at(oldest.at.max(self.steps_from.max()));
             self.steps_from = floor;
         }
+    }
+
+    /// Adds what the tables say; steps that came meanwhile win. How much of a room is here is said by
+    /// the tables also where the user has only taken another name there.
+    fn complete(&mut self, rooms: Vec<Known>, ignored: ignored::List) {
+        let moved: HashMap<RoomNid, Position> =
+            self.steps.iter().map(|step| (step.room, step.at)).collect();
+        for (room, member, extent) in rooms {
+            if moved.get(&room).is_none_or(|at| member.pos > *at) {
+                Arc::make_mut(&mut self.rooms).insert(room, Arc::new(member));
+                self.extents.forget(room);
+            }
+            if let Some(extent) = extent
+                && self.is_joined(room)
+            {
+                self.extents.insert(room, extent);
+            }
+        }
+        self.ignored.get_or_insert(ignored);
+        self.is_loaded = true;
     }
 
     /// The steps after `since`; `None` if some may be missing.
@@ -361,28 +384,10 @@ impl State {
         view.wake.subscribe()
     }
 
-    /// Completes a view with what the tables say; steps that came meanwhile win.
-    pub fn complete_view(
-        &mut self,
-        user: UserNid,
-        rooms: Vec<(RoomNid, Member, Option<Extent>)>,
-        ignored: ignored::List,
-    ) {
+    /// Completes a view with what the tables say.
+    pub fn complete_view(&mut self, user: UserNid, rooms: Vec<Known>, ignored: ignored::List) {
         let Some(view) = self.views.get_mut(&user) else { return };
-        let moved: HashMap<RoomNid, Position> =
-            view.steps.iter().map(|step| (step.room, step.at)).collect();
-        let known = Arc::make_mut(&mut view.rooms);
-        for (room, member, extent) in rooms {
-            if moved.get(&room).is_none_or(|at| member.pos > *at) {
-                known.insert(room, Arc::new(member));
-                view.extents.forget(room);
-                if let Some(extent) = extent {
-                    view.extents.insert(room, extent);
-                }
-            }
-        }
-        view.ignored.get_or_insert(ignored);
-        view.is_loaded = true;
+        view.complete(rooms, ignored);
         let rooms: Vec<RoomNid> = view.rooms.keys().copied().collect();
         for room in rooms {
             self.serve(room, user);
@@ -498,5 +503,30 @@ mod tests {
         assert_eq!(extents.completed_since(&"m6~2.9".parse().unwrap()), [room]);
         extents.forget(room);
         assert!(extents.completed_since(&StreamToken::at(Position(6))).is_empty());
+    }
+
+    #[test]
+    fn a_new_name_while_a_view_is_read_hides_nothing_of_the_room() {
+        let (room, writer) = (RoomNid(1), WriterId(1));
+        let room_id: OwnedRoomId = "!r:x".try_into().unwrap();
+        let mut view = View::new(&StreamToken::at(Position(8)));
+        view.apply(Step {
+            room,
+            room_id: room_id.clone(),
+            writer,
+            at: Position(9),
+            before: Some(Membership::Join),
+            now: Membership::Join,
+            event: EventNid(9),
+            inviter: None,
+            stripped: None,
+            is_partial: false,
+        });
+        let event = EventNid(9);
+        let (pos, membership) = (Position(9), Membership::Join);
+        let member = Member { room_id, membership, event, pos, inviter: None };
+        let extent = Extent::WholeSince(writer, Position(7));
+        view.complete(vec![(room, member, Some(extent))], Arc::default());
+        assert_eq!(view.extents.completed_since(&StreamToken::at(Position(6))), [room]);
     }
 }
