@@ -143,6 +143,7 @@ impl Rooms {
         owner.number_names(drafts).await?;
         let prepared = owner.prepare_new(creation).await?;
         let (mut live, event) = self.found(room, rules, creation, prepared)?;
+        let began_ms = event.new.origin_ts;
         let mut events = Vec::with_capacity(drafts.len());
         events.push(event);
         for (number, draft) in others.iter().enumerate() {
@@ -150,7 +151,9 @@ impl Rooms {
             if number % AT_A_TIME == AT_A_TIME - 1 {
                 tokio::task::yield_now().await;
             }
-            let prepared = owner.prepare_new(draft).await?;
+            let mut prepared = owner.prepare_new(draft).await?;
+            // The first one may be of a moment to come.
+            prepared.now_ms = prepared.now_ms.max(began_ms);
             match compose(&mut live, &owner.signer, draft, &prepared).map_err(invalid_state)? {
                 Composed::Event(event) => events.push(*event),
                 Composed::Unchanged(_) => {}
