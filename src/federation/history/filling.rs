@@ -52,10 +52,13 @@ impl Filled {
     pub const NOTHING: Self = Self { is_something: false, may_come: false };
 }
 
+/// What a fetch has come to, once it has come to something.
+type Awaited = watch::Receiver<Option<Filled>>;
+
 /// The fetches of this instance.
 pub(super) struct Filling {
     clock: Clock,
-    rooms: Mutex<HashMap<OwnedRoomId, (Place, watch::Receiver<Option<Filled>>)>>,
+    rooms: Mutex<HashMap<OwnedRoomId, (Place, Awaited)>>,
     places: Semaphore,
     /// Until when, and how often, nobody has had an event.
     unknown: Cache<OwnedEventId, (u64, u32)>,
