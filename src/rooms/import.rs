@@ -157,14 +157,10 @@ impl RoomOwner {
         let judged = self.judge_incoming(site, events).await?;
         let stored = {
             // In a room that is live, what is written meanwhile might be one of these events.
-            let slot = match self.slot(&site.room_id).await {
-                Ok(slot) => Some(slot),
+            let _alone = match self.alone(&site.room_id).await {
+                Ok(alone) => Some(alone),
                 Err(error) if error.errcode() == Some("M_FORBIDDEN") => None,
                 Err(error) => return Err(error),
-            };
-            let _alone = match &slot {
-                Some(slot) => Some(slot.gate.clone().write_owned().await),
-                None => None,
             };
             self.write_outliers(site, judged).await?
         };
@@ -350,21 +346,13 @@ impl RoomOwner {
     /// Goes on with a room in which this server has been before: what it knew of the state is
     /// replaced by what it has been told.
     async fn take_up(&self, site: &Site, event: Incoming, told: Told) -> Result<Sent> {
-        loop {
-            let slot = self.slot(&site.room_id).await?;
-            let alone = Hold::Alone(slot.gate.clone().write_owned().await);
-            if slot.is_dead() {
-                continue;
-            }
-            let snapshot = self.next_snapshot().await?;
-            let whole = || (*told.state).clone();
-            let (new, head) =
-                snapshots::next(site.room, snapshot, &SnapshotHead::default(), &[], whole);
-            let before = StateAt { state: told.state.clone(), head };
-            return self
-                .put_join(&slot, alone, site, event, told, before, (vec![new], Vec::new()))
-                .await;
-        }
+        let (slot, alone) = self.alone(&site.room_id).await?;
+        let snapshot = self.next_snapshot().await?;
+        let whole = || (*told.state).clone();
+        let (new, head) =
+            snapshots::next(site.room, snapshot, &SnapshotHead::default(), &[], whole);
+        let before = StateAt { state: told.state.clone(), head };
+        self.put_join(&slot, alone, site, event, told, before, (vec![new], Vec::new())).await
     }
 
     /// Puts the join on the lane, behind the state that was told.
