@@ -1,7 +1,7 @@
 //! What has to be known of a room before anything that another server sends to it is looked at.
 
 use chatd_base::Result;
-use chatd_storage::{graph, lane::flags};
+use chatd_storage::lane::flags;
 use chatd_streams::Owner;
 use ruma_common::{
     CanonicalJsonObject, EventId, OwnedEventId, RoomId, ServerName,
@@ -102,7 +102,7 @@ impl RoomOwner {
         let slot = self.slot(room_id).await?;
         let room = lock(&slot).lock().room;
         let names: Vec<&str> = ids.iter().map(|id| id.as_str()).collect();
-        let places = graph::list_places(&self.pool, &names).await?;
+        let places = self.places.list(&names).await?;
         let is_known = |id: &&OwnedEventId| {
             let place = places.get(id.as_str());
             place.is_some_and(|place| place.room == room && place.flags & without == 0)

@@ -40,6 +40,7 @@ mod owner;
 mod past;
 mod pdu;
 mod place;
+mod places;
 mod power;
 pub mod profile;
 mod push;

@@ -21,7 +21,8 @@ use crate::{
     live::Live,
     owner::{Hold, RoomOwner, Slot, lock},
     pdu::Pdu,
-    receive::{Places, Received, Verdict, is_bulk},
+    places::Places,
+    receive::{Received, Verdict, is_bulk},
 };
 
 /// How far a line of events has come.

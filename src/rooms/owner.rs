@@ -28,6 +28,7 @@ use crate::{
     lane::{Job, Lane, Outcome, Permit, SealedEvent},
     live::{Live, Member},
     on_the_way::OnTheWay,
+    places::PlaceReader,
     push::Rules,
     seal::{Draft, Signer},
 };
@@ -149,6 +150,7 @@ pub struct RoomOwner {
     newest_room_ms: AtomicI64,
     pub(crate) importing: Importing,
     pub(crate) on_the_way: OnTheWay,
+    pub(crate) places: PlaceReader,
 }
 
 /// How long a request waits for its commit. What it asked for may still happen; a repeat with the
@@ -184,6 +186,7 @@ impl RoomOwner {
             newest_room_ms: AtomicI64::new(0),
             importing: Importing::default(),
             on_the_way: OnTheWay::default(),
+            places: PlaceReader::new(&users.deps.pool),
         }
     }
 

@@ -6,7 +6,7 @@
 //! tables say all there is to say about the graph. Those that follow one another at the end of the
 //! room go in together (`line`); each of the others is placed alone (`judge`).
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 use chatd_base::{EventNid, Position, Refusal, Result};
 use chatd_storage::{
@@ -25,6 +25,7 @@ use crate::{
     live::Live,
     owner::{Hold, RoomOwner, Settled, Slot, UNSETTLED, away, lock, settle},
     place::{Scene, StateAt},
+    places::Places,
     seal::Route,
 };
 
@@ -61,9 +62,6 @@ impl Received {
 /// The state before an event whose predecessors are missing, as another server tells it. All of
 /// these events have to be known, at least as outliers.
 pub type Before = Vec<OwnedEventId>;
-
-/// What is known of the events that others name.
-pub(crate) type Places = HashMap<String, Place>;
 
 /// How often a batch starts anew because the memory of its room was thrown away.
 const ATTEMPTS: usize = 16;
@@ -213,7 +211,7 @@ impl RoomOwner {
         named.extend(others);
         named.sort_unstable();
         named.dedup();
-        let mut places = graph::list_places(&self.pool, &named).await?;
+        let mut places = self.places.list(&named).await?;
         places.retain(|_, place| place.room == room);
         Ok(places)
     }

@@ -37,8 +37,9 @@ use crate::{
     parallel,
     pdu::Pdu,
     place::{After, Scene, StateAt},
+    places::Places,
     push,
-    receive::{Before, Places, current},
+    receive::{Before, current},
     seal,
 };
 
