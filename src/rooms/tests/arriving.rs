@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use chatd_base::cost;
+use futures::future::join_all;
 use rand::{
     SeedableRng,
     seq::{IndexedRandom, SliceRandom},
@@ -70,6 +72,25 @@ async fn a_line_of_events_is_one_commit() {
     assert_eq!(house.heads(&room).await, [id_of("11", chain.last().unwrap())]);
     let again = house.rooms.owner.receive_all(&room, chain[..50].to_vec()).await.unwrap();
     assert!(again.iter().all(|r| r.as_ref().unwrap().verdict == Verdict::Known));
+}
+
+#[tokio::test]
+async fn who_asks_for_places_at_the_same_time_shares_a_query() {
+    let house = House::open().await;
+    let mut heads = Vec::new();
+    for _ in 0..10 {
+        let room = house.room("11").await;
+        heads.extend(house.heads(&room).await);
+    }
+    let places = &house.rooms.owner.places;
+    let ask = async |head: &OwnedEventId| places.list(&[head.as_str(), "$nobody"]).await.unwrap();
+    let (found, cost) = cost::scope(join_all(heads.iter().map(ask))).await;
+    for (head, found) in heads.iter().zip(&found) {
+        assert_eq!(found.keys().collect::<Vec<_>>(), [head.as_str()]);
+    }
+    // The first two; the other eight are one query, which is of none of them.
+    assert_eq!(cost.statements, 2);
+    assert_eq!(ask(&heads[0]).await[heads[0].as_str()].nid, found[0][heads[0].as_str()].nid);
 }
 
 #[tokio::test]
