@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio_postgres::Row;
 
-use crate::{Error, Pool, Result, statement::statements};
+use crate::{Error, Pool, Result, ToSql, statement::statements};
 
 /// Columns that [`StoredEvent::from_row_at`] reads, of the events named `e`.
 macro_rules! columns {
@@ -36,31 +36,45 @@ macro_rules! joins {
     };
 }
 
-/// Conditions of an [`EventFilter`], whose values are `$4` to `$10`.
+/// Conditions of an [`EventFilter`], whose values are `$11` to `$17`.
 macro_rules! filter {
     () => {
-        " AND ($4::text[] IS NULL OR e.type IN (SELECT nid FROM event_types WHERE type LIKE ANY($4)))
-          AND ($5::text[] IS NULL OR e.type NOT IN (SELECT nid FROM event_types WHERE type LIKE ANY($5)))
-          AND ($6::text[] IS NULL OR e.sender IN (SELECT nid FROM users_nid WHERE user_id = ANY($6)))
-          AND ($7::text[] IS NULL OR e.sender NOT IN (SELECT nid FROM users_nid WHERE user_id = ANY($7)))
-          AND ($8::bool IS NULL OR (e.flags & 40 = 32) = $8)
-          AND ($9::text[] IS NULL OR EXISTS (SELECT FROM event_relations x
-               WHERE x.room = e.room AND x.parent = e.event_id AND x.rel_type = ANY($9)))
-          AND ($10::text[] IS NULL OR EXISTS (SELECT FROM event_relations x
+        " AND ($11::text[] IS NULL OR e.type IN (SELECT nid FROM event_types WHERE type LIKE ANY($11)))
+          AND ($12::text[] IS NULL OR e.type NOT IN (SELECT nid FROM event_types WHERE type LIKE ANY($12)))
+          AND ($13::text[] IS NULL OR e.sender IN (SELECT nid FROM users_nid WHERE user_id = ANY($13)))
+          AND ($14::text[] IS NULL OR e.sender NOT IN (SELECT nid FROM users_nid WHERE user_id = ANY($14)))
+          AND ($15::bool IS NULL OR (e.flags & 40 = 32) = $15)
+          AND ($16::text[] IS NULL OR EXISTS (SELECT FROM event_relations x
+               WHERE x.room = e.room AND x.parent = e.event_id AND x.rel_type = ANY($16)))
+          AND ($17::text[] IS NULL OR EXISTS (SELECT FROM event_relations x
                JOIN events c ON c.nid = x.child JOIN users_nid cu ON cu.nid = c.sender
-               WHERE x.room = e.room AND x.parent = e.event_id AND cu.user_id = ANY($10))) "
+               WHERE x.room = e.room AND x.parent = e.event_id AND cu.user_id = ANY($17))) "
     };
 }
 
-/// What one token covers and an earlier one does not, where some writers are ahead of others.
-macro_rules! coverage {
+/// What one token covers and an earlier one does not, where some writers are ahead of others. The
+/// values are `$6` to `$10`.
+macro_rules! covered {
     () => {
-        " AND ($12::int2[] IS NULL OR (
-               e.pos <= coalesce((SELECT c.high FROM unnest($12, $14::int8[]) AS c(writer, high)
-                                  WHERE c.writer = e.writer), $16::int8)
-               AND (w.low < $15::int8 OR
-                    e.pos > coalesce((SELECT c.low FROM unnest($12, $13::int8[]) AS c(writer, low)
-                                      WHERE c.writer = e.writer), $15)))) "
+        " (e.pos <= coalesce((SELECT c.high FROM unnest($6::int2[], $8::int8[]) AS c(writer, high)
+                              WHERE c.writer = e.writer), $10::int8)
+           AND (w.low < $9::int8 OR
+                e.pos > coalesce((SELECT c.low FROM unnest($6, $7::int8[]) AS c(writer, low)
+                                  WHERE c.writer = e.writer), $9))) "
+    };
+}
+
+/// Up to `$4` events in (low, high] of each room without the flags `$5`, under more conditions.
+macro_rules! timeline {
+    ($order:literal, $($conditions:tt)*) => {
+        concat!("SELECT ", columns!(), "
+            FROM unnest($1::int4[], $2::int8[], $3::int8[]) AS w(room, low, high)
+            CROSS JOIN LATERAL (
+                SELECT e.* FROM events e
+                WHERE e.room = w.room AND e.pos > w.low AND e.pos <= w.high AND e.flags & $5 = 0",
+            $($conditions)*,
+            " ORDER BY e.pos ", $order, " LIMIT $4) AS e", joins!(),
+            "ORDER BY e.room, e.pos ", $order)
     };
 }
 
@@ -89,21 +103,14 @@ statements! {
                                               WHERE ahead.writer = e.writer), $2) AS is_covered
                     FROM events e
                     WHERE e.room = $1 AND e.pos > $2 AND e.pos <= $3 AND e.flags & 7 = 0) AS e";
-    /// Events in (low, high] of each room without the flags $17.
-    LIST_NEWEST = concat!("SELECT ", columns!(), "
-        FROM unnest($1::int4[], $2::int8[], $3::int8[]) AS w(room, low, high)
-        CROSS JOIN LATERAL (
-            SELECT e.* FROM events e
-            WHERE e.room = w.room AND e.pos > w.low AND e.pos <= w.high AND e.flags & $17 = 0",
-            filter!(), coverage!(), "ORDER BY e.pos DESC LIMIT $11) AS e", joins!(),
-        "ORDER BY e.room, e.pos DESC");
-    LIST_OLDEST = concat!("SELECT ", columns!(), "
-        FROM unnest($1::int4[], $2::int8[], $3::int8[]) AS w(room, low, high)
-        CROSS JOIN LATERAL (
-            SELECT e.* FROM events e
-            WHERE e.room = w.room AND e.pos > w.low AND e.pos <= w.high AND e.flags & $17 = 0",
-            filter!(), coverage!(), "ORDER BY e.pos LIMIT $11) AS e", joins!(),
-        "ORDER BY e.room, e.pos");
+    LIST_NEWEST = timeline!("DESC", "");
+    LIST_OLDEST = timeline!("ASC", "");
+    LIST_NEWEST_BETWEEN = timeline!("DESC", " AND ", covered!());
+    LIST_OLDEST_BETWEEN = timeline!("ASC", " AND ", covered!());
+    LIST_NEWEST_FILTERED =
+        timeline!("DESC", filter!(), " AND ($6::int2[] IS NULL OR ", covered!(), ")");
+    LIST_OLDEST_FILTERED =
+        timeline!("ASC", filter!(), " AND ($6::int2[] IS NULL OR ", covered!(), ")");
 }
 
 pub use crate::lane::flags;
@@ -412,34 +419,40 @@ pub async fn list_timelines(
     let lows: Vec<i64> = spans.iter().map(|span| span.low.0).collect();
     let highs: Vec<i64> = spans.iter().map(|span| span.high.0).collect();
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let statement = match end {
-        End::Newest => &LIST_NEWEST,
-        End::Oldest => &LIST_OLDEST,
+    let without = which.without();
+    let writers = between.map(|between| &between.writers);
+    let (lows_of, highs_of) = between.map(|between| (&between.lows, &between.highs)).unzip();
+    let (low, high) = between.map(|between| (between.low, between.high)).unzip();
+    let values: [&(dyn ToSql + Sync); 17] = [
+        &rooms,
+        &lows,
+        &highs,
+        &limit,
+        &without,
+        &writers,
+        &lows_of,
+        &highs_of,
+        &low,
+        &high,
+        &filter.types,
+        &filter.not_types,
+        &filter.senders,
+        &filter.not_senders,
+        &filter.with_url,
+        &filter.related_by_rel_types,
+        &filter.related_by_senders,
+    ];
+    // What the values switch off would be planned anew each time.
+    let (newest, oldest, count) = match (*filter == EventFilter::default(), between) {
+        (true, None) => (&LIST_NEWEST, &LIST_OLDEST, 5),
+        (true, Some(_)) => (&LIST_NEWEST_BETWEEN, &LIST_OLDEST_BETWEEN, 10),
+        (false, _) => (&LIST_NEWEST_FILTERED, &LIST_OLDEST_FILTERED, 17),
     };
-    let rows = pool
-        .query(
-            statement,
-            &[
-                &rooms,
-                &lows,
-                &highs,
-                &filter.types,
-                &filter.not_types,
-                &filter.senders,
-                &filter.not_senders,
-                &filter.with_url,
-                &filter.related_by_rel_types,
-                &filter.related_by_senders,
-                &limit,
-                &between.map(|between| &between.writers),
-                &between.map(|between| &between.lows),
-                &between.map(|between| &between.highs),
-                &between.map(|between| between.low),
-                &between.map(|between| between.high),
-                &which.without(),
-            ],
-        )
-        .await?;
+    let statement = match end {
+        End::Newest => newest,
+        End::Oldest => oldest,
+    };
+    let rows = pool.query(statement, &values[..count]).await?;
     all(&rows)
 }
 
