@@ -433,6 +433,7 @@ fn move_on(
 ) -> Result<()> {
     live.heads = effect.heads;
     live.is_partial &= effect.rebase.is_none();
+    live.redactions_wait |= matches!(effect.redaction, Some(NewRedaction::Pending { .. }));
     live.snapshot = effect.snapshot;
     for member in members {
         move_member(live, member);

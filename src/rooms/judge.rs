@@ -2,7 +2,10 @@
 //! for events that do not simply follow the newest one (`line` has those that do). Reads a constant
 //! number of times, whatever the event.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use chatd_base::{EventNid, KeyNid, Result, UserNid};
 use chatd_storage::{
@@ -38,6 +41,9 @@ pub(crate) struct Around {
     pub is_behind: bool,
     pub heads: Vec<Head>,
 }
+
+/// Redactions that came before their targets, by the ids of these, and who sent them.
+pub(crate) type Waiting = HashMap<String, (EventNid, String)>;
 
 impl RoomOwner {
     /// Finds the event's place, and what it changes there.
@@ -222,6 +228,18 @@ impl RoomOwner {
             changes[*index].sender = sender;
         }
         Ok(())
+    }
+
+    /// Redactions that came before their targets `ids`. No query for a room that has none of them.
+    pub(crate) async fn waiting_redactions(&self, slot: &Slot, ids: &[&str]) -> Result<Waiting> {
+        let (room, are_some) = {
+            let live = lock(slot).lock();
+            (live.room, live.redactions_wait)
+        };
+        match are_some {
+            true => Ok(graph::list_pending_redactions(&self.pool, room, ids).await?),
+            false => Ok(Waiting::new()),
+        }
     }
 
     /// What the event redacts, or which earlier redaction was waiting for it. In the latter case

@@ -8,7 +8,7 @@ use std::{
 };
 
 use chatd_base::{EventNid, Position, Result};
-use chatd_storage::{graph, lane::flags};
+use chatd_storage::lane::flags;
 use ruma_common::{EventId, OwnedEventId};
 use ruma_state_res::auth_types_for_event;
 
@@ -16,6 +16,7 @@ use crate::{
     arrival::Arrival,
     compose::{Prepared, here},
     effect::{self, Effect},
+    judge::Waiting,
     judge::allowed,
     lane::SealedEvent,
     live::Live,
@@ -34,9 +35,6 @@ pub(crate) enum Line {
     /// The first of them has to find its place by itself.
     Nothing(Hold),
 }
-
-/// Redactions that came before their targets: by whom, and who sent them.
-type Waiting = HashMap<String, (EventNid, String)>;
 
 impl RoomOwner {
     /// Receives as many of the events as follow one another at the end of the room.
@@ -63,7 +61,8 @@ impl RoomOwner {
         if prepared.is_empty() {
             return Ok(Line::Nothing(alone));
         }
-        let waiting = self.waiting(slot, &line).await?;
+        let ids: Vec<&str> = line.iter().map(|arrival| arrival.event_id().as_str()).collect();
+        let waiting = self.waiting_redactions(slot, &ids).await?;
         let permit = self.reserve(is_bulk(prepared.len())).await?;
         let mut received = Vec::with_capacity(prepared.len());
         let waits = {
@@ -85,12 +84,6 @@ impl RoomOwner {
             received.position = Position(last.0 - back);
         }
         Ok(Line::Received(received))
-    }
-
-    async fn waiting(&self, slot: &Slot, line: &[&Arrival]) -> Result<Waiting> {
-        let room = lock(slot).lock().room;
-        let ids: Vec<&str> = line.iter().map(|arrival| arrival.event_id().as_str()).collect();
-        Ok(graph::list_pending_redactions(&self.pool, room, &ids).await?)
     }
 
     /// Moves the room past an event that follows its newest ones. `None` if it does not, or has to

@@ -65,6 +65,8 @@ pub struct Live {
     pub joined: i64,
     /// The members of the room are not known yet, but for a few.
     pub is_partial: bool,
+    /// There may be redactions that wait for events which have not come.
+    pub redactions_wait: bool,
     txns: HashMap<Uuid, watch::Receiver<Outcome>>,
     txn_order: VecDeque<Uuid>,
 }
@@ -91,6 +93,7 @@ impl Live {
             members: Arc::default(),
             joined: 0,
             is_partial: false,
+            redactions_wait: false,
             txns: HashMap::new(),
             txn_order: VecDeque::new(),
         }
@@ -140,6 +143,7 @@ impl Live {
         live.state = state.into_iter().collect();
         live.joined = joined;
         live.is_partial = is_partial.is_some();
+        live.redactions_wait = row.redactions_wait;
         live.snapshot = snapshot;
         let after: HashMap<EventNid, SnapshotId> = row.heads.into_iter().collect();
         live.heads = heads

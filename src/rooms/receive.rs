@@ -9,12 +9,7 @@
 use std::sync::Arc;
 
 use chatd_base::{EventNid, Position, Refusal, Result};
-use chatd_storage::{
-    gaps,
-    graph::{self, Place},
-    lane::flags,
-    snapshots::StateMap,
-};
+use chatd_storage::{gaps, graph::Place, lane::flags, snapshots::StateMap};
 use ruma_common::{CanonicalJsonObject, OwnedEventId, RoomId};
 
 use crate::{
@@ -259,7 +254,7 @@ impl RoomOwner {
         effect.auth_ids = auth_ids;
         effect.gaps = Some(one.gaps());
         let sealed = arrival.stored(one.knows_all())?;
-        let waiting = graph::list_pending_redactions(&self.pool, room, &id).await?;
+        let waiting = self.waiting_redactions(slot, &id).await?;
 
         let permit = self.reserve(one.before.is_some()).await?;
         let waits = {

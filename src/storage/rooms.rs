@@ -6,7 +6,8 @@ use crate::{Batch, Error, Pool, Result, params, statement::statements};
 
 statements! {
     GET_ROOM = "SELECT r.nid, r.version, r.creator, coalesce(h.events, '{}'), coalesce(h.snapshots, '{}'),
-                       coalesce(h.state, h.snapshots[1], 0)
+                       coalesce(h.state, h.snapshots[1], 0),
+                       EXISTS (SELECT 1 FROM pending_redactions p WHERE p.room = r.nid)
                 FROM rooms r LEFT JOIN room_heads h ON h.room = r.nid WHERE r.room_id = $1";
     LIST_CURRENT_STATE = "SELECT key, event FROM current_state WHERE room = $1";
     /// Bodies of all current state but the memberships of users of other servers.
@@ -77,6 +78,8 @@ pub struct RoomRow {
     pub heads: Vec<(EventNid, SnapshotId)>,
     /// Snapshot of the current state.
     pub state: SnapshotId,
+    /// Redactions wait for events of the room that have not come.
+    pub redactions_wait: bool,
 }
 
 /// The room with that id, if this server knows it.
@@ -93,6 +96,7 @@ pub async fn get(pool: &Pool, room_id: &str) -> Result<Option<RoomRow>> {
             .zip(snapshots.into_iter().map(SnapshotId))
             .collect(),
         state: SnapshotId(row.get(5)),
+        redactions_wait: row.get(6),
     }))
 }
 

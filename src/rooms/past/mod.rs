@@ -31,6 +31,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     incoming,
+    judge::Waiting,
     judge::{allowed, may_redact},
     live::Live,
     owner::{RoomOwner, Slot, lock},
@@ -250,8 +251,7 @@ impl RoomOwner {
         steps: &[Step],
     ) -> Result<Vec<Option<NewRedaction>>> {
         let ids: Vec<&str> = steps.iter().map(|step| step.pdu.event_id.as_str()).collect();
-        let room = lock(slot).lock().room;
-        let waiting = graph::list_pending_redactions(&self.pool, room, &ids).await?;
+        let waiting = self.waiting_redactions(slot, &ids).await?;
         let targets = steps.iter().filter(|step| {
             step.redacts().is_some() || { waiting.contains_key(step.pdu.event_id.as_str()) }
         });
@@ -260,8 +260,14 @@ impl RoomOwner {
         let targets = events::list_by_ids(&self.pool, &targets).await?;
         let targets: HashMap<&str, &events::StoredEvent> =
             targets.iter().map(|target| (target.event_id.as_str(), &**target)).collect();
-        let live = lock(slot).lock();
-        steps.iter().map(|step| step.redaction(&live, &waiting, &targets)).collect()
+        let mut live = lock(slot).lock();
+        let redactions = steps.iter().map(|step| step.redaction(&live, &waiting, &targets));
+        let redactions: Vec<Option<NewRedaction>> = redactions.collect::<Result<_>>()?;
+        let waits = |redaction: &Option<NewRedaction>| {
+            matches!(redaction, Some(NewRedaction::Pending { .. }))
+        };
+        live.redactions_wait |= redactions.iter().any(waits);
+        Ok(redactions)
     }
 }
 
@@ -347,7 +353,7 @@ impl Step {
     fn redaction(
         &self,
         live: &Live,
-        waiting: &HashMap<String, (EventNid, String)>,
+        waiting: &Waiting,
         targets: &HashMap<&str, &events::StoredEvent>,
     ) -> Result<Option<NewRedaction>> {
         let own_id = &self.pdu.event_id;

@@ -151,7 +151,7 @@ async fn what_refers_to_unknown_events_waits_for_them() {
 #[tokio::test]
 async fn a_redaction_may_come_before_its_target() {
     let house = House::open().await;
-    for version in ["1", "10", "11"] {
+    for (version, is_forgotten) in [("1", false), ("10", true), ("11", false), ("11", true)] {
         let (room, fork) = moderated(&house, version).await;
         let target = house.foreign(&room, &[&fork], message(BOB)).await;
         let rules = RoomVersionId::try_from(version).unwrap().rules().unwrap();
@@ -164,6 +164,9 @@ async fn a_redaction_may_come_before_its_target() {
         }
         let received = house.receive(&room, &[&fork], redaction).await;
         assert_eq!(received.verdict, Verdict::Accepted, "version {version}");
+        if is_forgotten {
+            house.rooms.owner.slot(&room).await.unwrap().kill();
+        }
         house.rooms.owner.receive(&room, target).await.unwrap();
         let stored = chatd_storage::events::get_by_id(&house.pool, id.as_str()).await;
         let stored = stored.unwrap().unwrap();
