@@ -1,4 +1,9 @@
 //! Named SQL, so that every statement is prepared once per connection and checked by a test.
+//!
+//! PostgreSQL plans a statement for any values once, unless plans for the values at hand look cheaper.
+//! They do where a value switches off a part of it (`$4 IS NULL OR …`); planning such a statement
+//! each time costs more than running it. So what is asked often has a statement of its own, which
+//! asks for nothing else.
 
 use crate::meter::Meter;
 
