@@ -18,10 +18,10 @@ use ruma_common::OwnedUserId;
 
 use super::{MAX_STATUS_BYTES, MAX_USERS, Presence};
 
-/// When presence of those whom nobody here meets is looked at again, and how many of such messages
-/// may wait for that (R8).
-const UNSEEN_AGAIN: Duration = Duration::from_secs(4);
-pub(super) const MAX_UNSEEN: usize = 64;
+/// After which pauses presence of those whom nobody here meets is looked at again, and how many of
+/// such messages may wait for that (R8).
+const UNSEEN_AGAIN: [Duration; 2] = [Duration::from_secs(4), Duration::from_secs(20)];
+pub(super) const MAX_UNSEEN: usize = 256;
 
 /// What another server says of one of its users.
 #[derive(Clone, Debug)]
@@ -35,7 +35,7 @@ pub struct RemotePresence {
 
 impl Presence {
     /// Takes in presence of users of other servers. Those who share no room with anybody here are
-    /// passed over, unless that is so a moment later: who lets somebody in may tell who is there
+    /// passed over, unless they do a moment later: who lets somebody in may tell who is there
     /// before this server knows that somebody is in.
     pub async fn set_remote(&self, told: Vec<RemotePresence>) -> Result<()> {
         if self.mode() != PresenceMode::Enabled {
@@ -50,22 +50,31 @@ impl Presence {
             let heard_at = self.0.deps.streams.presence.token();
             tasks::spawn("unseen_presence", async move {
                 let _place = place;
-                if presence.0.deps.stop.sleep(UNSEEN_AGAIN).await
-                    && let Err(error) = presence.set_unseen(unseen, &heard_at).await
-                {
-                    tracing::info!(%error, "presence of other servers is lost");
+                let mut unseen = unseen;
+                for pause in UNSEEN_AGAIN {
+                    if unseen.is_empty() || !presence.0.deps.stop.sleep(pause).await {
+                        return;
+                    }
+                    unseen = match presence.set_unseen(unseen, &heard_at).await {
+                        Ok(unseen) => unseen,
+                        Err(error) => {
+                            tracing::info!(%error, "presence of other servers is lost");
+                            return;
+                        }
+                    };
                 }
             });
         }
         Ok(())
     }
 
-    /// Takes in what was put aside at `heard_at`, but for those of whom something newer has come.
+    /// Takes in what was put aside at `heard_at`, but for those of whom something newer has come;
+    /// returns what nobody here meets even now.
     async fn set_unseen(
         &self,
         mut unseen: Vec<RemotePresence>,
         heard_at: &StreamToken,
-    ) -> Result<()> {
+    ) -> Result<Vec<RemotePresence>> {
         let names: Vec<&str> = unseen.iter().map(|told| told.user_id.as_str()).collect();
         let users = self.0.deps.interner.known_users(&names).await?;
         let known: Vec<UserNid> = users.iter().copied().flatten().collect();
@@ -77,8 +86,7 @@ impl Presence {
             .collect();
         let mut users = users.into_iter();
         unseen.retain(|_| !users.next().flatten().is_some_and(|user| newer.contains(&user)));
-        self.set_seen(unseen).await?;
-        Ok(())
+        self.set_seen(unseen).await
     }
 
     /// Takes in those who share a room with somebody here; returns the others.
