@@ -10,12 +10,13 @@ statements! {
     LIST_MEMBERSHIPS = "SELECT m.user_nid, m.room, r.room_id, m.membership, m.event, m.pos,
                                CASE WHEN m.membership = 'i' THEN
                                     (SELECT s.user_id FROM users_nid s WHERE s.nid = m.sender) END,
-                               p.room IS NOT NULL, p.whole_pos, p.whole_writer
+                               p.room IS NOT NULL, p.whole_pos, p.whole_writer, e.writer
                         FROM memberships m JOIN rooms r ON r.nid = m.room
+                        LEFT JOIN events e ON e.nid = m.event
                         LEFT JOIN partial_rooms p ON p.room = m.room AND m.membership = 'j'
                         WHERE m.user_nid = ANY($1::int4[]) AND m.membership IN ('j', 'i', 'k')";
     LIST_LEFT_ROOMS = "SELECT m.user_nid, m.room, r.room_id, m.membership, m.event, m.pos,
-                              NULL::text, false, NULL::int8, NULL::int2
+                              NULL::text, false, NULL::int8, NULL::int2, NULL::int2
                        FROM memberships m JOIN rooms r ON r.nid = m.room
                        WHERE m.user_nid = $1 AND m.membership IN ('l', 'b') AND NOT m.forgotten";
     /// Where the last time that a user was joined ended.
@@ -172,6 +173,8 @@ pub struct MembershipRow {
     pub membership: i8,
     pub event: EventNid,
     pub pos: Position,
+    /// Who has written it there; not known of rooms that the user has left.
+    pub writer: Option<WriterId>,
     /// Who has invited the user, if it is invited.
     pub inviter: Option<String>,
     /// If the user is in the room, and it was joined without its members.
@@ -203,6 +206,7 @@ fn membership(row: &Row) -> MembershipRow {
         membership: row.get(3),
         event: EventNid(row.get(4)),
         pos: Position(row.get(5)),
+        writer: row.get::<_, Option<i16>>(10).map(WriterId),
         inviter: row.get(6),
         extent: extent(row),
     }

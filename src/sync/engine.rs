@@ -176,13 +176,7 @@ impl Sync {
         };
         let rows = sync::list_memberships(self.pool(), &[user]).await?;
         let ignored = self.users.ignored.of(user).await?;
-        // What the table has may be a moment ahead of what has been folded.
-        let known = |row: &sync::MembershipRow| match row.extent {
-            Some(sync::Extent::WholeSince(_, at)) => at.max(row.pos),
-            _ => row.pos,
-        };
-        let ahead = rows.iter().map(known).max().unwrap_or_default();
-        self.wait_for_events(ahead).await;
+        self.wait_for_memberships(&rows).await;
         let rooms = rows.into_iter().filter_map(|row| {
             let member = Member {
                 room_id: row.room_id.try_into().ok()?,
@@ -219,12 +213,19 @@ impl Sync {
         people::changes_between(self.pool(), user, rooms, &steps, (from, to)).await
     }
 
-    /// Waits until some writer of events has been folded up to `position`.
-    async fn wait_for_events(&self, position: Position) {
-        let mut moved = self.deps.streams.events.watch();
-        let reached = moved.wait_for(|token: &StreamToken| token.max() >= position);
-        // Without it the view is a moment ahead of the answer, and right in the next one.
-        let _ = tokio::time::timeout(WAIT_FOR_TOKEN, reached).await;
+    /// Waits until what the tables have of memberships has been folded: they may be a moment ahead.
+    /// A room that is told before its join is covered by the token is new again in the next answer.
+    async fn wait_for_memberships(&self, rows: &[sync::MembershipRow]) {
+        let whole = rows.iter().filter_map(|row| match row.extent {
+            Some(sync::Extent::WholeSince(writer, at)) => Some((writer, at)),
+            _ => None,
+        });
+        let changed = rows.iter().filter_map(|row| Some((row.writer?, row.pos)));
+        let nothing = StreamToken::default();
+        let told = changed.chain(whole).fold(nothing, |told, (writer, at)| told.raised(writer, at));
+        if !self.deps.streams.events.wait_for(&told, WAIT_FOR_TOKEN).await {
+            tracing::warn!(token = %told, "memberships are told that have not been heard of");
+        }
     }
 
     /// What memory knows of the interval from `since` until now.

@@ -126,10 +126,16 @@ fn same<T: Ord + Clone + std::fmt::Debug>(found: &[T], expected: &[T], what: &st
     let (seen, wanted) = (found.iter().collect::<BTreeSet<_>>(), expected.iter().collect());
     let missing: Vec<_> = BTreeSet::difference(&wanted, &seen).collect();
     let surplus: Vec<_> = seen.difference(&wanted).collect();
-    let twice = found.len() - seen.len();
+    // Where each that came again has come first, and again.
+    let mut at = BTreeMap::new();
+    let again = found
+        .iter()
+        .enumerate()
+        .filter_map(|(index, item)| at.insert(item, index).map(|before| (before, index)));
+    let again: Vec<(usize, usize)> = again.collect();
     let first = found.iter().zip(expected).position(|(a, b)| a != b);
     panic!(
-        "{what}: {} found, {} expected; missing {missing:?}, surplus {surplus:?}, {twice} twice, \
+        "{what}: {} found, {} expected; missing {missing:?}, surplus {surplus:?}, twice {again:?}, \
          first difference at {first:?}",
         found.len(),
         expected.len()

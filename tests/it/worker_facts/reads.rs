@@ -1,12 +1,20 @@
 //! What was written at one worker is read at another at once, with `chatd.fresh` as it is unless
 //! somebody sets it; and what an initial sync shows of it where it has not been heard of yet.
 
+use std::collections::BTreeSet;
+
 use chatd_kit::{Settings, eventually, path, say};
+use futures::future::join_all;
+use rand::Rng;
 use serde_json::json;
 
 use super::{at, fleet, users};
+use crate::faults::{bus::BadBus, plan};
 
 const ROUNDS: u64 = 60;
+/// Rooms, which both persisters own, and people who come into them.
+const ROOMS: usize = 8;
+const NEWCOMERS: usize = 30;
 
 #[tokio::test]
 async fn what_one_worker_has_written_another_one_reads() {
@@ -84,4 +92,44 @@ async fn what_a_worker_has_not_heard_of_yet_hides_nothing() {
     }
     say(format!("the other worker was behind in {behind} of {ROUNDS} rounds"));
     assert!(behind > 0, "the other worker was never behind");
+}
+
+/// A worker may hear of one owner of rooms later than of another. What it tells of a room that
+/// somebody has just come into is not new a second time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_room_is_new_once_for_who_has_come_into_it() {
+    let (_, mut random) = plan();
+    let folder = tempfile::Builder::new().prefix("chatd-bus-").tempdir().unwrap();
+    let socket = folder.path().join("bad.sock");
+    let settings = Settings::new().with("redis", json!({"enabled": true, "path": socket}));
+    let (mut fleet, _database) = fleet(&settings).await;
+    let _bus = BadBus::start(&socket, fleet.redis().socket(), random.random());
+    let [alice] = users(&fleet, ["alice"]).await;
+    let mut rooms = Vec::new();
+    for _ in 0..ROOMS {
+        rooms.push(alice.create_room().preset("public_chat").await);
+    }
+    for round in 0..NEWCOMERS {
+        let [carol] = users(&fleet, [format!("carol{round}").as_str()]).await;
+        let here = carol.at(&at(fleet.folder(), "sync1"));
+        let there = carol.at(&at(fleet.folder(), "sync2"));
+        let room = &rooms[round % ROOMS];
+        let comes = async { here.join(room).await.ok().clone() };
+        let says = rooms.iter().map(|room| alice.send(room, "something"));
+        futures::join!(comes, join_all(says));
+        let (mut seen, mut has_joined) = (BTreeSet::new(), false);
+        let mut since = None::<String>;
+        while !has_joined {
+            let answer = match &since {
+                Some(since) => there.sync().since(since).timeout_ms(10_000).await,
+                None => there.sync().await,
+            };
+            for event in answer.timeline(room) {
+                has_joined |= event["state_key"] == *carol.id;
+                let is_new = seen.insert(event["event_id"].to_string());
+                assert!(is_new, "round {round}: {event} is told twice: {}", *answer);
+            }
+            since = Some(answer.next_batch());
+        }
+    }
 }
