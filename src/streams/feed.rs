@@ -226,12 +226,29 @@ impl<S: Stream> Feed<S> {
         if self.position_of(writer) >= position {
             return;
         }
-        let bound = if self.bus.is_calm() { FRAMES_WITHIN } else { Duration::ZERO };
         let mut moved = self.moved.subscribe();
         let reached = moved.wait_for(|_| self.position_of(writer) >= position);
-        if !matches!(tokio::time::timeout(bound, reached).await, Ok(Ok(_))) {
+        if !matches!(tokio::time::timeout(self.patience(), reached).await, Ok(Ok(_))) {
             self.skip(writer, position);
         }
+    }
+
+    /// The same for each writer that `token` names. Its minimum is taken for known.
+    pub async fn reach_all(&self, token: &StreamToken) {
+        if self.wait_for(token, self.patience()).await {
+            return;
+        }
+        for (writer, position) in &token.ahead {
+            // One that is gone needs no name in tokens, and must not get one again.
+            if !self.token().covers(*writer, *position) {
+                self.skip(*writer, *position);
+            }
+        }
+    }
+
+    /// How long to wait for frames.
+    fn patience(&self) -> Duration {
+        if self.bus.is_calm() { FRAMES_WITHIN } else { Duration::ZERO }
     }
 
     /// Takes in a durable frame of this instance's own writer and hands it to the others.

@@ -176,7 +176,7 @@ impl Sync {
         };
         let rows = sync::list_memberships(self.pool(), &[user]).await?;
         let ignored = self.users.ignored.of(user).await?;
-        self.wait_for_memberships(&rows).await;
+        self.reach_memberships(&rows).await;
         let rooms = rows.into_iter().filter_map(|row| {
             let member = Member {
                 room_id: row.room_id.try_into().ok()?,
@@ -213,9 +213,9 @@ impl Sync {
         people::changes_between(self.pool(), user, rooms, &steps, (from, to)).await
     }
 
-    /// Waits until what the tables have of memberships has been folded: they may be a moment ahead.
+    /// Returns when what the tables have of memberships is known here: they may be a moment ahead.
     /// A room that is told before its join is covered by the token is new again in the next answer.
-    async fn wait_for_memberships(&self, rows: &[sync::MembershipRow]) {
+    async fn reach_memberships(&self, rows: &[sync::MembershipRow]) {
         let whole = rows.iter().filter_map(|row| match row.extent {
             Some(sync::Extent::WholeSince(writer, at)) => Some((writer, at)),
             _ => None,
@@ -223,9 +223,7 @@ impl Sync {
         let changed = rows.iter().filter_map(|row| Some((row.writer?, row.pos)));
         let nothing = StreamToken::default();
         let told = changed.chain(whole).fold(nothing, |told, (writer, at)| told.raised(writer, at));
-        if !self.deps.streams.events.wait_for(&told, WAIT_FOR_TOKEN).await {
-            tracing::warn!(token = %told, "memberships are told that have not been heard of");
-        }
+        self.deps.streams.events.reach_all(&told).await;
     }
 
     /// What memory knows of the interval from `since` until now.

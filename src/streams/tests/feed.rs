@@ -150,3 +150,27 @@ fn who_writes_no_more_is_in_no_token() {
     feed.retire(WriterId(2), Position(30));
     assert_eq!((feed.token(), &*gone.lock()), (StreamToken::at(Position(50)), &vec![WriterId(2)]));
 }
+
+/// What the tables have is known here at the latest after a moment, and is not told twice.
+#[tokio::test]
+async fn what_does_not_come_is_read_from_the_tables() {
+    let (feed, only) = feed();
+    take(&feed, &frame(1, &[1]));
+    take(&feed, &Frame { writer: WriterId(2), ..frame(1, &[1]) });
+    let told = |text: &str| text.parse::<StreamToken>().unwrap();
+    only.told.lock().clear();
+    feed.reach_all(&told("m0~1.10~2.10")).await;
+    assert_eq!(*only.told.lock(), [""; 0], "all that is known already");
+
+    let both = told("m0~1.20~2.40");
+    tokio::join!(feed.reach_all(&both), async { take(&feed, &frame(2, &[1])) });
+    assert_eq!(*only.told.lock(), ["saw 20", "forgot 40"], "only what has not come");
+    assert!(feed.token().is_at_least(&both), "{}", feed.token());
+
+    take(&feed, &frame(3, &[1]));
+    take(&feed, &frame(4, &[1]));
+    feed.retire(WriterId(2), Position(40));
+    only.told.lock().clear();
+    feed.reach_all(&told("m0~1.40~2.40")).await;
+    assert_eq!((feed.token(), only.told.lock().len()), (StreamToken::at(Position(40)), 0));
+}
