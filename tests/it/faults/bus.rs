@@ -1,13 +1,12 @@
 //! A way to Redis on which published messages get lost, change places, come twice or come late.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use chatd_kit::{Fleet, Settings};
 use parking_lot::Mutex;
 use rand::{Rng, SeedableRng, rngs::StdRng};
+use serde_json::json;
+use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
@@ -16,17 +15,31 @@ use tokio::{
     },
 };
 
-/// A listening proxy; ends with the test.
+/// The place of a listening proxy; it and the proxy end with the test.
 pub struct BadBus {
-    _serving: chatd_kit::Started<()>,
+    folder: TempDir,
+    serving: Option<chatd_kit::Started<()>>,
 }
 
 impl BadBus {
-    /// Listens on `socket` and passes on to the Redis on `redis`, as badly as `random` decides.
-    pub fn start(socket: &Path, redis: PathBuf, random: u64) -> Self {
-        let listener = UnixListener::bind(socket).expect("the proxy's socket");
+    /// A place where nobody listens yet.
+    pub fn new() -> Self {
+        let folder = tempfile::Builder::new().prefix("chatd-bus-").tempdir().unwrap();
+        Self { folder, serving: None }
+    }
+
+    /// The settings of a fleet whose instances take this for their Redis.
+    pub fn settings(&self) -> Settings {
+        let redis = json!({"enabled": true, "path": self.socket()});
+        Settings::new().with("redis", redis)
+    }
+
+    /// Listens, and passes on to the Redis of `fleet`, as badly as the seed `random` decides.
+    pub fn start(&mut self, fleet: &mut Fleet, random: u64) {
+        let redis: PathBuf = fleet.redis().socket();
+        let listener = UnixListener::bind(self.socket()).expect("the proxy's socket");
         let random = Arc::new(Mutex::new(StdRng::seed_from_u64(random)));
-        let serving = chatd_kit::spawn(async move {
+        self.serving = Some(chatd_kit::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let Ok(server) = UnixStream::connect(&redis).await else { continue };
                 let (from_client, to_client) = client.into_split();
@@ -34,8 +47,11 @@ impl BadBus {
                 chatd_kit::spawn(copy(from_client, to_server));
                 chatd_kit::spawn(spoil(from_server, to_client, random.clone()));
             }
-        });
-        Self { _serving: serving }
+        }));
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("bad.sock")
     }
 }
 

@@ -9,8 +9,6 @@ use std::{
 use chatd_kit::{Database, Fleet, Settings, Spread, cluster::Cluster, process::signal, say};
 use rand::{Rng, rngs::StdRng};
 
-use serde_json::json;
-
 use super::{
     BINARY,
     bus::BadBus,
@@ -82,14 +80,14 @@ async fn suffer(
 
 /// Load on a fleet behind its generated proxy configuration while `faults` happen, then the check.
 async fn survives(faults: &[Fault]) {
-    survives_with(faults, Settings::new(), |_, _| ()).await;
+    survives_with(faults, Settings::new(), |_, _| {}).await;
 }
 
 /// The same with `settings`; `prepare` is called when the fleet runs.
-async fn survives_with<T>(
+async fn survives_with(
     faults: &[Fault],
     settings: Settings,
-    prepare: impl FnOnce(&mut Fleet, u64) -> T,
+    prepare: impl FnOnce(&mut Fleet, u64),
 ) {
     let folder = tempfile::Builder::new().prefix("chatd-pg-").tempdir().unwrap();
     let cluster = Cluster::private(folder.path()).unwrap();
@@ -99,7 +97,7 @@ async fn survives_with<T>(
         Fleet::start(Path::new(BINARY), &settings, &database.config(), Spread::Generated)
             .await
             .unwrap();
-    let _kept = prepare(&mut fleet, random.random());
+    prepare(&mut fleet, random.random());
     let world = World::make(&fleet.url(), random.random(), Manners::BehindProxy).await;
     let load = world.start();
     suffer(&mut fleet, &cluster, &world, faults, &mut random).await;
@@ -149,10 +147,9 @@ async fn instances_are_restarted_one_after_the_other() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_when_the_bus_loses_messages() {
-    let folder = tempfile::Builder::new().prefix("chatd-bus-").tempdir().unwrap();
-    let socket = folder.path().join("bad.sock");
-    let settings = Settings::new().with("redis", json!({"enabled": true, "path": socket}));
-    let spoil = |fleet: &mut Fleet, seed| BadBus::start(&socket, fleet.redis().socket(), seed);
+    let mut bus = BadBus::new();
+    let settings = bus.settings();
+    let spoil = |fleet: &mut Fleet, seed| bus.start(fleet, seed);
     let faults = [Fault::Kill("sync1"), Fault::Kill("persister1"), Fault::Redis];
     survives_with(&faults, settings, spoil).await;
 }

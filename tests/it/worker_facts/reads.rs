@@ -99,11 +99,9 @@ async fn what_a_worker_has_not_heard_of_yet_hides_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_room_is_new_once_for_who_has_come_into_it() {
     let (_, mut random) = plan();
-    let folder = tempfile::Builder::new().prefix("chatd-bus-").tempdir().unwrap();
-    let socket = folder.path().join("bad.sock");
-    let settings = Settings::new().with("redis", json!({"enabled": true, "path": socket}));
-    let (mut fleet, _database) = fleet(&settings).await;
-    let _bus = BadBus::start(&socket, fleet.redis().socket(), random.random());
+    let mut bus = BadBus::new();
+    let (mut fleet, _database) = fleet(&bus.settings()).await;
+    bus.start(&mut fleet, random.random());
     let [alice] = users(&fleet, ["alice"]).await;
     let mut rooms = Vec::new();
     for _ in 0..ROOMS {

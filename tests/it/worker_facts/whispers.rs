@@ -90,15 +90,13 @@ async fn send(from: User, to: Vec<User>, sender: u64) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_comes_once_while_the_bus_is_bad_and_readers_are_killed() {
     let (_, mut random) = plan();
-    let folder = tempfile::Builder::new().prefix("chatd-bus-").tempdir().unwrap();
-    let socket = folder.path().join("bad.sock");
-    let settings = Settings::new().with("redis", json!({"enabled": true, "path": socket}));
+    let mut bus = BadBus::new();
     let database = Database::create(Path::new(BINARY)).await.unwrap();
     let mut fleet =
-        Fleet::start(Path::new(BINARY), &settings, &database.config(), Spread::Generated)
+        Fleet::start(Path::new(BINARY), &bus.settings(), &database.config(), Spread::Generated)
             .await
             .unwrap();
-    let _bus = BadBus::start(&socket, fleet.redis().socket(), random.random());
+    bus.start(&mut fleet, random.random());
     let [alice, receivers @ ..] =
         users(&fleet, ["alice", "bob", "carol", "dave", "erin", "frank"]).await;
     let is_over = Arc::new(AtomicBool::new(false));
