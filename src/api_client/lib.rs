@@ -16,7 +16,7 @@
 //! | devices, keys, logout, password, deactivation | a writer of device lists | deactivation leaves all rooms, by `Rooms::send_all` |
 //! | account data, tags | the writer of account data | |
 //! | push rules | the writer of push rules | |
-//! | receipts, read markers | a writer of receipts | `m.fully_read` is written by the writer of account data (`Writer::append`) |
+//! | receipts, read markers | a writer of receipts | `m.fully_read` is written by the writer of account data (`users/fully_read.rs`) |
 //! | messages to devices | the writer of to-device messages | |
 //! | typing | the writer of typing | |
 //! | presence | the writer of presence | |

@@ -210,6 +210,9 @@ impl State {
     fn fold_receipts(&mut self, frame: &Frame<Receipts>) {
         advance(&mut self.writers.receipts, &mut self.now.receipts, frame);
         for (at, row) in frame.rows.iter() {
+            if !self.furthest.advances(row) {
+                continue;
+            }
             self.receipts.push(row.room, frame.writer, *at, Arc::new(row.clone()), ROW);
             if let Some(view) = self.views.get_mut(&row.user) {
                 if let Some(unread) = view.unread.get_mut(&row.room) {

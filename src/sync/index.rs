@@ -30,6 +30,7 @@ use ruma_common::{OwnedDeviceId, OwnedRoomId, OwnedUserId};
 use tokio::sync::watch;
 
 use crate::{
+    furthest::Furthest,
     log::{Bounds, Log},
     token::SyncToken,
     unread::Unread,
@@ -260,6 +261,7 @@ pub struct State {
     pub events: Log<RoomNid, Live>,
     pub typing: Log<RoomNid, Arc<TypingRow>>,
     pub receipts: Log<RoomNid, Arc<ReceiptRow>>,
+    pub(crate) furthest: Furthest,
     pub account_data: Log<UserNid, Arc<AccountDataRow>>,
     pub push_rules: Log<UserNid, Raw>,
     pub presence: Log<UserNid, Arc<PresenceRow>>,
@@ -338,6 +340,7 @@ impl State {
             events: Log::new(now.room.clone(), events),
             typing: Log::new(now.typing.clone(), latest),
             receipts: Log::new(now.receipts.clone(), rows),
+            furthest: Furthest::new(),
             account_data: Log::new(now.account_data.clone(), rows),
             push_rules: Log::new(now.push_rules.clone(), latest),
             presence: Log::new(now.presence.clone(), latest),

@@ -10,6 +10,7 @@ mod engine;
 mod ephemeral;
 pub mod filter;
 mod fold;
+mod furthest;
 mod inbox;
 mod index;
 mod json;

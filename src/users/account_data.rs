@@ -14,13 +14,14 @@ use serde_json::{Map, Value, value::to_raw_value};
 
 use crate::{
     Deps,
+    fully_read::FULLY_READ,
     locks::UserLocks,
     room_nids::RoomNids,
     succession::{Estate, Succession},
 };
 
 /// Entries that the server writes itself.
-const MANAGED: &[&str] = &["m.fully_read", "m.push_rules"];
+const MANAGED: &[&str] = &[FULLY_READ, "m.push_rules"];
 /// Longest type of an entry, in bytes.
 const MAX_TYPE_BYTES: usize = 255;
 /// Largest content, in bytes.
@@ -34,10 +35,10 @@ const DIRECT: &str = "m.direct";
 
 /// Account data of this server's users.
 pub struct AccountData {
-    deps: Deps,
+    pub(crate) deps: Deps,
     writer: Writer<AccountDataStream>,
     rooms: Arc<RoomNids>,
-    locks: UserLocks,
+    pub(crate) locks: UserLocks,
 }
 
 impl AccountData {
@@ -75,7 +76,7 @@ impl AccountData {
         self.write(who.user, room, kind, content).await
     }
 
-    /// Writes an entry that the server manages (`m.fully_read`).
+    /// Writes an entry, also one that the server manages.
     pub(crate) async fn write(
         &self,
         user: UserNid,

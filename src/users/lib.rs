@@ -9,6 +9,7 @@ pub mod cross_signing;
 pub mod devices;
 mod digest;
 pub mod filters;
+mod fully_read;
 pub mod ignored;
 mod joined;
 pub mod key_backups;
@@ -133,6 +134,7 @@ impl Users {
         let room_nids = Arc::new(room_nids::RoomNids::new(&deps));
         let account_data = Arc::new(account_data::AccountData::new(&deps, &room_nids));
         let push_rules = push_rules::PushRules::new(&deps);
+        fully_read::answer_calls(&account_data);
         succession::answer_calls(&account_data);
         succession::answer_calls(&push_rules);
         Self {

@@ -1,10 +1,11 @@
-//! Read receipts and the marker of what has been read in full. Neither ever moves backwards.
+//! Read receipts. They never move backwards; nor does the marker of what has been read in full, which
+//! is account data (`fully_read.rs`).
 
 use std::sync::Arc;
 
-use chatd_base::{Error, Refusal, Requester, Result};
+use chatd_base::{Position, Refusal, Requester, Result, RoomNid, UserNid};
 use chatd_storage::{
-    events,
+    Pool, events,
     receipts::{self, Marker},
     remote_edus,
 };
@@ -15,11 +16,15 @@ use chatd_streams::{
 use futures::future::try_join_all;
 use ruma_common::{EventId, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId};
 use serde::Deserialize;
-use serde_json::{json, value::to_raw_value};
 
-use crate::{Deps, account_data::AccountData, locks::UserLocks, logins::ts};
+use crate::{
+    Deps,
+    account_data::AccountData,
+    fully_read::{FULLY_READ, FullyRead},
+    locks::UserLocks,
+    logins::ts,
+};
 
-const FULLY_READ: &str = "m.fully_read";
 /// The thread that is none, and the relation that makes one.
 const MAIN: &str = "main";
 const THREAD: &str = "m.thread";
@@ -94,43 +99,31 @@ impl Receipts {
         thread: Option<String>,
     ) -> Result<()> {
         check_thread(kind, thread.as_deref())?;
+        if kind == Kind::FullyRead {
+            let (user, room_id, event_id) = (who.user, room_id.to_owned(), event_id.to_owned());
+            let mark = FullyRead { user, room_id, event_id };
+            return self.account_data.move_fully_read(&mark).await;
+        }
         let _line = self.locks.of(who.user).await;
         let is_private = kind == Kind::ReadPrivate;
-        let marker = match kind {
-            Kind::FullyRead => Marker::FullyRead,
-            _ => Marker::Receipt { is_private },
-        };
+        let marker = Marker::Receipt { is_private };
         let (pool, of_thread) = (&self.deps.pool, thread.as_deref().unwrap_or_default());
-        let (room, event) = (room_id.as_str(), event_id.as_str());
-        let target = receipts::get_target(pool, room, who.user, event, marker, of_thread).await?;
-        let target = target.filter(|target| target.is_joined);
-        let target = target.ok_or_else(|| Refusal::forbidden("you are not in this room"))?;
-        let event_pos =
-            target.event_pos.ok_or_else(|| Refusal::not_found("the room has no such event"))?;
+        let goal = Goal::get(pool, room_id, who.user, event_id, marker, of_thread).await?;
         if let Some(thread) = &thread {
-            let content = target.content.as_deref().unwrap_or_default();
-            self.check_is_in_thread(event_id, content, thread).await?;
+            self.check_is_in_thread(event_id, &goal.content, thread).await?;
         }
-        if target.stands_at.is_some_and(|stands_at| stands_at >= event_pos) {
+        if goal.is_passed {
             return Ok(());
         }
-        if kind == Kind::FullyRead {
-            let content =
-                to_raw_value(&json!({ "event_id": event_id })).map_err(Error::internal)?;
-            return self
-                .account_data
-                .write(who.user, target.room, FULLY_READ, content.into())
-                .await;
-        }
         let row = ReceiptRow {
-            room: target.room,
+            room: goal.room,
             room_id: room_id.to_owned(),
             user: who.user,
             user_id: who.user_id.clone(),
             is_private,
             thread,
             event_id: event_id.to_owned(),
-            event_pos,
+            event_pos: goal.at,
             ts: ts(self.deps.clock.now_ms()),
         };
         self.writer.append(row).await?;
@@ -192,6 +185,39 @@ impl Receipts {
         }
         let message = format!("the event {event_id} is not in the thread {thread}");
         Err(Refusal::invalid_param(message).into())
+    }
+}
+
+/// Where a receipt or marker is to go.
+pub(crate) struct Goal {
+    pub room: RoomNid,
+    /// Position of the event.
+    pub at: Position,
+    /// Whether it stands there already, or further.
+    pub is_passed: bool,
+    /// Content of the event, if the receipt is one of a thread.
+    content: String,
+}
+
+impl Goal {
+    /// Refuses what is no event of a room in which the user is.
+    pub async fn get(
+        pool: &Pool,
+        room_id: &RoomId,
+        user: UserNid,
+        event_id: &EventId,
+        marker: Marker,
+        thread: &str,
+    ) -> Result<Self> {
+        let (room, event) = (room_id.as_str(), event_id.as_str());
+        let target = receipts::get_target(pool, room, user, event, marker, thread).await?;
+        let target = target.filter(|target| target.is_joined);
+        let target = target.ok_or_else(|| Refusal::forbidden("you are not in this room"))?;
+        let at =
+            target.event_pos.ok_or_else(|| Refusal::not_found("the room has no such event"))?;
+        let is_passed = target.stands_at.is_some_and(|stands_at| stands_at >= at);
+        let content = target.content.unwrap_or_default();
+        Ok(Self { room: target.room, at, is_passed, content })
     }
 }
 

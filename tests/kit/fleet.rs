@@ -240,7 +240,7 @@ fn write_files(folder: &Path, settings: &Settings, database: &Value) -> Result<(
                 "typing": ["stream1"],
                 "to_device": ["stream1"],
                 "account_data": ["stream1"],
-                "receipts": ["stream2"],
+                "receipts": ["stream1", "stream2"],
                 "presence": ["stream2"],
                 "push_rules": ["stream2"],
                 "device_lists": ["stream1", "stream2"],
