@@ -117,6 +117,7 @@ async fn serve(
         streams.others.join(Arc::new(Fellows { homes, caller: caller.clone() }));
         app.federation.deps.servers.join(Arc::new(Carrier(caller)));
     }
+    share_limits(&app);
     start_tasks(&app.users, &app.rooms, &app.federation, &leases);
     chatd_api_client::answer_calls(&app);
     let serving = Serving {
@@ -191,6 +192,20 @@ async fn services_on(
     let (config, clock, limits) = (config.clone(), clock.clone(), Arc::new(limits));
     let app = App { config, clock, limits, users, rooms, sync, reader, federation };
     Ok((Arc::new(app), roster))
+}
+
+/// Rate limits are those of the fleet, whichever of its instances is asked.
+fn share_limits(app: &App) {
+    const SUBJECT: &str = "limits";
+    let Deps { streams, stop, .. } = &app.users.deps;
+    if !streams.has_others() {
+        return;
+    }
+    let heard = app.limits.clone();
+    streams.on_told(SUBJECT, move |said| heard.hear(said));
+    let (limits, streams, stop) = (app.limits.clone(), streams.clone(), stop.clone());
+    let tell = move |said| streams.tell(SUBJECT, said);
+    tasks::spawn("limits", async move { limits.share(tell, stop).await });
 }
 
 /// The endpoints of all members.

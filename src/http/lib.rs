@@ -29,6 +29,7 @@ mod request;
 mod router;
 mod server;
 mod table;
+mod tally;
 #[cfg(test)]
 mod tests;
 mod tls;

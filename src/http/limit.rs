@@ -6,7 +6,7 @@ use chatd_base::{Cache, Clock, Refusal, Result};
 use chatd_config::{Rate, RateLimits};
 use parking_lot::Mutex;
 
-use crate::origins::Origins;
+use crate::{origins::Origins, tally::Tally};
 
 // Not in the configuration.
 const HIERARCHY: Rate = Rate { per_second: 5.0, burst_count: 10.0 };
@@ -30,7 +30,15 @@ macro_rules! classes {
         }
 
         impl LimitClass {
-            fn key(self) -> &'static str {
+            const ALL: &[Self] = &[
+                $(Self::$name,)*
+                Self::AdminRedaction,
+                Self::Hierarchy,
+                Self::OpenId,
+                Self::Binding,
+            ];
+
+            pub(crate) fn key(self) -> &'static str {
                 match self {
                     $(Self::$name => stringify!($($path).+),)*
                     Self::AdminRedaction => "admin_redaction",
@@ -86,6 +94,13 @@ classes! {
     RoomCreation = room_creation;
 }
 
+impl LimitClass {
+    /// The class of a key, if there is one.
+    pub(crate) fn of_key(key: &str) -> Option<Self> {
+        Self::ALL.iter().find(|class| class.key() == key).copied()
+    }
+}
+
 struct Bucket {
     /// Actions in the bucket at `since_ms`.
     level: f64,
@@ -99,6 +114,7 @@ pub struct Limits {
     clock: Clock,
     /// Of other servers.
     pub(crate) origins: Origins,
+    pub(crate) tally: Tally,
 }
 
 impl Limits {
@@ -106,7 +122,8 @@ impl Limits {
     /// called for longest is forgotten first.
     pub fn new(rates: RateLimits, max_buckets: usize, clock: Clock) -> Self {
         let origins = Origins::new(rates.federation, max_buckets, clock.clone());
-        Self { rates, buckets: Cache::new("rate_limits", max_buckets), clock, origins }
+        let (buckets, tally) = (Cache::new("rate_limits", max_buckets), Tally::default());
+        Self { rates, buckets, clock, origins, tally }
     }
 
     /// Counts one action of `key`; refuses with 429 and the time to wait if that is too many.
@@ -132,8 +149,18 @@ impl Limits {
         }
         if count {
             bucket.level += 1.0;
+            self.tally.note(class, key);
         }
         Ok(())
+    }
+
+    /// Counts actions that others have allowed.
+    pub(crate) fn count(&self, class: LimitClass, key: &str, actions: u32) {
+        let now_ms = self.clock.now_ms();
+        let bucket = self.bucket(class, key, now_ms);
+        let mut bucket = bucket.lock();
+        bucket.leak(class.rate(&self.rates), now_ms);
+        bucket.level += f64::from(actions);
     }
 
     fn bucket(&self, class: LimitClass, key: &str, now_ms: u64) -> Arc<Mutex<Bucket>> {
@@ -212,6 +239,31 @@ mod tests {
         }
         limits.check(LimitClass::Message, "@a:x").unwrap();
         assert_eq!(retry_after(limits.would_allow(LimitClass::Message, "@a:x")), 10_000);
+    }
+
+    /// Two instances that hear each other share a limit.
+    #[tokio::test]
+    async fn what_one_instance_allows_counts_at_the_others() {
+        let clock = Clock::fixed(0);
+        let [here, there] = [(); 2].map(|()| limits(&clock, 0.1, 3.0));
+        let stop = chatd_base::Stop::new();
+        let (told, mut heard) = tokio::sync::mpsc::unbounded_channel::<Vec<u8>>();
+        let tell = move |said| told.send(said).unwrap();
+        let hears = async {
+            tokio::task::yield_now().await;
+            for _ in 0..2 {
+                here.check(LimitClass::Message, "@a:x").unwrap();
+            }
+            here.check(LimitClass::RoomCreation, "@a:x").unwrap();
+            there.hear(&heard.recv().await.unwrap());
+            stop.trigger();
+        };
+        tokio::join!(here.share(tell, stop.clone()), hears);
+        there.hear(b"[[\"of another release\",\"@a:x\",5]]");
+        there.hear(b"nonsense");
+        there.check(LimitClass::Message, "@a:x").unwrap();
+        assert_eq!(retry_after(there.check(LimitClass::Message, "@a:x")), 10_000);
+        there.check(LimitClass::Message, "@b:x").unwrap();
     }
 
     #[test]

@@ -8,6 +8,7 @@
 pub mod bus;
 mod feed;
 mod follow;
+mod hearsay;
 mod interest;
 pub mod leases;
 mod level;
@@ -72,6 +73,7 @@ pub struct Streams {
     names: RwLock<BTreeMap<WriterId, String>>,
     /// The streams that this instance writes.
     written: BTreeSet<StreamName>,
+    hearsay: hearsay::Hearsay,
     /// What this instance does for the others.
     pub calls: Arc<Calls>,
     /// What it has them do.
@@ -121,6 +123,7 @@ impl Streams {
             look: Arc::default(),
             writer,
             written: written.clone(),
+            hearsay: hearsay::Hearsay::default(),
             calls: Arc::default(),
             others: Others::new(stop),
             is_new,
@@ -195,6 +198,9 @@ impl Streams {
             rows: &[u8],
         ) -> Result<(), serde_json::Error> {
             if stream == S::NAME { feed.take(head, rows) } else { Ok(()) }
+        }
+        if self.hearsay.hear(stream, rows) {
+            return Ok(());
         }
         // Somebody has taken this instance for dead; its next commit finds out.
         if head.writer != self.writer.writer {

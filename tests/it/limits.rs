@@ -1,6 +1,6 @@
 //! Rate limits: every `rc_` key that has an effect slows somebody down, and says for how long.
-//! Each instance of a fleet counts what comes to it, so how much gets through there depends on the
-//! proxy; here it is one.
+//! Counted to the last one, so with one instance; those of a fleet tell each other what they have
+//! counted (`worker_facts::limits`).
 
 use chatd_kit::{Answer, SERVER_NAME, Server, Settings, User, path, scenario, user::password_of};
 use serde_json::{Value, json};

@@ -11,12 +11,16 @@
 //! | a change of state is missing after a token that is inside a batch | `tokens::state_changes_have_their_own_place_in_a_batch` |
 //! | what was written at one worker cannot be read at another | `reads` |
 //! | an initial sync tells of what its token does not cover, and the next one again | `reads::a_room_is_new_once_for_who_has_come_into_it` |
+//! | what was read is unread again | `marks` |
+//! | whoever asks many workers gets through a limit many times | `limits` |
 //! | presence flaps | `presence::a_long_sync_is_one_presence`; `chatd_users::presence::relay` (`half_an_hour_of_syncs_is_one_presence`) |
 //! | the writer of presence is drowned in calls | `presence::many_syncs_are_few_calls`; `chatd_users::presence::relay` (`ten_thousand_devices_are_a_few_calls`) |
 //! | an endpoint is not there at a worker | `roles` |
 
 mod apart;
 mod broken_off;
+mod limits;
+mod marks;
 mod presence;
 mod reads;
 mod roles;

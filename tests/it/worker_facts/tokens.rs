@@ -24,7 +24,7 @@ async fn positions(server: &Server, room: &str, kind: &str) -> Vec<(i64, String)
 }
 
 scenario! {
-    async fn state_changes_have_their_own_place_in_a_batch(server: Server) in (monolith) {
+    async fn state_changes_have_their_own_place_in_a_batch(server: Server) {
         let (alice, bob) = (server.user("alice").await, server.user("bob").await);
         let room = alice.create_room().member(&bob).await;
         let since = bob.sync().await.next_batch();
