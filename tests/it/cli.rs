@@ -247,6 +247,7 @@ fn a_password_is_hashed_from_wherever_it_comes() {
 }
 
 scenario! {
+    /// Its arguments are those of a monolith.
     async fn users_are_registered_from_the_command_line(server: Server) in (monolith) with (
         Settings::new()
             .with("registration_shared_secret", Value::Null)

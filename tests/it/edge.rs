@@ -194,18 +194,15 @@ scenario! {
         still_works(&alice).await;
     }
 
-    async fn odd_ids_and_paths_are_refused(server: Server) in (monolith) {
+    async fn odd_ids_and_paths_are_refused(server: Server) {
         let alice = server.user("alice").await;
         let room = alice.create_room().await;
         for path in [
             "/rooms/nonsense/state",
             "/rooms/%21/state",
-            "/rooms/%00/state",
             "/rooms/%ff%fe/state",
-            "/rooms/%zz/state",
             "/rooms/!x%2f..%2f..%2fadmin/state",
             "/rooms//state",
-            "/rooms/../../_synapse/admin/v1/register/state",
             "/rooms/%2e%2e/state",
             "/user/nobody/filter/0",
             "/profile/nobody",
@@ -332,7 +329,7 @@ scenario! {
         assert_eq!(fine.len(), 16, "{statuses:?}");
     }
 
-    async fn percent_encoding_is_taken_literally(server: Server) in (monolith) {
+    async fn percent_encoding_is_taken_literally(server: Server) {
         let alice = server.user("alice").await;
         let room = alice.create_room().await;
         let key = "../a/b?c=d#e%20 ü";
@@ -343,7 +340,7 @@ scenario! {
             let answer = alice.get(format!("{rooms}/{bad}/state")).unchecked().await;
             answer.refused(400, "M_INVALID_PARAM");
         }
-        for id in ["nonsense", "!", "%00", "@alice:test.local"] {
+        for id in ["nonsense", "!", "@alice:test.local"] {
             let answer = alice.get(format!("{rooms}/{id}/state")).unchecked().await;
             assert!((400..500).contains(&answer.status) && !answer.errcode().is_empty(), "{answer}");
         }
@@ -367,8 +364,21 @@ scenario! {
         }
     }
 
-    async fn what_needs_no_account(server: Server) in (monolith, random) {
-        assert_eq!(server.request("GET", "/health").await.text, "OK");
+    /// nginx refuses these, or changes them, by itself.
+    async fn what_no_proxy_hands_on_is_refused(server: Server) in (monolith) {
+        let alice = server.user("alice").await;
+        for path in [
+            "/rooms/%00/state",
+            "/user/%00/filter/0",
+            "/rooms/%zz/state",
+            "/rooms/../../_synapse/admin/v1/register/state",
+        ] {
+            proper_refusal(&alice.get(path).await, path);
+        }
+        still_works(&alice).await;
+    }
+
+    async fn what_needs_no_account(server: Server) {
         let versions = server.request("GET", "/_matrix/client/versions").await;
         assert!(versions.ok()["versions"].as_array().is_some_and(|v| v.contains(&json!("v1.11"))));
         let flows = server.request("GET", "/login").await;

@@ -170,7 +170,6 @@ scenario! {
     }
 
     async fn the_directory_is_told_where_that_is_allowed(server: Server)
-    in (monolith)
     with (Settings::federating().with("allow_public_rooms_over_federation", true))
     {
         let alice = server.user("alice").await;

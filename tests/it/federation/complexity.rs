@@ -43,8 +43,7 @@ async fn user_and_admin(server: &Server) -> (User, User) {
 }
 
 scenario! {
-    async fn rooms_that_are_too_complex_are_not_joined(server: Server)
-    in (monolith, random) with (limited()) {
+    async fn rooms_that_are_too_complex_are_not_joined(server: Server) with (limited()) {
         let other = Other::start().await;
         let (alice, bob) = (server.user("alice").await, other.user("bob"));
         let asked = "/_matrix/federation/unstable/rooms/";
@@ -83,8 +82,7 @@ scenario! {
         assert_eq!(rooms, joined);
     }
 
-    async fn admins_join_rooms_of_any_size_if_they_may(server: Server)
-    in (monolith, random) with (admins_can_join(true)) {
+    async fn admins_join_rooms_of_any_size_if_they_may(server: Server) with (admins_can_join(true)) {
         let (other, (alice, root)) = (Other::start().await, user_and_admin(&server).await);
         for says_it in [true, false] {
             let room = large_room(&other, says_it);
@@ -97,8 +95,7 @@ scenario! {
         }
     }
 
-    async fn admins_are_like_all_others_unless_it_is_said(server: Server)
-    in (monolith) with (admins_can_join(false)) {
+    async fn admins_are_like_all_others_unless_it_is_said(server: Server) with (admins_can_join(false)) {
         let (other, (_, root)) = (Other::start().await, user_and_admin(&server).await);
         for says_it in [true, false] {
             let room = large_room(&other, says_it);
@@ -106,8 +103,7 @@ scenario! {
         }
     }
 
-    async fn other_servers_are_told_how_complex_a_room_is(server: Server)
-    in (monolith, random) with (Settings::federating()) {
+    async fn other_servers_are_told_how_complex_a_room_is(server: Server) with (Settings::federating()) {
         let (other, alice) = (Other::start().await, server.user("alice").await);
         let (open, closed) = (alice.public_room().await, alice.create_room().await);
         for number in 0..50 {

@@ -213,8 +213,7 @@ scenario! {
     }
 
     /// What it has told is of use, but there may be others who have it.
-    async fn whoever_was_slow_is_asked_last(server: Server)
-        in (monolith) with (Settings::federating())
+    async fn whoever_was_slow_is_asked_last(server: Server) with (Settings::federating())
     {
         let (other, third) = (Other::start().await, Other::start().await);
         let (alice, bob) = (server.user("alice").await, other.user("bob"));
@@ -242,8 +241,7 @@ scenario! {
         assert!(!third.seen("GET", BACKFILL).is_empty(), "another one was slow");
     }
 
-    async fn whoever_does_not_say_whether_an_event_is_known_is_left_alone(server: Server)
-        in (monolith, fleet) with (still())
+    async fn whoever_does_not_say_whether_an_event_is_known_is_left_alone(server: Server) with (still())
     {
         let other = Other::start().await;
         let (alice, bob) = (server.user("alice").await, other.user("bob"));
@@ -259,8 +257,7 @@ scenario! {
     }
 
     /// What comes of looking for one thing says nothing of another.
-    async fn whoever_looks_for_the_beginning_is_not_told_of_a_gap(server: Server)
-        in (monolith, fleet) with (Settings::federating())
+    async fn whoever_looks_for_the_beginning_is_not_told_of_a_gap(server: Server) with (Settings::federating())
     {
         let (other, peer) = (Other::start().await, server.peer());
         let (alice, bob) = (server.user("alice").await, other.user("bob"));
@@ -279,6 +276,7 @@ scenario! {
         alice.event(&room.id(), &before.id).await.ok();
     }
 
+    /// Not as `random`: that proxy goes on to send requests to instances that are killed.
     async fn a_fetch_that_is_broken_off_has_one_effect(server: Server)
         in (monolith, fleet) with (Settings::federating())
     {

@@ -9,7 +9,7 @@ const MISSING: &str = "/_matrix/federation/v1/get_missing_events/";
 const STATE: &str = "/_matrix/federation/v1/state_ids/";
 
 scenario! {
-    async fn what_waits_outlives_a_crash(server: Server) in (monolith)
+    async fn what_waits_outlives_a_crash(server: Server)
     with (Settings::federating()) {
         let Shared { alice, other, bob, room, far } = shared(&server, "11").await;
         let late = Reply::json(&json!({"events": []})).after(std::time::Duration::from_secs(60));
@@ -25,7 +25,7 @@ scenario! {
     }
 
     /// A server that answers that it is not well is asked until it is.
-    async fn what_waits_waits_for_a_server_that_is_not_well(server: Server) in (monolith)
+    async fn what_waits_waits_for_a_server_that_is_not_well(server: Server)
     with (Settings::federating()) {
         let Shared { alice, other, bob, room, far } = shared(&server, "11").await;
         other.always("POST", MISSING, Reply::refused(503, "M_UNKNOWN"));
@@ -43,7 +43,7 @@ scenario! {
         alice.feed().await.until_event(&room, &last.id).await;
     }
 
-    async fn circles_and_endless_answers_are_contained(server: Server) in (monolith)
+    async fn circles_and_endless_answers_are_contained(server: Server)
     with (Settings::federating()) {
         let Shared { alice, other, bob, room, far } = shared(&server, "1").await;
         let name = |id: &str| format!("${id}:{}", other.name());
@@ -69,7 +69,7 @@ scenario! {
         assert!(asked < 20, "it was asked {asked} times");
     }
 
-    async fn many_branches_leave_few_heads(server: Server) in (monolith)
+    async fn many_branches_leave_few_heads(server: Server)
     with (Settings::federating()) {
         let Shared { alice, other, bob, room, far } = shared(&server, "10").await;
         let fork = far.heads();

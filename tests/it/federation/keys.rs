@@ -67,8 +67,7 @@ scenario! {
             .refused(401, "M_UNAUTHORIZED");
     }
 
-    async fn keys_of_others_are_told_with_both_signatures(server: Server)
-    in (monolith) with (Settings::federating())
+    async fn keys_of_others_are_told_with_both_signatures(server: Server) with (Settings::federating())
     {
         let other = Other::start().await;
         let name = other.name();
@@ -88,8 +87,7 @@ scenario! {
         assert_eq!(none.ok()["server_keys"], json!([]));
     }
 
-    async fn a_server_that_is_not_on_the_list_is_refused(server: Server)
-    in (monolith) with (Settings::federating().with("federation_domain_whitelist", json!(["a"])))
+    async fn a_server_that_is_not_on_the_list_is_refused(server: Server) with (Settings::federating().with("federation_domain_whitelist", json!(["a"])))
     {
         let (other, alice) = (Other::start().await, server.user("alice").await);
         let answer = other.get(&server.peer(), &question(&alice.id)).await;

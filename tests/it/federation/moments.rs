@@ -76,7 +76,7 @@ scenario! {
         assert_eq!(early, events[0]["event_id"], "the first that he sees");
     }
 
-    async fn what_is_asked_has_to_be_complete(server: Server) in (monolith) {
+    async fn what_is_asked_has_to_be_complete(server: Server) {
         let alice = server.user("alice").await;
         let room = alice.create_room().await;
         let url = path("/_matrix/client/v1/rooms/{}/timestamp_to_event", &[&room]);
@@ -155,8 +155,7 @@ scenario! {
         assert!(other.problems().is_empty(), "{:?}", other.problems());
     }
 
-    async fn what_was_before_is_not_looked_for_where_it_is_hidden(server: Server)
-    in (monolith, random) with (Settings::federating())
+    async fn what_was_before_is_not_looked_for_where_it_is_hidden(server: Server) with (Settings::federating())
     {
         let (alice, other) = (server.user("alice").await, Other::start().await);
         let bob = other.user("bob");

@@ -42,8 +42,7 @@ scenario! {
         nothing.refused(401, "M_MISSING_TOKEN");
     }
 
-    async fn a_token_ends_with_its_hour_or_its_account(server: Server)
-    in (monolith) with (Settings::federating())
+    async fn a_token_ends_with_its_hour_or_its_account(server: Server) with (Settings::federating())
     {
         let (alice, bob) = (server.user("alice").await, server.user("bob").await);
         let (hers, his) = (token(&alice).await, token(&bob).await);

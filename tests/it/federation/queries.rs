@@ -38,8 +38,7 @@ scenario! {
         assert!(other.problems().is_empty(), "{:?}", other.problems());
     }
 
-    async fn profiles_that_are_none_are_refused(server: Server)
-    in (monolith) with (Settings::federating())
+    async fn profiles_that_are_none_are_refused(server: Server) with (Settings::federating())
     {
         let (other, alice) = (Other::start().await, server.user("alice").await);
         for (number, reply) in [

@@ -33,8 +33,7 @@ fn key_ids(document: &Value, which: &str) -> Vec<String> {
 }
 
 scenario! {
-    async fn keys_change_on_both_sides(server: Server)
-    in (monolith) with (Settings::federating()) {
+    async fn keys_change_on_both_sides(server: Server) with (Settings::federating()) {
         let other = Other::start().await;
         let (alice, bob) = (server.user("alice").await, other.user("bob"));
         let room = alice.create_room().preset("public_chat").version("11").await;
@@ -107,8 +106,7 @@ scenario! {
         assert_eq!(answer.ok()["pdus"][&old.id], json!({}), "{answer}");
     }
 
-    async fn keys_that_have_run_out_sign_nothing(server: Server)
-    in (monolith) with (Settings::federating()) {
+    async fn keys_that_have_run_out_sign_nothing(server: Server) with (Settings::federating()) {
         let other = Other::start().await;
         let alice = server.user("alice").await;
         other.publish(|published| published.valid_until_ms = now_ms() - 1_000);

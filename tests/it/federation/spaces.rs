@@ -188,7 +188,7 @@ scenario! {
         rooms(&bob, &none, &[]).await.refused(403, "M_FORBIDDEN");
     }
 
-    async fn whoever_asks_too_often_waits(server: Server) in (monolith) {
+    async fn whoever_asks_too_often_waits(server: Server) {
         let alice = server.user("alice").await;
         let room = alice.create_room().await;
         let asking = (0..30).map(|_| async { hierarchy(&alice, &room).await.status });
@@ -230,8 +230,7 @@ scenario! {
         assert_eq!((children(&told), told.ok()["room"]["children_state"].clone()), (vec![], json!([])));
     }
 
-    async fn rooms_elsewhere_are_asked_for_once(server: Server)
-    in (monolith, fleet) with (Settings::federating())
+    async fn rooms_elsewhere_are_asked_for_once(server: Server) with (Settings::federating())
     {
         let (alice, other) = (server.user("alice").await, Other::start().await);
         let dead = Other::start().await;
@@ -270,8 +269,7 @@ scenario! {
         assert!(other.problems().is_empty(), "{:?}", other.problems());
     }
 
-    async fn a_space_elsewhere_hides_no_room_of_others(server: Server)
-    in (monolith) with (Settings::federating())
+    async fn a_space_elsewhere_hides_no_room_of_others(server: Server) with (Settings::federating())
     {
         let (alice, other) = (server.user("alice").await, Other::start().await);
         let there = other.name();
@@ -292,8 +290,7 @@ scenario! {
         assert_eq!(told, expected);
     }
 
-    async fn what_is_no_hierarchy_is_left_out(server: Server)
-    in (monolith) with (Settings::federating())
+    async fn what_is_no_hierarchy_is_left_out(server: Server) with (Settings::federating())
     {
         let alice = server.user("alice").await;
         for reply in [
@@ -344,8 +341,7 @@ scenario! {
         assert_eq!(bob.get(url(&restricted)).await.string("join_rule"), "restricted");
     }
 
-    async fn a_room_elsewhere_is_summarised_by_its_servers(server: Server)
-    in (monolith) with (Settings::federating())
+    async fn a_room_elsewhere_is_summarised_by_its_servers(server: Server) with (Settings::federating())
     {
         let (alice, other) = (server.user("alice").await, Other::start().await);
         let (far, summary) = far_space(&other);
@@ -375,8 +371,7 @@ scenario! {
         assert_eq!(told.string("room_id"), newer.id());
     }
 
-    async fn the_top_of_a_tree_may_be_elsewhere(server: Server)
-    in (monolith, fleet) with (Settings::federating())
+    async fn the_top_of_a_tree_may_be_elsewhere(server: Server) with (Settings::federating())
     {
         let (alice, carol) = (server.user("alice").await, server.user("carol").await);
         let (other, second) = (Other::start().await, Other::start().await);

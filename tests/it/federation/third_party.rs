@@ -40,8 +40,7 @@ async fn membership(looker: &User, room: &str, user: &str) -> String {
 }
 
 scenario! {
-    async fn an_address_is_invited_and_somebody_comes(server: Server)
-    in (monolith, random) with (Settings::federating()) {
+    async fn an_address_is_invited_and_somebody_comes(server: Server) with (Settings::federating()) {
         let identity = Other::start().await;
         let (alice, carol) = (server.user("alice").await, server.user("carol").await);
         let dave = server.user("dave").await;
@@ -99,8 +98,7 @@ scenario! {
         }
     }
 
-    async fn who_shows_what_was_signed_joins(server: Server)
-    in (monolith) with (Settings::federating()) {
+    async fn who_shows_what_was_signed_joins(server: Server) with (Settings::federating()) {
         let identity = Other::start().await;
         let vouching = identity.identify(&[]);
         let (alice, carol) = (server.user("alice").await, server.user("carol").await);
@@ -123,8 +121,7 @@ scenario! {
         server.request("PUT", ONBIND).json(&late).await.refused(403, "M_FORBIDDEN");
     }
 
-    async fn other_servers_exchange_what_was_signed(server: Server)
-    in (monolith, random) with (Settings::federating()) {
+    async fn other_servers_exchange_what_was_signed(server: Server) with (Settings::federating()) {
         let (identity, other) = (Other::start().await, Other::start().await);
         let vouching = identity.identify(&[]);
         let (alice, bob) = (server.user("alice").await, other.user("bob"));
@@ -159,8 +156,7 @@ scenario! {
         assert!(other.problems().is_empty(), "{:?}", other.problems());
     }
 
-    async fn what_was_signed_goes_to_the_server_that_has_invited(server: Server)
-    in (monolith, random) with (Settings::federating()) {
+    async fn what_was_signed_goes_to_the_server_that_has_invited(server: Server) with (Settings::federating()) {
         let (identity, other) = (Other::start().await, Other::start().await);
         let vouching = identity.identify(&[]);
         let (alice, bob) = (server.user("alice").await, other.user("bob"));
@@ -187,8 +183,7 @@ scenario! {
         server.request("PUT", ONBIND).json(&body).await.refused(502, "M_UNKNOWN");
     }
 
-    async fn whoever_has_invited_hears_of_the_invite(server: Server)
-    in (monolith, random) with (Settings::federating()) {
+    async fn whoever_has_invited_hears_of_the_invite(server: Server) with (Settings::federating()) {
         let (identity, other) = (Other::start().await, Other::start().await);
         let vouching = identity.identify(&[]);
         let (alice, carol) = (server.user("alice").await, server.user("carol").await);
@@ -207,8 +202,7 @@ scenario! {
         assert!(other.problems().is_empty(), "{:?}", other.problems());
     }
 
-    async fn who_has_come_meanwhile_is_not_put_out(server: Server)
-    in (monolith, random) with (Settings::federating()) {
+    async fn who_has_come_meanwhile_is_not_put_out(server: Server) with (Settings::federating()) {
         let identity = Other::start().await;
         let vouching = identity.identify(&[]);
         let (alice, carol) = (server.user("alice").await, server.user("carol").await);
@@ -230,8 +224,7 @@ scenario! {
         assert_eq!(membership(&alice, &room, &carol.id).await, "join");
     }
 
-    async fn one_key_that_counts_is_enough(server: Server)
-    in (monolith) with (Settings::federating()) {
+    async fn one_key_that_counts_is_enough(server: Server) with (Settings::federating()) {
         let (first, second) = (Other::start().await, Other::start().await);
         let (revoked, good) = (first.identify(&[]), second.identify(&[]));
         revoked.revoke();
@@ -247,8 +240,7 @@ scenario! {
         assert_eq!(membership(&alice, &room, &carol.id).await, "invite");
     }
 
-    async fn strangers_cannot_have_much_done(server: Server)
-    in (monolith) with (Settings::federating()) {
+    async fn strangers_cannot_have_much_done(server: Server) with (Settings::federating()) {
         let (identity, other) = (Other::start().await, Other::start().await);
         let vouching = identity.identify(&[]);
         let (alice, bob) = (server.user("alice").await, other.user("bob"));
@@ -284,8 +276,7 @@ scenario! {
         assert!(statuses.contains(&429), "{statuses:?}");
     }
 
-    async fn users_found_by_their_address_are_invited_as_seldom_as_others(server: Server)
-    in (monolith) with (Settings::federating().with("rc_invites", json!({
+    async fn users_found_by_their_address_are_invited_as_seldom_as_others(server: Server) with (Settings::federating().with("rc_invites", json!({
         "per_user": {"per_second": 0.001, "burst_count": 2}})))
     {
         let identity = Other::start().await;
@@ -300,8 +291,7 @@ scenario! {
         alice.get_state(&third, "m.room.member", &dave.id).await.refused(404, "M_NOT_FOUND");
     }
 
-    async fn an_address_is_not_invited_by_who_may_not(server: Server)
-    in (monolith) with (Settings::federating()) {
+    async fn an_address_is_not_invited_by_who_may_not(server: Server) with (Settings::federating()) {
         let identity = Other::start().await;
         let vouching = identity.identify(&[]);
         let (alice, carol) = (server.user("alice").await, server.user("carol").await);
@@ -329,8 +319,7 @@ scenario! {
         alice.post(invite_path(&room), &invite).await.refused(502, "M_UNKNOWN");
     }
 
-    async fn addresses_inside_are_not_asked(server: Server)
-    in (monolith) with (Settings::federating()
+    async fn addresses_inside_are_not_asked(server: Server) with (Settings::federating()
         .with("ip_range_blocklist", json!(["127.0.0.0/8"])))
     {
         let identity = Other::start().await;
@@ -346,8 +335,7 @@ scenario! {
         assert!(identity.seen("", "/_matrix/identity/").is_empty());
     }
 
-    async fn addresses_may_not_be_invited_at_all(server: Server)
-    in (monolith) with (Settings::federating().with("enable_3pid_lookup", false)) {
+    async fn addresses_may_not_be_invited_at_all(server: Server) with (Settings::federating().with("enable_3pid_lookup", false)) {
         let identity = Other::start().await;
         identity.identify(&[]);
         let alice = server.user("alice").await;

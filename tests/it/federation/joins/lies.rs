@@ -61,8 +61,7 @@ const LIES: &[(&str, Lie)] = &[
 ];
 
 scenario! {
-    async fn what_is_no_room_is_refused(server: Server)
-    in (monolith) with (Settings::federating()) {
+    async fn what_is_no_room_is_refused(server: Server) with (Settings::federating()) {
         let other = Other::start().await;
         let (alice, bob) = (server.user("alice").await, other.user("bob"));
         for (name, lie) in LIES {
@@ -95,8 +94,7 @@ scenario! {
         }
     }
 
-    async fn an_answer_without_an_end_is_given_up(server: Server)
-    in (monolith, random) with (Settings::federating()) {
+    async fn an_answer_without_an_end_is_given_up(server: Server) with (Settings::federating()) {
         let other = Other::start().await;
         let (alice, bob) = (server.user("alice").await, other.user("bob"));
         let room = other.create_room("11", &bob);
@@ -120,8 +118,7 @@ scenario! {
         join_by(&alice, &room.id(), &other.name()).await.ok();
     }
 
-    async fn what_is_begun_wrongly_is_not_signed(server: Server)
-    in (monolith) with (Settings::federating()) {
+    async fn what_is_begun_wrongly_is_not_signed(server: Server) with (Settings::federating()) {
         let other = Other::start().await;
         let (alice, bob) = (server.user("alice").await, other.user("bob"));
         let room = other.create_room("11", &bob);

@@ -6,8 +6,7 @@ use serde_json::json;
 use super::{VERSIONS, until_in};
 
 scenario! {
-    async fn another_server_comes_and_goes(server: Server)
-    in (monolith, random) with (Settings::federating()) {
+    async fn another_server_comes_and_goes(server: Server) with (Settings::federating()) {
         let other = Other::start().await;
         let (alice, bob) = (server.user("alice").await, other.user("bob"));
         let peer = server.peer();
@@ -31,8 +30,7 @@ scenario! {
         assert!(other.problems().is_empty(), "{:?}", other.problems());
     }
 
-    async fn a_join_that_was_refused_is_refused_again(server: Server)
-    in (monolith, random) with (Settings::federating()) {
+    async fn a_join_that_was_refused_is_refused_again(server: Server) with (Settings::federating()) {
         let other = Other::start().await;
         let (alice, bob) = (server.user("alice").await, other.user("bob"));
         let peer = server.peer();
@@ -49,8 +47,7 @@ scenario! {
         assert_eq!(member.ok()["membership"], "ban");
     }
 
-    async fn a_user_of_another_server_is_invited(server: Server)
-    in (monolith, random) with (Settings::federating()) {
+    async fn a_user_of_another_server_is_invited(server: Server) with (Settings::federating()) {
         let other = Other::start().await;
         let (alice, bob) = (server.user("alice").await, other.user("bob"));
         let peer = server.peer();
@@ -89,8 +86,7 @@ scenario! {
         assert!(other.problems().is_empty(), "{:?}", other.problems());
     }
 
-    async fn a_knock_of_another_server_is_seen(server: Server)
-    in (monolith) with (Settings::federating()) {
+    async fn a_knock_of_another_server_is_seen(server: Server) with (Settings::federating()) {
         let other = Other::start().await;
         let (alice, bob) = (server.user("alice").await, other.user("bob"));
         let peer = server.peer();
@@ -108,8 +104,7 @@ scenario! {
         other.make(&peer, "knock", &old, &bob).await.refused(403, "M_FORBIDDEN");
     }
 
-    async fn a_restricted_room_lets_members_of_others_in(server: Server)
-    in (monolith) with (Settings::federating()) {
+    async fn a_restricted_room_lets_members_of_others_in(server: Server) with (Settings::federating()) {
         let other = Other::start().await;
         let (alice, bob) = (server.user("alice").await, other.user("bob"));
         let peer = server.peer();
@@ -136,8 +131,7 @@ scenario! {
         assert!(other.problems().is_empty(), "{:?}", other.problems());
     }
 
-    async fn what_another_server_must_not_do_is_refused(server: Server)
-    in (monolith) with (Settings::federating()) {
+    async fn what_another_server_must_not_do_is_refused(server: Server) with (Settings::federating()) {
         let other = Other::start().await;
         let (alice, bob) = (server.user("alice").await, other.user("bob"));
         let peer = server.peer();
@@ -167,8 +161,7 @@ scenario! {
         member.refused(404, "M_NOT_FOUND");
     }
 
-    async fn an_answer_may_leave_members_out(server: Server)
-    in (monolith) with (Settings::federating()) {
+    async fn an_answer_may_leave_members_out(server: Server) with (Settings::federating()) {
         let other = Other::start().await;
         let (alice, bob) = (server.user("alice").await, other.user("bob"));
         let peer = server.peer();
@@ -206,7 +199,7 @@ scenario! {
         assert_eq!(all.iter().filter(is_invite).count(), 1, "{answer}");
     }
 
-    async fn invites_are_checked(server: Server) in (monolith) with (Settings::federating()) {
+    async fn invites_are_checked(server: Server) with (Settings::federating()) {
         let other = Other::start().await;
         let (alice, bob) = (server.user("alice").await, other.user("bob"));
         let peer = server.peer();

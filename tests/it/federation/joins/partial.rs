@@ -65,8 +65,7 @@ async fn hears(server: &Server, other: &Other, room: &Room, text: &str) -> Strin
 }
 
 scenario! {
-    async fn a_user_is_in_before_the_members_are_known(server: Server)
-    in (monolith, random) with (Settings::federating()) {
+    async fn a_user_is_in_before_the_members_are_known(server: Server) with (Settings::federating()) {
         let (other, room) = closed().await;
         let id = room.id();
         let alice = server.user("alice").await;
@@ -145,8 +144,7 @@ scenario! {
         assert!(state.is_empty(), "{state:?}");
     }
 
-    async fn members_are_told_event_by_event_where_the_whole_state_is_too_much(server: Server)
-    in (monolith, random) with (Settings::federating()) {
+    async fn members_are_told_event_by_event_where_the_whole_state_is_too_much(server: Server) with (Settings::federating()) {
         let (other, room) = closed().await;
         other.behave();
         other.always("GET", WHOLE_STATE, Reply::refused(500, "M_UNKNOWN"));
@@ -160,8 +158,7 @@ scenario! {
         assert!(other.problems().is_empty(), "{:?}", other.problems());
     }
 
-    async fn members_are_told_by_who_does_not_know_the_join(server: Server)
-    in (monolith) with (Settings::federating()) {
+    async fn members_are_told_by_who_does_not_know_the_join(server: Server) with (Settings::federating()) {
         let (other, room) = closed().await;
         other.behave();
         let (known, alice) = (room.clone(), server.user("alice").await);
@@ -181,8 +178,7 @@ scenario! {
         feed.until_event(&id, &said.id).await;
     }
 
-    async fn others_are_answered_as_far_as_that_goes(server: Server)
-    in (monolith) with (Settings::federating()) {
+    async fn others_are_answered_as_far_as_that_goes(server: Server) with (Settings::federating()) {
         let (other, room, alice) = joined(&server).await;
         let id = room.id();
         let (first, last) = (alice.send(&id, "one").await, alice.send(&id, "two").await);
@@ -230,8 +226,7 @@ scenario! {
         assert!(other.problems().is_empty(), "{:?}", other.problems());
     }
 
-    async fn a_room_of_synapse_is_joined_without_its_members(server: Server)
-    in (monolith, random) with (Settings::federating()) {
+    async fn a_room_of_synapse_is_joined_without_its_members(server: Server) with (Settings::federating()) {
         let synapse = Synapse::shared().await;
         let (bob, alice) = (synapse.user("bob").await, server.user("alice").await);
         let id = bob.create_room().preset("public_chat").await;
@@ -261,8 +256,7 @@ scenario! {
         assert!(history.iter().any(|event| event["type"] == "m.room.create"), "{history:#?}");
     }
 
-    async fn a_server_that_is_killed_goes_on(server: Server)
-    in (monolith) with (Settings::federating()) {
+    async fn a_server_that_is_killed_goes_on(server: Server) with (Settings::federating()) {
         let (other, room, alice) = joined(&server).await;
         let id = room.id();
         alice.send(&id, "one").await;
@@ -281,8 +275,7 @@ scenario! {
         assert!(other.problems().is_empty(), "{:?}", other.problems());
     }
 
-    async fn what_is_no_state_is_asked_for_again(server: Server)
-    in (monolith) with (Settings::federating()) {
+    async fn what_is_no_state_is_asked_for_again(server: Server) with (Settings::federating()) {
         let (other, room) = closed().await;
         let id = room.id();
         let alice = server.user("alice").await;
@@ -300,8 +293,7 @@ scenario! {
         until_whole(&alice, &id, 4).await;
     }
 
-    async fn a_room_without_its_members_can_be_left(server: Server)
-    in (monolith) with (Settings::federating()) {
+    async fn a_room_without_its_members_can_be_left(server: Server) with (Settings::federating()) {
         let (other, room, alice) = joined(&server).await;
         let id = room.id();
         alice.leave(&id).await.ok();
@@ -317,8 +309,7 @@ scenario! {
         assert!(other.problems().is_empty(), "{:?}", other.problems());
     }
 
-    async fn a_room_is_replaced_when_its_bans_are_known(server: Server)
-    in (monolith) with (Settings::federating()) {
+    async fn a_room_is_replaced_when_its_bans_are_known(server: Server) with (Settings::federating()) {
         let (other, room) = closed().await;
         let (bob, eve, alice) = (other.user("bob"), other.user("eve"), server.user("alice").await);
         let levels = json!({"users": {&bob: 100, &alice.id: 100}});
@@ -345,8 +336,7 @@ scenario! {
         assert_eq!(ban.ok()["membership"], "ban");
     }
 
-    async fn others_come_while_the_members_are_not_known(server: Server)
-    in (monolith) with (Settings::federating()) {
+    async fn others_come_while_the_members_are_not_known(server: Server) with (Settings::federating()) {
         let (other, room) = closed().await;
         let id = room.id();
         let (alice, erin) = (server.user("alice").await, server.user("erin").await);

@@ -6,8 +6,7 @@ use serde_json::{Value, json};
 use super::{VERSIONS, is_state, join_by, until_in};
 
 scenario! {
-    async fn a_room_is_joined_and_left_and_joined_again(server: Server)
-    in (monolith, random) with (Settings::federating()) {
+    async fn a_room_is_joined_and_left_and_joined_again(server: Server) with (Settings::federating()) {
         let other = Other::start().await;
         let (alice, bob) = (server.user("alice").await, other.user("bob"));
         let mut feed = alice.feed().await;
@@ -48,8 +47,7 @@ scenario! {
         assert!(other.problems().is_empty(), "{:?}", other.problems());
     }
 
-    async fn a_server_that_knows_old_endpoints_only_lets_users_in(server: Server)
-    in (monolith) with (Settings::federating()) {
+    async fn a_server_that_knows_old_endpoints_only_lets_users_in(server: Server) with (Settings::federating()) {
         let other = Other::start().await;
         let (alice, bob) = (server.user("alice").await, other.user("bob"));
         let unknown = Reply::refused(404, "M_UNRECOGNIZED");
@@ -60,8 +58,7 @@ scenario! {
         assert_eq!(other.seen("PUT", "/_matrix/federation/v1/send_join/").len(), 1);
     }
 
-    async fn an_invite_is_taken_or_declined(server: Server)
-    in (monolith, random) with (Settings::federating()) {
+    async fn an_invite_is_taken_or_declined(server: Server) with (Settings::federating()) {
         let other = Other::start().await;
         let (alice, bob) = (server.user("alice").await, other.user("bob"));
         let mut feed = alice.feed().await;
@@ -101,8 +98,7 @@ scenario! {
         assert!(other.problems().is_empty(), "{:?}", other.problems());
     }
 
-    async fn a_knock_is_heard_and_withdrawn(server: Server)
-    in (monolith, random) with (Settings::federating()) {
+    async fn a_knock_is_heard_and_withdrawn(server: Server) with (Settings::federating()) {
         let other = Other::start().await;
         let (alice, bob) = (server.user("alice").await, other.user("bob"));
         let mut feed = alice.feed().await;
@@ -131,8 +127,7 @@ scenario! {
         assert_eq!(room.membership(&alice.id), "join");
     }
 
-    async fn a_restricted_room_is_joined_by_who_vouches(server: Server)
-    in (monolith) with (Settings::federating()) {
+    async fn a_restricted_room_is_joined_by_who_vouches(server: Server) with (Settings::federating()) {
         let other = Other::start().await;
         let (alice, bob) = (server.user("alice").await, other.user("bob"));
         for version in ["8", "10", "12"] {
@@ -150,8 +145,7 @@ scenario! {
         assert!(other.problems().is_empty(), "{:?}", other.problems());
     }
 
-    async fn an_alias_leads_to_its_room(server: Server)
-    in (monolith, random) with (Settings::federating()) {
+    async fn an_alias_leads_to_its_room(server: Server) with (Settings::federating()) {
         let other = Other::start().await;
         let (alice, bob) = (server.user("alice").await, other.user("bob"));
         let room = other.create_room("12", &bob);
@@ -165,8 +159,7 @@ scenario! {
         lost.refused(404, "M_NOT_FOUND");
     }
 
-    async fn another_server_is_asked_if_the_first_cannot_help(server: Server)
-    in (monolith) with (Settings::federating()) {
+    async fn another_server_is_asked_if_the_first_cannot_help(server: Server) with (Settings::federating()) {
         let (first, second) = (Other::start().await, Other::start().await);
         let (alice, bob) = (server.user("alice").await, second.user("bob"));
         let room = second.create_room("11", &bob);
@@ -189,8 +182,7 @@ scenario! {
         assert!(!first.seen("GET", "/_matrix/federation/v1/make_join/").is_empty());
     }
 
-    async fn what_is_said_while_somebody_comes_in_is_not_lost(server: Server)
-    in (monolith, random) with (Settings::federating()) {
+    async fn what_is_said_while_somebody_comes_in_is_not_lost(server: Server) with (Settings::federating()) {
         let other = Other::start().await;
         let (alice, bob) = (server.user("alice").await, other.user("bob"));
         for is_told_first in [true, false] {
@@ -233,8 +225,7 @@ scenario! {
         }
     }
 
-    async fn many_who_join_at_once_are_all_in(server: Server)
-    in (monolith) with (Settings::federating()) {
+    async fn many_who_join_at_once_are_all_in(server: Server) with (Settings::federating()) {
         let other = Other::start().await;
         let bob = other.user("bob");
         let room = other.create_room("11", &bob);

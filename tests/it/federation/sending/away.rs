@@ -46,7 +46,7 @@ scenario! {
 
     /// Far behind, the newest event of a room comes first, after a transaction that was under way
     /// and comes again as it was; the others come after it, each once.
-    async fn the_newest_comes_first_when_much_is_missing(server: Server) in (monolith)
+    async fn the_newest_comes_first_when_much_is_missing(server: Server)
     with (impatient()) {
         let here = Other::start().await;
         let alice = server.user("alice").await;
@@ -67,7 +67,7 @@ scenario! {
 
     /// A server that refuses is left alone for as long as the configuration says; any request of
     /// its own ends that.
-    async fn a_server_that_fails_is_left_alone(server: Server) in (monolith)
+    async fn a_server_that_fails_is_left_alone(server: Server)
     with (Settings::federating()) {
         let here = Other::start().await;
         let alice = server.user("alice").await;
@@ -118,7 +118,7 @@ scenario! {
     }
 
     /// Thousands of dead servers cost rows once, and nothing afterwards.
-    async fn dead_servers_cost_nothing(server: Server) in (monolith)
+    async fn dead_servers_cost_nothing(server: Server)
     with (Settings::federating().with("federation", json!({ "client_timeout": "2s" }))) {
         let here = Other::start().await;
         let alice = server.user("alice").await;

@@ -29,7 +29,7 @@ scenario! {
     }
 
     /// Whoever is banned hears of it, and of nothing after it.
-    async fn who_is_put_out_hears_no_more(server: Server) in (monolith)
+    async fn who_is_put_out_hears_no_more(server: Server)
     with (Settings::federating()) {
         let (here, there) = (Other::start().await, Other::start().await);
         let alice = server.user("alice").await;

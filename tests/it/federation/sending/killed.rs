@@ -78,7 +78,7 @@ scenario! {
     /// The server is killed again and again while it sends to one that is slow and to one that
     /// comes and goes: every acknowledged event arrives at both, and a room's events keep their
     /// order.
-    async fn nothing_is_lost_when_a_sender_is_killed(server: Server) in (monolith)
+    async fn nothing_is_lost_when_a_sender_is_killed(server: Server)
     with (impatient()) {
         let (slow, fickle) = (Other::start().await, Other::start().await);
         let alice = server.user("alice").await;
@@ -108,7 +108,7 @@ scenario! {
     }
 
     /// A receipt whose sender is killed before it has arrived is told by the next one.
-    async fn a_receipt_outlives_its_sender(server: Server) in (monolith) with (impatient()) {
+    async fn a_receipt_outlives_its_sender(server: Server) with (impatient()) {
         let here = Other::start().await;
         let alice = server.user("alice").await;
         let room = shared_room(&mut server, &alice, &[&here]).await;
@@ -139,7 +139,7 @@ scenario! {
     }
 
     /// A server that was away gets the receipts of that time, after the events.
-    async fn a_receipt_waits_for_the_server(server: Server) in (monolith) with (impatient()) {
+    async fn a_receipt_waits_for_the_server(server: Server) with (impatient()) {
         let here = Other::start().await;
         let alice = server.user("alice").await;
         let room = shared_room(&mut server, &alice, &[&here]).await;
