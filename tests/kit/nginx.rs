@@ -48,11 +48,14 @@ impl Nginx {
         let line = format!("-p {folder_text} -c nginx.conf -e nginx-error.log");
         let running = Command::new(program(), folder, &line).start("nginx.log");
         let deadline = Instant::now() + Duration::from_secs(20);
-        while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
-            if Instant::now() > deadline {
-                bail!("nginx does not listen: {}", running.log());
+        // It listens on one port after the other.
+        for port in std::iter::once(port).chain(federation) {
+            while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+                if Instant::now() > deadline {
+                    bail!("nginx does not listen: {}", running.log());
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
             }
-            tokio::time::sleep(Duration::from_millis(5)).await;
         }
         Ok(Self { port, _running: running })
     }

@@ -5,12 +5,14 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use chatd_kit::{Database, Fleet, Other, Request, Server, Settings, Spread, User, say, spawn};
+use chatd_kit::{
+    Database, Fleet, Other, Request, Server, Settings, Spread, User, eventually, say, spawn,
+};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 
@@ -34,6 +36,8 @@ struct Receiver {
     since: Option<String>,
     /// Numbers by senders, as they came.
     seen: BTreeMap<u64, Vec<u64>>,
+    /// Messages that all receivers have.
+    received: Arc<AtomicU64>,
 }
 
 impl Receiver {
@@ -58,6 +62,7 @@ impl Receiver {
             let seen = self.seen.entry(number("sender")).or_default();
             assert_eq!(number("number"), seen.len() as u64, "after {:?}: {answer}", self.since);
             seen.push(number("number"));
+            self.received.fetch_add(1, Ordering::Relaxed);
         }
         self.since = Some(answer.string("next_batch"));
     }
@@ -100,10 +105,11 @@ async fn each_comes_once_while_the_bus_is_bad_and_readers_are_killed() {
     let [alice, receivers @ ..] =
         users(&fleet, ["alice", "bob", "carol", "dave", "erin", "frank"]).await;
     let is_over = Arc::new(AtomicBool::new(false));
+    let received = Arc::new(AtomicU64::new(0));
     let mut readers = Vec::new();
     for user in &receivers {
-        let (user, since) = (user.clone(), None);
-        let receiver = Receiver { user, since, seen: BTreeMap::new() };
+        let (user, received) = (user.clone(), received.clone());
+        let receiver = Receiver { user, since: None, seen: BTreeMap::new(), received };
         readers.push(spawn(receiver.run(random.random(), is_over.clone())));
     }
     let senders: Vec<_> =
@@ -111,7 +117,13 @@ async fn each_comes_once_while_the_bus_is_bad_and_readers_are_killed() {
     let mut killed = 0;
     while !senders.iter().all(chatd_kit::Started::is_finished) {
         let name = ["sync1", "sync2", "stream1"][random.random_range(0..3)];
-        tokio::time::sleep(Duration::from_millis(random.random_range(200..1_500))).await;
+        let goal = received.load(Ordering::Relaxed) + random.random_range(50..1_000);
+        eventually("more messages have come", || async {
+            let count = received.load(Ordering::Relaxed);
+            let is_enough = count >= goal || senders.iter().all(chatd_kit::Started::is_finished);
+            if is_enough { Ok(()) } else { Err(format!("{count}, not {goal}")) }
+        })
+        .await;
         fleet.instance(name).kill9().unwrap();
         fleet.launch().await.unwrap();
         killed += 1;

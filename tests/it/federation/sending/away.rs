@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use chatd_kit::{Other, Settings, other::Reply, scenario};
+use chatd_kit::{Other, Settings, eventually, other::Reply, scenario};
 use serde_json::json;
 
 use super::{SEND, put_in, shared_room, taken, texts_of, until_text};
@@ -135,9 +135,11 @@ scenario! {
             let count = format!("SELECT count(*) FROM {table}");
             client.query_one(&count, &[]).await.unwrap().get(0)
         };
-        while count("sending_rooms").await < 2_000 || count("destinations").await < 2_000 {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+        eventually("all have been tried", || async {
+            let known = (count("sending_rooms").await, count("destinations").await);
+            if known.0.min(known.1) >= 2_000 { Ok(()) } else { Err(format!("{known:?}")) }
+        })
+        .await;
         for number in 0..50 {
             alice.send(&room, &format!("m{number}")).await;
         }
@@ -148,14 +150,12 @@ scenario! {
         // The token moves on although they have had nothing.
         let tokens = "SELECT min(events::int8) FROM sending_shards";
         let newest = "SELECT max(pos) FROM events WHERE flags & 64 <> 0";
-        loop {
+        eventually("all has been told", || async {
             let told: i64 = client.query_one(tokens, &[]).await.unwrap().get(0);
             let newest: i64 = client.query_one(newest, &[]).await.unwrap().get(0);
-            if told >= newest {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+            if told >= newest { Ok(()) } else { Err(format!("{told} of {newest}")) }
+        })
+        .await;
         let written = "SELECT n_tup_upd + n_tup_ins FROM pg_stat_all_tables
                        WHERE relname = 'sending_rooms'";
         let rows: i64 = client.query_one(written, &[]).await.unwrap().get(0);

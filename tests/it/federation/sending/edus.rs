@@ -1,6 +1,6 @@
 //! What is no event: messages to devices, device lists, receipts, typing, presence.
 
-use chatd_kit::{Other, Server, Settings, User, other::Reply, scenario};
+use chatd_kit::{Other, Server, Settings, User, eventually, other::Reply, scenario};
 use serde_json::{Value, json};
 
 use super::{SEND, shared_room, until_text};
@@ -85,13 +85,12 @@ scenario! {
         })
         .await;
         let client = server.database().connect().await.unwrap();
-        loop {
+        eventually("all have been taken", || async {
             let left = client.query_one("SELECT count(*) FROM sending_to_device", &[]).await;
-            if left.unwrap().get::<_, i64>(0) == 0 {
-                break;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        }
+            let left: i64 = left.unwrap().get(0);
+            if left == 0 { Ok(()) } else { Err(format!("{left} are left")) }
+        })
+        .await;
         let taken = here.seen("PUT", SEND).split_off(before);
         let mut ids: Vec<(String, i64)> = Vec::new();
         for edu in taken.iter().flat_map(|seen| seen.body["edus"].as_array().cloned()).flatten() {
