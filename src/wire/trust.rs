@@ -1,6 +1,9 @@
 //! Whom TLS believes to be at the other end.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::{Arc, LazyLock},
+};
 
 use rustls::{
     ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme, SupportedProtocolVersion,
@@ -65,11 +68,14 @@ pub fn add_authorities(store: &mut RootCertStore, file: &Path) -> Result<(), Str
     }
 }
 
-/// The authorities that the system trusts.
+/// The authorities that the system trusts. They are read once in the life of a process.
 pub fn system_authorities() -> RootCertStore {
-    let mut store = RootCertStore::empty();
-    store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    store
+    static AUTHORITIES: LazyLock<RootCertStore> = LazyLock::new(|| {
+        let mut store = RootCertStore::empty();
+        store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        store
+    });
+    AUTHORITIES.clone()
 }
 
 /// Does not care for which host a certificate is. Whoever shows it still has to have its key.
