@@ -12,6 +12,7 @@ scenario! {
     async fn what_waits_outlives_a_crash(server: Server)
     with (Settings::federating()) {
         let Shared { alice, other, bob, room, far } = shared(&server, "11").await;
+        let mut feed = alice.feed().await;
         let late = Reply::json(&json!({"events": []})).after(std::time::Duration::from_secs(60));
         other.always("POST", MISSING, late);
         far.say(&bob, "never sent");
@@ -21,13 +22,14 @@ scenario! {
         server.kill9().expect("it is killed");
         other.behave();
         server.restart().await.expect("it starts again");
-        alice.feed().await.until_event(&room, &last.id).await;
+        feed.until_event(&room, &last.id).await;
     }
 
     /// A server that answers that it is not well is asked until it is.
     async fn what_waits_waits_for_a_server_that_is_not_well(server: Server)
     with (Settings::federating()) {
         let Shared { alice, other, bob, room, far } = shared(&server, "11").await;
+        let mut feed = alice.feed().await;
         other.always("POST", MISSING, Reply::refused(503, "M_UNKNOWN"));
         other.always("GET", STATE, Reply::refused(503, "M_UNKNOWN"));
         far.say(&bob, "never sent");
@@ -40,12 +42,13 @@ scenario! {
         .await;
         other.behave();
         other.send(&server.peer(), &[], &[]).await.ok();
-        alice.feed().await.until_event(&room, &last.id).await;
+        feed.until_event(&room, &last.id).await;
     }
 
     async fn circles_and_endless_answers_are_contained(server: Server)
     with (Settings::federating()) {
         let Shared { alice, other, bob, room, far } = shared(&server, "1").await;
+        let mut feed = alice.feed().await;
         let name = |id: &str| format!("${id}:{}", other.name());
         let after = |id: &str, prev: &str| {
             let draft = far.draft(&bob, "m.room.message", json!({"body": id}));
@@ -64,7 +67,7 @@ scenario! {
         far.say(&bob, "never sent");
         let last = far.say(&bob, "sent");
         other.deliver(&server.peer(), std::slice::from_ref(&last)).await;
-        alice.feed().await.until_event(&room, &last.id).await;
+        feed.until_event(&room, &last.id).await;
         let asked = other.seen("POST", MISSING).len();
         assert!(asked < 20, "it was asked {asked} times");
     }
