@@ -111,6 +111,11 @@ impl Server {
         }
     }
 
+    /// How many processes it is.
+    pub fn instances(&mut self) -> usize {
+        self.processes().len()
+    }
+
     /// Ends all of it as `kill -9` does.
     pub fn kill9(&mut self) -> Result<()> {
         self.processes().iter_mut().try_for_each(Process::kill9)

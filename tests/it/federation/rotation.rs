@@ -112,12 +112,14 @@ scenario! {
         other.publish(|published| published.valid_until_ms = now_ms() - 1_000);
         let uri = format!("{PROFILE}{}", path("{}", &[&alice.id]));
         other.get(&server.peer(), &uri).await.refused(401, "M_UNAUTHORIZED");
-        // It is not asked again at once, however often it comes.
+        // It is not asked again at once, however often it comes: each instance asks once.
+        for _ in 0..20 {
+            other.get(&server.peer(), &uri).await.refused(401, "M_UNAUTHORIZED");
+        }
         let asked = other.seen("GET", "/_matrix/key/v2/server").len();
-        other.get(&server.peer(), &uri).await.refused(401, "M_UNAUTHORIZED");
-        assert_eq!(other.seen("GET", "/_matrix/key/v2/server").len(), asked);
+        assert!(asked <= server.instances(), "it was asked {asked} times");
         other.publish(|published| published.valid_until_ms = now_ms() + 3_600_000);
-        server.process().kill9().expect("it ends");
+        server.kill9().expect("it ends");
         server.restart().await.expect("it starts");
         other.get(&server.peer(), &uri).await.ok();
     }

@@ -19,6 +19,12 @@ fn impatient() -> Settings {
     )
 }
 
+/// The furthest position of a token (`123`, `m123~1.456`).
+fn furthest(token: &str) -> i64 {
+    let parts = token.split(|letter: char| !letter.is_ascii_digit());
+    parts.filter_map(|number| number.parse().ok()).max().unwrap_or_default()
+}
+
 scenario! {
     /// What a server has missed it gets when it is back, in full transactions, in order.
     async fn a_server_that_was_away_catches_up(server: Server) with (impatient()) {
@@ -148,10 +154,11 @@ scenario! {
         assert_eq!(taken(&here, |_| true)[1..], expected);
         assert_eq!(count("sending_rooms").await, 2_000);
         // The token moves on although they have had nothing.
-        let tokens = "SELECT min(events::int8) FROM sending_shards";
+        let tokens = "SELECT events FROM sending_shards";
         let newest = "SELECT max(pos) FROM events WHERE flags & 64 <> 0";
         eventually("all has been told", || async {
-            let told: i64 = client.query_one(tokens, &[]).await.unwrap().get(0);
+            let tokens = client.query(tokens, &[]).await.unwrap();
+            let told = tokens.iter().map(|row| furthest(row.get(0))).min().unwrap();
             let newest: i64 = client.query_one(newest, &[]).await.unwrap().get(0);
             if told >= newest { Ok(()) } else { Err(format!("{told} of {newest}")) }
         })
