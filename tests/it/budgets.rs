@@ -1,5 +1,6 @@
 //! What a request may cost: statements and round trips, as the server counts them. A shared
-//! commit is not the request's; what is asserted here is what each request adds to it.
+//! commit is not the request's; what is asserted here is what each request adds to it. Not as `random`:
+//! there another instance would be warm.
 
 use chatd_kit::{Answer, Cost, User, path, scenario};
 use serde_json::{Value, json};

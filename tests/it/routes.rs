@@ -180,7 +180,10 @@ scenario! {
         }
     }
 
-    async fn other_apis_are_there_as_far_as_they_are_built(server: Server) with (settings()) {
+    /// The proxy of a `fleet` hands on no `/health`.
+    async fn other_apis_are_there_as_far_as_they_are_built(server: Server)
+        in (monolith, random) with (settings())
+    {
         for file in ["synapse-admin.tsv", "synapse-client.tsv"] {
             for row in rows(file) {
                 check(&server, &row).await;

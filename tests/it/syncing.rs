@@ -177,7 +177,8 @@ scenario! {
         assert!(with_left.section("leave", &room).is_object());
     }
 
-    async fn lazy_members_are_those_who_speak(server: Server) {
+    /// Each instance remembers which members it has told; as `random`, another one may be asked.
+    async fn lazy_members_are_those_who_speak(server: Server) in (monolith, fleet) {
         let alice = server.user("alice").await;
         // Without a name the members that stand for it would be there too.
         let room = alice.create_room().preset("public_chat").with("name", "kitchen").await;

@@ -35,7 +35,7 @@ pub struct Example {
     instances: Vec<Process>,
     silent: Vec<Process>,
     _redis: Redis,
-    database: Database,
+    database: Arc<Database>,
     folder: Arc<TempDir>,
 }
 
@@ -102,7 +102,7 @@ impl Example {
         try_join_all(instances.iter_mut().map(Process::until_healthy)).await?;
         let files = "-c homeserver.yaml -c test.yaml workers";
         let nginx = Nginx::start(folder.path(), Site::Generated { binary, files }, None).await?;
-        Ok(Self { nginx, instances, silent, _redis: redis, database, folder })
+        Ok(Self { nginx, instances, silent, _redis: redis, database: Arc::new(database), folder })
     }
 
     /// Requests by way of nginx.
@@ -121,7 +121,7 @@ impl Example {
     }
 
     /// Its database, to look behind its back.
-    pub fn database(&self) -> &Database {
+    pub fn database(&self) -> &Arc<Database> {
         &self.database
     }
 

@@ -21,12 +21,12 @@ macro_rules! scenario {
         $($rest:tt)*
     ) => {
         $(#[$meta])*
-        mod $name {
+        pub(crate) mod $name {
             #[allow(unused_imports, clippy::allow_attributes, reason = "not every scenario needs them")]
             use super::*;
 
             #[allow(unused_mut, clippy::allow_attributes, reason = "only some scenarios kill it")]
-            async fn scenario(mut $server: $crate::Server) $body
+            pub(crate) async fn scenario(mut $server: $crate::Server) $body
 
             fn scenario_settings() -> $crate::Settings {
                 $crate::settings_of!($($settings)?)

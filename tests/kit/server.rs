@@ -1,12 +1,13 @@
 //! A server with a database of its own, in either shape, and everything that a scenario asks of
 //! it.
 
-use std::{path::Path, process::ExitStatus};
+use std::{path::Path, process::ExitStatus, sync::Arc};
 
 use anyhow::Result;
 
 use crate::{
     database::Database,
+    example::Example,
     fleet::{Fleet, Spread},
     http::Http,
     http::Request,
@@ -21,6 +22,7 @@ use crate::{
 enum Shape {
     Monolith(Process),
     Fleet(Fleet),
+    Shared(Arc<Example>),
 }
 
 /// A running server.
@@ -28,9 +30,11 @@ enum Shape {
 pub struct Server {
     // Dropped in this order: the processes before the database that they are connected to.
     shape: Shape,
-    database: Database,
+    database: Arc<Database>,
     http: Http,
     settings: Settings,
+    /// What is added to the names of users, where others have theirs on the same server.
+    suffix: String,
 }
 
 impl Server {
@@ -47,7 +51,8 @@ impl Server {
             .await
             .unwrap_or_else(|error| panic!("chatd does not start: {error:?}"));
         let http = Http::new(process.url());
-        Self { shape: Shape::Monolith(process), database, http, settings }
+        let (database, suffix) = (Arc::new(database), String::new());
+        Self { shape: Shape::Monolith(process), database, http, settings, suffix }
     }
 
     /// A fleet on a fresh database of the shared cluster.
@@ -70,7 +75,20 @@ impl Server {
             .await
             .unwrap_or_else(|error| panic!("the fleet does not start: {error:?}"));
         let http = Http::new(fleet.url());
-        Self { shape: Shape::Fleet(fleet), database, http, settings }
+        let (database, suffix) = (Arc::new(database), String::new());
+        Self { shape: Shape::Fleet(fleet), database, http, settings, suffix }
+    }
+
+    /// An example's fleet, which several scenarios share; `number` tells their users apart. They may
+    /// not stop it or look behind its back.
+    pub fn shared(example: &Arc<Example>, number: usize) -> Self {
+        Self {
+            shape: Shape::Shared(example.clone()),
+            database: example.database().clone(),
+            http: example.http(),
+            settings: Settings::new(),
+            suffix: format!(".{number}"),
+        }
     }
 
     /// Its `server_name`.
@@ -92,7 +110,7 @@ impl Server {
     pub fn process(&mut self) -> &mut Process {
         match &mut self.shape {
             Shape::Monolith(process) => process,
-            Shape::Fleet(_) => panic!("a fleet has many processes"),
+            Shape::Fleet(_) | Shape::Shared(_) => panic!("a fleet has many processes"),
         }
     }
 
@@ -100,6 +118,7 @@ impl Server {
     pub fn members(&mut self) -> &mut Fleet {
         match &mut self.shape {
             Shape::Monolith(_) => panic!("a monolith is no fleet"),
+            Shape::Shared(_) => panic!("others are here, too"),
             Shape::Fleet(fleet) => fleet,
         }
     }
@@ -108,6 +127,7 @@ impl Server {
         match &mut self.shape {
             Shape::Monolith(process) => std::slice::from_mut(process),
             Shape::Fleet(fleet) => fleet.instances(),
+            Shape::Shared(_) => panic!("others are here, too"),
         }
     }
 
@@ -133,6 +153,7 @@ impl Server {
     pub async fn restart(&mut self) -> Result<()> {
         match &mut self.shape {
             Shape::Monolith(process) => process.restart().await,
+            Shape::Shared(_) => panic!("others are here, too"),
             Shape::Fleet(fleet) => {
                 fleet.instances().iter_mut().try_for_each(Process::kill9)?;
                 fleet.launch().await
@@ -145,6 +166,7 @@ impl Server {
         match &self.shape {
             Shape::Monolith(process) => process.folder(),
             Shape::Fleet(fleet) => fleet.folder(),
+            Shape::Shared(example) => example.folder(),
         }
     }
 
@@ -153,6 +175,7 @@ impl Server {
         match &self.shape {
             Shape::Monolith(process) => process.log(),
             Shape::Fleet(fleet) => fleet.log(),
+            Shape::Shared(example) => example.instances().map(Process::log).collect(),
         }
     }
 
@@ -173,11 +196,11 @@ impl Server {
 
     /// Registers `name` with the password `password of <name>` and logs it in.
     pub async fn user(&self, name: &str) -> User {
-        User::register(&self.http, name).await
+        User::register(&self.http, &format!("{name}{}", self.suffix)).await
     }
 
     /// Logs `name` in with the password that [`Server::user`] gave it, as another device.
     pub async fn login(&self, name: &str) -> User {
-        User::login(&self.http, name).await
+        User::login(&self.http, &format!("{name}{}", self.suffix)).await
     }
 }

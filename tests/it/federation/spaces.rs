@@ -230,7 +230,8 @@ scenario! {
         assert_eq!((children(&told), told.ok()["room"]["children_state"].clone()), (vec![], json!([])));
     }
 
-    async fn rooms_elsewhere_are_asked_for_once(server: Server) with (Settings::federating())
+    /// By each instance; as `random`, any may be asked.
+    async fn rooms_elsewhere_are_asked_for_once(server: Server) in (monolith, fleet) with (Settings::federating())
     {
         let (alice, other) = (server.user("alice").await, Other::start().await);
         let dead = Other::start().await;
@@ -359,7 +360,8 @@ scenario! {
             let (name, kind) = (told.string("name"), told.string("room_type"));
             assert_eq!((name.as_str(), kind.as_str()), ("far", "m.space"));
         }
-        assert_eq!(other.seen("GET", FAR).len(), 1);
+        let asked = other.seen("GET", FAR).len();
+        assert!(asked <= server.instances(), "asked {asked} times");
         // The id of a newer room names no server.
         let (bob, space) = (other.user("bob"), json!({"type": "m.space"}));
         let newer = other.create_room_with("12", &bob, &space);

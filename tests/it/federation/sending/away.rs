@@ -1,7 +1,5 @@
 //! Servers that do not answer.
 
-use std::time::Duration;
-
 use chatd_kit::{Other, Settings, eventually, other::Reply, scenario};
 use serde_json::json;
 
