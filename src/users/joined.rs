@@ -34,6 +34,11 @@ impl Joined {
         deps.streams.events.on_common_rows(move |frame| {
             frame.rows.iter().for_each(|(_, row)| view.fold(row));
         });
+        let view = joined.clone();
+        deps.streams.events.on_skipped(move |_, _| {
+            view.changes.fetch_add(1, Ordering::SeqCst);
+            view.cache.clear();
+        });
         joined
     }
 

@@ -6,6 +6,7 @@ mod federation;
 mod forks;
 mod importing;
 mod outliers;
+mod unheard;
 
 use std::sync::Arc;
 
