@@ -115,9 +115,16 @@ struct Sorted {
     updates: Vec<Update>,
 }
 
+/// What may be about the events that come with it.
+pub(super) struct Passing {
+    receipts: Vec<RemoteReceipt>,
+    presence: Vec<RemotePresence>,
+}
+
 impl Inbound {
-    /// Takes in EDUs. On return messages to devices and changes of device lists are durable.
-    pub(super) async fn take_edus(&self, origin: &ServerName, edus: Vec<Value>) -> Result<()> {
+    /// Takes in EDUs. On return messages to devices and changes of device lists are durable. What
+    /// follows the events of the transaction is returned for that.
+    pub(super) async fn take_edus(&self, origin: &ServerName, edus: Vec<Value>) -> Result<Passing> {
         let mut sorted = Sorted::default();
         for edu in edus {
             if let Err(why) = sorted.take(edu, origin, self.now_ms()) {
@@ -126,18 +133,16 @@ impl Inbound {
         }
         self.without_closed(origin, &mut sorted).await?;
         let Sorted { typing, receipts, presence, messages, updates } = sorted;
-        let passing = future::join3(
-            self.set_typing(typing),
-            self.set_receipts(receipts),
-            self.set_presence(presence),
-        );
         let lasting =
             future::try_join(self.take_messages(messages), self.update_devices(origin, updates));
-        let (lasting, ()) = future::join(lasting, async {
-            passing.await;
-        })
-        .await;
-        lasting.map(drop)
+        let (lasting, ()) = future::join(lasting, self.set_typing(typing)).await;
+        lasting.map(|_| Passing { receipts, presence })
+    }
+
+    /// Takes in what a transaction tells beside its events, when these have their place.
+    pub(super) async fn take_passing(&self, passing: Passing) {
+        let Passing { receipts, presence } = passing;
+        future::join(self.set_receipts(receipts), self.set_presence(presence)).await;
     }
 
     /// Leaves out what is about rooms that keep the server out; one query.

@@ -82,9 +82,12 @@ impl Inbound {
         }
         self.0.meters.pdus.increment(pdus.len() as u64);
         self.0.meters.edus.increment(edus.len() as u64);
-        let (pdus, edus) = join(self.take_pdus(origin, pdus), self.take_edus(origin, edus)).await;
-        edus?;
-        Ok(Arc::new(Outcome { pdus: pdus? }))
+        let (pdus, passing) =
+            join(self.take_pdus(origin, pdus), self.take_edus(origin, edus)).await;
+        let (outcome, passing) = (Outcome { pdus: pdus? }, passing?);
+        // Receipts may be of these events, and presence of those who have just come.
+        self.take_passing(passing).await;
+        Ok(Arc::new(outcome))
     }
 
     async fn take_pdus(

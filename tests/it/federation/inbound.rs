@@ -254,4 +254,19 @@ scenario! {
         let devices = "/_matrix/federation/v1/user/devices/";
         other.until("the list is fetched", "GET", devices, |_| Some(())).await;
     }
+
+    /// Servers tell in one transaction of an event and of who has read it.
+    async fn a_receipt_may_come_with_its_event(server: Server) in (monolith, fleet)
+    with (Settings::federating()) {
+        let Shared { alice, other, bob, room, far } = shared(&server, "11").await;
+        let said = far.say(&bob, "read by who has said it");
+        let receipt = json!({"data": {"ts": 1_700_000_000_000_i64}, "event_ids": [&said.id]});
+        let content = json!({ &room: { "m.read": { &bob: receipt } } });
+        let receipt = json!({"edu_type": "m.receipt", "content": content});
+        other.send(&server.peer(), std::slice::from_ref(&said), &[receipt]).await.ok();
+        let synced = alice.sync().await;
+        let receipts = synced.ephemeral_of(&room, "m.receipt").unwrap_or_default();
+        let of_event = &receipts["content"][&said.id]["m.read"];
+        assert!(of_event[&bob].is_object(), "{receipts}");
+    }
 }
