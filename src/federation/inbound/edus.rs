@@ -185,18 +185,30 @@ impl Inbound {
         }
     }
 
+    /// Those of one sender in their order: they may be steps of a talk.
     async fn take_messages(&self, messages: Vec<ToDevice>) -> Result<()> {
-        let taken = messages.into_iter().map(|message| async move {
-            let ToDevice { sender, kind, message_id, messages } = message;
-            match self.0.users.to_device.receive(&sender, &kind, &message_id, messages).await {
-                Err(Error::Refused(why)) if why.status < 500 => {
-                    tracing::info!(user.id = %sender, %why, "messages to devices are refused");
-                    Ok(())
-                }
-                outcome => outcome,
+        let mut by_sender: BTreeMap<OwnedUserId, Vec<ToDevice>> = BTreeMap::new();
+        for message in messages {
+            by_sender.entry(message.sender.clone()).or_default().push(message);
+        }
+        let taken = by_sender.into_values().map(|messages| async move {
+            for message in messages {
+                self.take_message(message).await?;
             }
+            Ok::<(), Error>(())
         });
         try_join_all(taken.collect::<Vec<_>>()).await.map(drop)
+    }
+
+    async fn take_message(&self, message: ToDevice) -> Result<()> {
+        let ToDevice { sender, kind, message_id, messages } = message;
+        match self.0.users.to_device.receive(&sender, &kind, &message_id, messages).await {
+            Err(Error::Refused(why)) if why.status < 500 => {
+                tracing::info!(user.id = %sender, %why, "messages to devices are refused");
+                Ok(())
+            }
+            outcome => outcome,
+        }
     }
 }
 

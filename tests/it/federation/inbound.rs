@@ -7,6 +7,8 @@ use super::shared::{Shared, shared};
 
 const MISSING: &str = "/_matrix/federation/v1/get_missing_events/";
 const STATE: &str = "/_matrix/federation/v1/state_ids/";
+/// Messages to devices of one transaction.
+const MESSAGES: usize = 50;
 
 scenario! {
     async fn what_waits_outlives_a_crash(server: Server)
@@ -268,5 +270,28 @@ scenario! {
         let receipts = synced.ephemeral_of(&room, "m.receipt").unwrap_or_default();
         let of_event = &receipts["content"][&said.id]["m.read"];
         assert!(of_event[&bob].is_object(), "{receipts}");
+    }
+
+    /// Verification and the exchange of keys are talks, in which each step has its turn.
+    async fn messages_to_devices_stay_in_their_order(server: Server) in (monolith, fleet)
+    with (Settings::federating()) {
+        let Shared { alice, other, bob, .. } = shared(&server, "11").await;
+        let mut feed = alice.feed().await;
+        let message = |number: usize| json!({
+            "edu_type": "m.direct_to_device",
+            "content": {
+                "sender": bob, "type": "org.example.step", "message_id": number.to_string(),
+                "messages": { &alice.id: { "*": {"step": number} } },
+            },
+        });
+        let messages: Vec<Value> = (0..MESSAGES).map(message).collect();
+        other.send(&server.peer(), &[], &messages).await.ok();
+        let mut steps = Vec::new();
+        feed.until("all messages", |synced| {
+            steps.extend(synced.to_device().iter().map(|event| event["content"]["step"].clone()));
+            (steps.len() >= MESSAGES).then_some(())
+        })
+        .await;
+        assert_eq!(json!(steps), json!((0..MESSAGES).collect::<Vec<_>>()));
     }
 }
