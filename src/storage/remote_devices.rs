@@ -11,7 +11,7 @@ statements! {
     /// Users who have more devices than that.
     LIST_LONG_LISTS = "SELECT user_nid FROM devices WHERE user_nid = ANY($1::int4[])
                        GROUP BY user_nid HAVING count(*) > $2";
-    LIST_STALE_LISTS = "SELECT l.user_nid, u.user_id FROM remote_device_lists l
+    LIST_STALE_LISTS = "SELECT l.user_nid, u.user_id, l.xmin::text FROM remote_device_lists l
                         JOIN users_nid u ON u.nid = l.user_nid
                         WHERE l.is_stale AND l.user_nid > $1 ORDER BY l.user_nid LIMIT $2";
     /// Users whose servers tell of their devices, because somebody here is in a room with them.
@@ -26,6 +26,10 @@ statements! {
                     SELECT * FROM unnest($1::int4[], $2::int8[], $3::bool[])
                     ON CONFLICT (user_nid)
                     DO UPDATE SET stream_id = excluded.stream_id, is_stale = excluded.is_stale";
+    /// Unless something has been written of them since they had that version.
+    SETTLE_LISTS = "UPDATE remote_device_lists l SET stream_id = t.stream_id, is_stale = false
+                    FROM unnest($1::int4[], $2::int8[], $3::text[]) AS t(user_nid, stream_id, version)
+                    WHERE l.user_nid = t.user_nid AND l.xmin::text = t.version";
     /// Whose rooms with this server's users have all gone: nobody tells of their devices any more.
     DELETE_LISTS = "DELETE FROM remote_device_lists WHERE user_nid = ANY($1::int4[])";
     UPSERT_REMOTE_DEVICES = "INSERT INTO devices (user_nid, device_id, display_name)
@@ -53,6 +57,15 @@ pub struct Followed {
     pub is_stale: bool,
 }
 
+/// A list that has to be fetched as a whole.
+#[derive(Clone, Debug)]
+pub struct Stale {
+    pub user: UserNid,
+    pub user_id: String,
+    /// Another one as soon as anything is told of the list.
+    pub version: String,
+}
+
 /// Which of the users are followed, and how far.
 pub async fn list(pool: &Pool, users: &[UserNid]) -> Result<Vec<(UserNid, Followed)>> {
     let users: Vec<i32> = users.iter().map(|user| user.0).collect();
@@ -69,10 +82,12 @@ pub async fn list_longer(pool: &Pool, users: &[UserNid], most: i64) -> Result<Ve
     Ok(rows.iter().map(|row| UserNid(row.get(0))).collect())
 }
 
-/// The first `limit` users above `after` whose lists have to be fetched as a whole.
-pub async fn list_stale(pool: &Pool, after: UserNid, limit: i64) -> Result<Vec<(UserNid, String)>> {
+/// The first `limit` lists of users above `after` that have to be fetched as a whole.
+pub async fn list_stale(pool: &Pool, after: UserNid, limit: i64) -> Result<Vec<Stale>> {
     let rows = pool.query(&LIST_STALE_LISTS, &[&after.0, &limit]).await?;
-    Ok(rows.iter().map(|row| (UserNid(row.get(0)), row.get(1))).collect())
+    let stale =
+        |row: &Row| Stale { user: UserNid(row.get(0)), user_id: row.get(1), version: row.get(2) };
+    Ok(rows.iter().map(stale).collect())
 }
 
 /// Those of the users whose devices are known as they are now.
@@ -95,11 +110,14 @@ pub struct Changes {
     /// 'm' and 's', with the key.
     pub cross_signing: Vec<(UserNid, i8, String)>,
     pub lists: Vec<(UserNid, Followed)>,
+    /// Lists that have been fetched: what they were when that began, and up to which update they
+    /// go. One of which something has been told since stays stale.
+    pub fetched: Vec<(Stale, i64)>,
 }
 
 /// Writes the changes.
 pub fn write(batch: &mut Batch, changes: &Changes) {
-    let Changes { devices, gone, cross_signing, lists } = changes;
+    let Changes { devices, gone, cross_signing, lists, fetched } = changes;
     if !gone.is_empty() {
         let users: Vec<i32> = gone.iter().map(|(user, _)| user.0).collect();
         let ids: Vec<String> = gone.iter().map(|(_, id)| id.clone()).collect();
@@ -142,6 +160,16 @@ pub fn write(batch: &mut Batch, changes: &Changes) {
                 lists.iter().map(|l| l.0.0).collect::<Vec<_>>(),
                 lists.iter().map(|l| l.1.stream_id).collect::<Vec<_>>(),
                 lists.iter().map(|l| l.1.is_stale).collect::<Vec<_>>(),
+            ],
+        );
+    }
+    if !fetched.is_empty() {
+        batch.add(
+            &SETTLE_LISTS,
+            params![
+                fetched.iter().map(|(stale, _)| stale.user.0).collect::<Vec<_>>(),
+                fetched.iter().map(|(_, upto)| *upto).collect::<Vec<_>>(),
+                fetched.iter().map(|(stale, _)| stale.version.clone()).collect::<Vec<_>>(),
             ],
         );
     }

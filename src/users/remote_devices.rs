@@ -12,7 +12,7 @@ use std::{
 use chatd_base::{Result, UserNid};
 use chatd_storage::{
     keys, remote_devices,
-    remote_devices::{Changes, Followed},
+    remote_devices::{Changes, Followed, Stale},
     remote_edus,
 };
 use chatd_streams::{
@@ -93,6 +93,7 @@ struct Batched {
     devices: BTreeMap<(UserNid, String), Option<RemoteDevice>>,
     cross_signing: BTreeMap<(UserNid, i8), String>,
     lists: BTreeMap<UserNid, Followed>,
+    fetched: Vec<(Stale, i64)>,
     rows: BTreeSet<(UserNid, Option<String>)>,
     /// The devices of users who have nearly as many as a user may have.
     known: BTreeMap<UserNid, BTreeSet<String>>,
@@ -147,14 +148,16 @@ impl RemoteDevices {
         Ok(known)
     }
 
-    /// Some users above `after` whose lists have to be fetched as a whole; none if there are no
+    /// Some lists of users above `after` that have to be fetched as a whole; none if there are no
     /// more.
-    pub async fn list_stale(&self, after: UserNid) -> Result<Vec<(UserNid, String)>> {
+    pub async fn list_stale(&self, after: UserNid) -> Result<Vec<Stale>> {
         Ok(remote_devices::list_stale(&self.deps.pool, after, MOST_STALE).await?)
     }
 
-    /// Puts a whole list in the place of what was known of a user. On return it is durable.
-    pub async fn replace(&self, user: UserNid, user_id: &str, list: DeviceList) -> Result<()> {
+    /// Puts a whole list in the place of what was known of a user. On return it is durable. One of
+    /// which something has been told since it was `stale` has to be fetched again: that may be newer.
+    pub async fn replace(&self, stale: Stale, list: DeviceList) -> Result<()> {
+        let (user, names) = (stale.user, HashMap::from([(stale.user, stale.user_id.clone())]));
         let mut batched = Batched::default();
         for (_, device) in keys::list_devices(&self.deps.pool, &[user]).await? {
             batched.devices.insert((user, device), None);
@@ -164,10 +167,9 @@ impl RemoteDevices {
         }
         batched.rows.extend(batched.devices.keys().map(|(user, id)| (*user, Some(id.clone()))));
         batched.sign(user, list.master_key.as_ref(), list.self_signing_key.as_ref());
-        let followed = Followed { stream_id: list.stream_id, is_stale: false };
-        batched.lists.insert(user, followed);
+        batched.fetched.push((stale, list.stream_id));
         batched.rows.insert((user, None));
-        self.write(batched, &HashMap::from([(user, user_id.to_owned())])).await
+        self.write(batched, &names).await
     }
 
     async fn write(&self, batched: Batched, names: &HashMap<UserNid, String>) -> Result<()> {
@@ -222,7 +224,8 @@ impl Batched {
             Update::Device { .. } => {}
             Update::CrossSigning { master_key, self_signing_key, .. } => {
                 match self.lists.get(&user).copied() {
-                    Some(_) => {
+                    Some(known) => {
+                        self.has_stale |= known.is_stale;
                         self.sign(user, master_key.as_ref(), self_signing_key.as_ref());
                         self.rows.insert((user, None));
                     }
@@ -272,6 +275,7 @@ impl Batched {
                 .map(|((user, kind), key)| (user, kind, key))
                 .collect(),
             lists: self.lists.into_iter().collect(),
+            fetched: self.fetched,
             ..Changes::default()
         };
         for ((user, id), device) in self.devices {

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use chatd_base::{Error, Refusal, Result, Stop, UserNid};
 use chatd_config::StreamName;
 use chatd_servers::{Ask, Failure};
+use chatd_storage::remote_devices::Stale;
 use chatd_users::remote_devices::{DeviceList, Update};
 use futures::{StreamExt, stream};
 use ruma_common::{ServerName, UserId};
@@ -81,29 +82,28 @@ impl Inbound {
         let mut after = UserNid(0);
         loop {
             let stale = self.0.users.remote_devices.list_stale(after).await?;
-            let Some((last, _)) = stale.last() else { return Ok(()) };
-            after = *last;
-            let fetching: Vec<_> =
-                stale.iter().map(|(user, id)| self.fetch_list(*user, id)).collect();
+            let Some(last) = stale.last() else { return Ok(()) };
+            after = last.user;
+            let fetching: Vec<_> = stale.into_iter().map(|one| self.fetch_list(one)).collect();
             stream::iter(fetching).buffer_unordered(AT_ONCE).collect::<Vec<()>>().await;
         }
     }
 
-    async fn fetch_list(&self, user: UserNid, id: &str) {
-        let Ok(user_id) = UserId::parse(id) else { return };
-        let path = format!("/_matrix/federation/v1/user/devices/{}", segment(id));
+    async fn fetch_list(&self, stale: Stale) {
+        let Ok(user_id) = UserId::parse(&*stale.user_id) else { return };
+        let path = format!("/_matrix/federation/v1/user/devices/{}", segment(user_id.as_str()));
         let ask = Ask::get(path).within(WITHIN).most_bytes(MOST_BYTES);
         let asked: Result<DeviceList, Failure> =
             self.0.servers.client.ask_json(user_id.server_name(), ask).await;
         let outcome = match asked {
-            Ok(list) => self.0.users.remote_devices.replace(user, id, list).await,
+            Ok(list) => self.0.users.remote_devices.replace(stale, list).await,
             Err(failure) => {
-                tracing::debug!(user.id = id, %failure, "a device list cannot be fetched");
+                tracing::debug!(user.id = %user_id, %failure, "a device list cannot be fetched");
                 return;
             }
         };
         if let Err(error) = outcome {
-            tracing::warn!(user.id = id, %error, "a device list could not be stored");
+            tracing::warn!(user.id = %user_id, %error, "a device list could not be stored");
         }
     }
 }

@@ -1,5 +1,10 @@
 //! What another server sends.
 
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
 use chatd_kit::{Settings, other::Reply, scenario};
 use serde_json::{Value, json};
 
@@ -7,6 +12,7 @@ use super::shared::{Shared, shared};
 
 const MISSING: &str = "/_matrix/federation/v1/get_missing_events/";
 const STATE: &str = "/_matrix/federation/v1/state_ids/";
+const DEVICES: &str = "/_matrix/federation/v1/user/devices/";
 /// Messages to devices of one transaction.
 const MESSAGES: usize = 50;
 
@@ -211,7 +217,7 @@ scenario! {
             "user_id": bob, "stream_id": 7,
             "devices": [{"device_id": "PHONE", "keys": device, "device_display_name": "phone"}],
         });
-        other.always("GET", "/_matrix/federation/v1/user/devices/", Reply::json(&list));
+        other.always("GET", DEVICES, Reply::json(&list));
         let edus = [
             edu("m.typing", json!({"room_id": room, "user_id": bob, "typing": true})),
             edu("m.typing", json!({"room_id": room, "user_id": stranger, "typing": true})),
@@ -253,8 +259,7 @@ scenario! {
         })
         .await;
         assert_eq!(messages, 1, "a repeat has no effect");
-        let devices = "/_matrix/federation/v1/user/devices/";
-        other.until("the list is fetched", "GET", devices, |_| Some(())).await;
+        other.until("the list is fetched", "GET", DEVICES, |_| Some(())).await;
     }
 
     /// Servers tell in one transaction of an event and of who has read it.
@@ -293,5 +298,42 @@ scenario! {
         })
         .await;
         assert_eq!(json!(steps), json!((0..MESSAGES).collect::<Vec<_>>()));
+    }
+
+    /// What is told of a list of devices while it is fetched may be newer than what comes.
+    async fn a_device_is_known_that_comes_while_the_list_is_fetched(server: Server) in (monolith)
+    with (Settings::federating()) {
+        let Shared { alice, other, bob, .. } = shared(&server, "11").await;
+        let device = |id: &str| json!({"device_id": id, "keys": {
+            "user_id": bob, "device_id": id, "algorithms": [], "keys": {}, "signatures": {},
+        }});
+        let list = |id: u64, devices: &[&str]| {
+            let devices: Vec<Value> = devices.iter().copied().map(device).collect();
+            Reply::json(&json!({"user_id": bob, "stream_id": id, "devices": devices}))
+        };
+        let (old, new) = (list(5, &["PHONE"]), list(6, &["PHONE", "TABLET"]));
+        let is_first = AtomicBool::new(true);
+        other.on("GET", DEVICES, move |_| {
+            let is_first = is_first.swap(false, Ordering::Relaxed);
+            Some(if is_first { old.clone().after(Duration::from_secs(3)) } else { new.clone() })
+        });
+        let update = |id: &str, stream_id: u64| {
+            let mut content = device(id);
+            content["user_id"] = json!(bob);
+            content["stream_id"] = stream_id.into();
+            content["prev_id"] = json!([stream_id - 1]);
+            json!({"edu_type": "m.device_list_update", "content": content})
+        };
+        other.send(&server.peer(), &[], &[update("PHONE", 5)]).await.ok();
+        other.until("the list is fetched", "GET", DEVICES, |_| Some(())).await;
+        other.send(&server.peer(), &[], &[update("TABLET", 6)]).await.ok();
+        let query = json!({"device_keys": {&bob: []}});
+        chatd_kit::eventually("the list is known", || async {
+            let answer = alice.post("/keys/query", &query).await;
+            let devices = answer.ok()["device_keys"][&bob].clone();
+            let is_known = devices["PHONE"].is_object() && devices["TABLET"].is_object();
+            if is_known { Ok(()) } else { Err(answer.to_string()) }
+        })
+        .await;
     }
 }
