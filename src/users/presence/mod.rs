@@ -29,7 +29,7 @@ use self::{
     device::{Device, Timeouts},
     live::{Live, State, Status, Written},
     relay::Relay,
-    told::MAX_UNSEEN,
+    told::{Aside, MAX_UNSEEN},
 };
 use crate::{Deps, logins::ts};
 
@@ -53,6 +53,8 @@ struct Inner {
     state: Mutex<State>,
     /// Places for messages that are looked at again.
     unseen: Arc<Semaphore>,
+    /// Whom they are about.
+    aside: Mutex<Aside>,
     /// Wakes the task: something is dirty or the timer goes off earlier.
     wake: Notify,
     /// Makes writes a line, so that the last one written is the last one that happened.
@@ -105,6 +107,7 @@ impl Presence {
             writer: Writer::open(streams, &streams.presence, &deps.pool, &deps.stop),
             state: Mutex::default(),
             unseen: Arc::new(Semaphore::new(MAX_UNSEEN)),
+            aside: Mutex::default(),
             wake: Notify::new(),
             writing: tokio::sync::Mutex::default(),
             deps: deps.clone(),

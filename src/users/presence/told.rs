@@ -33,6 +33,32 @@ pub struct RemotePresence {
     pub last_active_ts: i64,
 }
 
+/// What is put aside, in the order in which it came: of a user only the last of it counts.
+#[derive(Default)]
+pub(super) struct Aside {
+    count: u64,
+    newest: HashMap<OwnedUserId, u64>,
+}
+
+impl Aside {
+    /// Puts it aside; under which number.
+    fn put(&mut self, told: &[RemotePresence]) -> u64 {
+        self.count += 1;
+        self.newest.extend(told.iter().map(|told| (told.user_id.clone(), self.count)));
+        self.count
+    }
+
+    /// Leaves out those of whom something newer has been put aside.
+    fn keep_newest(&self, told: &mut Vec<RemotePresence>, number: u64) {
+        told.retain(|told| self.newest.get(&told.user_id) == Some(&number));
+    }
+
+    /// It is not looked at any more.
+    fn end(&mut self, number: u64) {
+        self.newest.retain(|_, newest| *newest != number);
+    }
+}
+
 impl Presence {
     /// Takes in presence of users of other servers. Those who share no room with anybody here are
     /// passed over, unless they do a moment later: who lets somebody in may tell who is there
@@ -47,23 +73,31 @@ impl Presence {
         }
         if let Ok(place) = self.0.unseen.clone().try_acquire_owned() {
             let presence = self.clone();
+            let number = self.0.aside.lock().put(&unseen);
             let heard_at = self.0.deps.streams.presence.token();
             tasks::spawn("unseen_presence", async move {
                 let _place = place;
-                let mut unseen = unseen;
-                for pause in UNSEEN_AGAIN {
-                    if unseen.is_empty() || !presence.0.deps.stop.sleep(pause).await {
-                        return;
-                    }
-                    unseen = match presence.set_unseen(unseen, &heard_at).await {
-                        Ok(unseen) => unseen,
-                        Err(error) => {
-                            tracing::info!(%error, "presence of other servers is lost");
-                            return;
-                        }
-                    };
+                if let Err(error) = presence.look_again(unseen, (number, heard_at)).await {
+                    tracing::info!(%error, "presence of other servers is lost");
                 }
+                presence.0.aside.lock().end(number);
             });
+        }
+        Ok(())
+    }
+
+    /// Looks again at what was put aside as `number`, at `heard_at`.
+    async fn look_again(
+        &self,
+        mut unseen: Vec<RemotePresence>,
+        (number, heard_at): (u64, StreamToken),
+    ) -> Result<()> {
+        for pause in UNSEEN_AGAIN {
+            if unseen.is_empty() || !self.0.deps.stop.sleep(pause).await {
+                break;
+            }
+            self.0.aside.lock().keep_newest(&mut unseen, number);
+            unseen = self.set_unseen(unseen, &heard_at).await?;
         }
         Ok(())
     }

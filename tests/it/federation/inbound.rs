@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use chatd_kit::{Settings, other::Reply, scenario};
+use chatd_kit::{Other, Settings, other::Reply, scenario};
 use serde_json::{Value, json};
 
 use super::shared::{Shared, shared};
@@ -333,6 +333,30 @@ scenario! {
             let devices = answer.ok()["device_keys"][&bob].clone();
             let is_known = devices["PHONE"].is_object() && devices["TABLET"].is_object();
             if is_known { Ok(()) } else { Err(answer.to_string()) }
+        })
+        .await;
+    }
+
+    /// What is told of somebody who is in no room yet is looked at a moment later.
+    async fn of_what_is_told_too_early_the_newest_counts(server: Server) in (monolith)
+    with (Settings::federating()) {
+        let alice = server.user("alice").await;
+        let room = alice.create_room().preset("public_chat").version("11").await;
+        let other = Other::start().await;
+        let (bob, peer) = (other.user("bob"), server.peer());
+        for status in ["just here", "gone for lunch"] {
+            let push = json!([{"user_id": bob, "presence": "online", "status_msg": status}]);
+            let edu = json!({"edu_type": "m.presence", "content": {"push": push}});
+            other.send(&peer, &[], &[edu]).await.ok();
+        }
+        let mut feed = alice.feed().await;
+        other.join(&peer, &room, &bob).await;
+        feed.until("what was told last", |synced| {
+            let all = synced.presence();
+            let of_bob = all.iter().filter(|presence| presence["sender"] == bob);
+            of_bob.map(|presence| &presence["content"]["status_msg"])
+                .any(|status| status == "gone for lunch")
+                .then_some(())
         })
         .await;
     }
