@@ -4,9 +4,9 @@ use std::{pin::Pin, time::Duration};
 
 use async_compression::{Level, tokio::bufread::GzipEncoder};
 use bytes::Bytes;
-use chatd_base::{Error, Refusal, Result};
+use chatd_base::{Error, Refusal, Result, tasks};
 use futures::{Stream, StreamExt, TryStreamExt, stream};
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderValue, Request, Version, header};
 use http_body_util::{BodyExt, Either, Full, LengthLimitError, Limited, StreamBody};
 use hyper::body::{Body as _, Frame, Incoming};
 use tokio_util::io::{ReaderStream, StreamReader};
@@ -18,11 +18,13 @@ type Frames = Pin<Box<dyn Stream<Item = Result<Frame<Bytes>>> + Send>>;
 /// The body of an answer, as hyper wants it.
 pub(crate) type Outgoing = Either<Full<Bytes>, StreamBody<Frames>>;
 
+/// Most that is taken in of a body that was refused: more than uploads have by default.
+const MOST_DISCARDED: usize = 128 << 20;
 /// Answers shorter than this are not worth compressing.
 const MIN_COMPRESSED: usize = 1024;
 
 /// Reads a request's body. Refuses what is larger than `limit` or takes longer than `patience`.
-pub(crate) async fn read(body: Incoming, limit: usize, patience: Duration) -> Result<Bytes> {
+pub(crate) async fn read(body: &mut Incoming, limit: usize, patience: Duration) -> Result<Bytes> {
     if body.is_end_stream() {
         return Ok(Bytes::new());
     }
@@ -38,6 +40,34 @@ pub(crate) async fn read(body: Incoming, limit: usize, patience: Duration) -> Re
         Err(_) => {
             Err(Refusal::new(408, "M_UNKNOWN", "the request body took too long to arrive").into())
         }
+    }
+}
+
+/// What becomes of the rest of a body that was refused. A connection that is closed while the client
+/// still sends loses the answer, and a proxy takes that for a failure of this server, so that it turns
+/// away from it.
+pub(crate) struct Unread {
+    /// Whether the client sends it before it has seen the answer, on a connection of its own.
+    is_sent: bool,
+}
+
+impl Unread {
+    pub fn of(request: &Request<Incoming>) -> Self {
+        let waits = request.headers().contains_key(header::EXPECT);
+        Self { is_sent: request.version() < Version::HTTP_2 && !waits }
+    }
+
+    /// Takes in what is left of the body while the answer goes out, within bounds.
+    pub fn discard(&self, body: Incoming, patience: Duration) {
+        if !self.is_sent || body.is_end_stream() {
+            return;
+        }
+        let mut rest = Limited::new(body, MOST_DISCARDED);
+        let discarded = async move { while let Some(Ok(_)) = rest.frame().await {} };
+        tasks::spawn("discarded_body", async move {
+            // Whoever sends more, or takes longer, is cut off.
+            let _ = tokio::time::timeout(patience, discarded).await;
+        });
     }
 }
 

@@ -77,7 +77,8 @@ pub(crate) async fn answer(
 ) -> Result<Response<Outgoing>, Infallible> {
     let gzip = site.compress && body::accepts_gzip(request.headers());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let (mut head, incoming) = request.into_parts();
+    let unread = body::Unread::of(&request);
+    let (mut head, mut incoming) = request.into_parts();
     let mut origin = Origin {
         address: client::address(peer, &head.headers, site.x_forwarded),
         id: request_id(&edge, &site, &head),
@@ -89,7 +90,8 @@ pub(crate) async fn answer(
     let found = table.and_then(|table| table.find(&head.method, head.uri.path()));
     let counted = Counted::begin(edge.meter_of(&method, found.as_ref().ok()));
 
-    let outcome = handle(&edge, found, origin, head, incoming).instrument(span.clone()).await;
+    let outcome = handle(&edge, found, origin, head, &mut incoming).instrument(span.clone()).await;
+    unread.discard(incoming, edge.read_timeout);
     let mut reply = outcome.unwrap_or_else(|error| span.in_scope(|| render(error)));
     if gzip {
         body::compress(&mut reply);
@@ -139,7 +141,7 @@ async fn handle(
     found: Result<Match>,
     origin: Origin,
     head: http::request::Parts,
-    incoming: Incoming,
+    incoming: &mut Incoming,
 ) -> Result<Reply> {
     // Browsers ask before they send; every path answers, known or not.
     if head.method == Method::OPTIONS {
@@ -226,7 +228,7 @@ async fn admit(
     edge: &Edge,
     endpoint: &Endpoint,
     mut request: Request,
-    incoming: Incoming,
+    incoming: &mut Incoming,
     is_carried: bool,
 ) -> Result<Request> {
     if endpoint.auth == Auth::Peer {

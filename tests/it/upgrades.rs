@@ -16,7 +16,7 @@ scenario! {
             .version("10")
             .with("name", "the name")
             .with("topic", "the topic")
-            .with("room_alias_name", "kitchen")
+            .with("room_alias_name", "parlour")
             .with("visibility", "public")
             .with("creation_content", json!({"type": "org.example.kind", "m.federate": false}))
             .state("m.room.encryption", json!({"algorithm": "m.megolm.v1.aes-sha2"}))
