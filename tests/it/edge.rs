@@ -130,13 +130,14 @@ scenario! {
         let large = json!({"msgtype": "m.text", "body": "x".repeat(66_000)});
         let answer = alice.send_event(&room, "m.room.message", "large", &large).await;
         answer.refused(413, "M_TOO_LARGE");
-        let huge = json!({"body": "x".repeat(20 << 20)});
+        let huge = "x".repeat(8 << 20);
         let url = path("/rooms/{}/send/m.room.message/huge", &[&room]);
         let nobody = format!("/_matrix/client/v3{url}");
-        for _ in 0..4 {
-            alice.put(&url, &huge).await.refused(413, "M_TOO_LARGE");
+        for _ in 0..2 {
+            let answer = alice.request("PUT", &url).body(huge.clone()).await;
+            answer.refused(413, "M_TOO_LARGE");
             // The answer is there before the body, and no proxy takes that for a failure.
-            let stranger = server.request("PUT", &nobody).json(&huge).await;
+            let stranger = server.request("PUT", &nobody).body(huge.clone()).await;
             stranger.refused(401, "M_MISSING_TOKEN");
         }
         let fits = json!({"msgtype": "m.text", "body": "x".repeat(60_000)});
