@@ -93,8 +93,9 @@ impl History {
             return Ok(None);
         }
         for server in self.candidates(room).await?.into_iter().take(MOST_SERVERS) {
+            // Those who have not been asked may know it.
             if asking.left().is_zero() {
-                break;
+                return Ok(None);
             }
             if let Some(depth) = self.ask_depth(&server, event).await {
                 return Ok(Some(depth));

@@ -256,6 +256,36 @@ scenario! {
         }
     }
 
+    /// Time is up before all have been asked: that says nothing of those who have not been.
+    async fn an_event_that_some_do_not_know_is_looked_for_again(server: Server)
+        in (monolith) with (still())
+    {
+        let (other, last) = (Other::start().await, Other::start().await);
+        let (alice, bob) = (server.user("alice").await, other.user("bob"));
+        let room = other.create_room("11", &bob);
+        let slow = [other.clone(), Other::start().await, Other::start().await];
+        let two = slow.iter().flat_map(|server| [(server, "carol"), (server, "dan")]);
+        for (server, name) in two.chain([(&last, "eve")]) {
+            let user = server.user(name);
+            let join = room.draft(&user, "m.room.member", json!({"membership": "join"}));
+            join.state(&user).signed_as(&server.name(), &server.key()).add();
+        }
+        alice.join_via(&room.id(), &other.name()).await.ok();
+        let unknown = Reply::refused(404, "M_NOT_FOUND");
+        for server in &slow {
+            server.always("GET", EVENT, unknown.clone().after(Duration::from_secs(7)));
+        }
+        let event = format!("$event:{}", other.name());
+        let asked = || last.seen("GET", EVENT).iter().any(|seen| seen.segment(4) == event);
+        alice.event(&room.id(), &event).await.refused(404, "M_NOT_FOUND");
+        assert!(!asked(), "the others have more members, and take their time");
+        for server in &slow {
+            server.always("GET", EVENT, unknown.clone());
+        }
+        alice.event(&room.id(), &event).await.refused(404, "M_NOT_FOUND");
+        assert!(asked(), "it may know the event");
+    }
+
     /// What comes of looking for one thing says nothing of another.
     async fn whoever_looks_for_the_beginning_is_not_told_of_a_gap(server: Server) with (Settings::federating())
     {
