@@ -39,6 +39,9 @@ pub struct Chatd {
     /// How long a client may take to send its request. Default 30 s.
     #[serde(deserialize_with = "units::duration")]
     pub request_read_timeout: Duration,
+    /// How long a client may take nothing of an answer that is there for it. Default 60 s.
+    #[serde(deserialize_with = "units::duration")]
+    pub response_write_timeout: Duration,
     /// How long the end waits for requests under way after SIGTERM. Default 5 s.
     #[serde(deserialize_with = "units::duration")]
     pub shutdown_timeout: Duration,
@@ -136,6 +139,7 @@ impl Default for Chatd {
             max_request_body: 1 << 20,
             max_connections: 20_000,
             request_read_timeout: Duration::from_secs(30),
+            response_write_timeout: Duration::from_secs(60),
             shutdown_timeout: Duration::from_secs(5),
             rate_limit_cache: 100_000,
             token_cache: 50_000,

@@ -284,6 +284,7 @@ const SUPPORTED: &[(&str, Shape)] = &[
             ("max_request_body", Any),
             ("max_connections", Any),
             ("request_read_timeout", Any),
+            ("response_write_timeout", Any),
             ("shutdown_timeout", Any),
             ("rate_limit_cache", Any),
             ("token_cache", Any),

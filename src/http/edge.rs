@@ -41,6 +41,7 @@ pub(crate) struct Edge {
     pub(crate) limits: Arc<Limits>,
     pub(crate) max_body: usize,
     pub(crate) read_timeout: Duration,
+    pub(crate) write_timeout: Duration,
     pub(crate) expose_cost: bool,
     pub(crate) fresh: Fresh,
     /// The other instances; absent where there are none.

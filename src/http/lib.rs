@@ -28,6 +28,7 @@ mod reply;
 mod request;
 mod router;
 mod server;
+mod stall;
 mod table;
 mod tally;
 #[cfg(test)]

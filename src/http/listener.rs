@@ -28,7 +28,10 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use crate::edge::{self, Edge, Site};
+use crate::{
+    edge::{self, Edge, Site},
+    stall::Impatient,
+};
 
 /// How long a connection may be idle, or take to send the head of a request. Longer than what
 /// reverse proxies keep their connections for, so that the proxy closes first.
@@ -185,6 +188,7 @@ impl Socket {
             Self::Unix(socket, _) => {
                 let (stream, _) = socket.accept().await?;
                 let serving = async move {
+                    let stream = service.impatient(stream);
                     service.connection(stream, None, stop).await;
                     drop(permit);
                 };
@@ -205,7 +209,13 @@ pub(crate) struct Service {
 }
 
 impl Service {
+    /// Below TLS, which takes more at once than a slow client may take in time.
+    fn impatient<S>(&self, stream: S) -> Impatient<S> {
+        Impatient::new(stream, self.edge.write_timeout)
+    }
+
     async fn tcp(self, stream: tokio::net::TcpStream, peer: Option<IpAddr>, stop: Stop) {
+        let stream = self.impatient(stream);
         let Some(tls) = self.tls.clone() else {
             return self.connection(stream, peer, stop).await;
         };

@@ -75,6 +75,8 @@ struct State {
     slow_began: Notify,
     may_go_on: Notify,
     written: AtomicBool,
+    /// The endless answer is not produced any more.
+    cut_off: Arc<Notify>,
 }
 
 async fn whoami(_: Arc<State>, request: Request) -> Result<Reply> {
@@ -102,6 +104,23 @@ async fn chunks(_: Arc<State>, _: Request) -> Result<Reply> {
     Ok(Reply::json_stream(futures::stream::iter(parts)))
 }
 
+/// Tells when it is dropped.
+struct Told(Arc<Notify>);
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
+}
+
+async fn endless(state: Arc<State>, _: Request) -> Result<Reply> {
+    let told = Told(state.cut_off.clone());
+    Ok(Reply::json_stream(futures::stream::repeat_with(move || {
+        let _held = &told;
+        Ok(bytes::Bytes::from(vec![b'0'; 10_000]))
+    })))
+}
+
 struct Running {
     folder: tempfile::TempDir,
     state: Arc<State>,
@@ -114,7 +133,7 @@ async fn start() -> Running {
     let yaml = format!(
         "server_name: example.org\nlisteners:\n  - path: {}/http.sock\n    type: http\n    \
          resources:\n      - names: [client]\n        compress: true\nchatd:\n  max_request_body: 1K\n  \
-         expose_request_cost: true\n",
+         expose_request_cost: true\n  response_write_timeout: 300ms\n",
         folder.path().display()
     );
     let config = Config::from_texts(&[("test.yaml", &yaml)], &Overrides::default()).unwrap();
@@ -133,6 +152,7 @@ async fn start() -> Running {
         .limit(LimitClass::RoomCreation)
         .put(raw("/_matrix/slow"), Auth::None, slow)
         .get(raw("/_matrix/chunks"), Auth::None, chunks)
+        .get(raw("/_matrix/endless"), Auth::None, endless)
         .bind(&state);
     let server = Server::bind(&config).await.unwrap();
     let ended = stop.clone();
@@ -240,4 +260,23 @@ async fn a_write_ends_though_its_client_is_gone_and_the_end_waits_for_it() {
     server.state.may_go_on.notify_one();
     tokio::time::timeout(Duration::from_secs(4), server.serving).await.unwrap().unwrap();
     assert!(server.state.written.load(Ordering::SeqCst));
+}
+
+/// The client keeps the connection open, and takes nothing from it.
+#[tokio::test]
+async fn an_answer_that_nobody_reads_is_cut_off() {
+    let server = start().await;
+    for gzip in ["", "Accept-Encoding: gzip\r\n"] {
+        let mut stream = server.connect().await;
+        let head = format!("GET /_matrix/endless HTTP/1.1\r\nHost: x\r\n{gzip}\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let limit = Duration::from_secs(20);
+        let cut_off = server.state.cut_off.notified();
+        tokio::time::timeout(limit, cut_off).await.expect("it is still produced");
+        // What is on the way, and no end of the answer.
+        let mut got = Vec::new();
+        let reading = tokio::time::timeout(limit, stream.read_to_end(&mut got));
+        let _ = reading.await.expect("the connection is open");
+        assert!(!got.ends_with(b"0\r\n\r\n") && got.len() < 4_000_000, "{}", got.len());
+    }
 }
