@@ -31,6 +31,10 @@ impl BatchRows {
 }
 
 impl Batch {
+    /// Whatever the database's default is: what is read after a lock was taken must be what was
+    /// committed before.
+    pub(crate) const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
+
     pub fn new() -> Self {
         Self::default()
     }
@@ -58,6 +62,15 @@ impl Batch {
     /// The answers are taken in that order, too: the driver reads no further while one whose
     /// answer has come in several parts does not take them.
     pub(crate) async fn run(self, client: &deadpool_postgres::Client) -> Result<BatchRows> {
+        self.send(client, Self::BEGIN).await
+    }
+
+    /// The same for the end of a transaction that has been begun.
+    pub(crate) async fn finish(self, client: &deadpool_postgres::Client) -> Result<BatchRows> {
+        self.send(client, "").await
+    }
+
+    async fn send(self, client: &deadpool_postgres::Client, begin: &str) -> Result<BatchRows> {
         let prepared = try_join_all(self.operations.iter().map(|(statement, _)| async move {
             client
                 .prepare_cached(statement.sql)
@@ -65,7 +78,7 @@ impl Batch {
                 .map_err(|cause| Error::from_postgres(statement.name, cause))
         }))
         .await?;
-        let mut begun = pin!(maybe_done(client.batch_execute(BEGIN)));
+        let mut begun = pin!(maybe_done(client.batch_execute(begin)));
         let _sent = poll!(begun.as_mut());
         let mut queries = Vec::with_capacity(prepared.len());
         let mut end = "COMMIT";
@@ -96,10 +109,6 @@ impl Batch {
         Ok(BatchRows(rows))
     }
 }
-
-/// Whatever the database's default is: what is read after a lock was taken must be what was
-/// committed before.
-const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 
 async fn query(
     client: &deadpool_postgres::Client,

@@ -159,5 +159,6 @@ pub async fn take_over(
     let moved = shards::take_over(&mut batch, seen, owner);
     notices.tell(&mut batch, Notice::Fleet);
     let rows = pool.commit(batch).await?;
+    pool.end_stale_copies().await;
     Ok(rows.of(moved).iter().map(|row| ShardId(row.get(0))).collect())
 }

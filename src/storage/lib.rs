@@ -5,6 +5,7 @@
 //! relatives; writes are collected in a [`Batch`] and sent as one pipelined transaction.
 
 mod batch;
+mod copy;
 mod error;
 mod intern;
 mod meter;

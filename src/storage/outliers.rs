@@ -1,10 +1,14 @@
 //! Events that are known, but have no place in this server's timeline: state and authorisation
-//! that another server has told. They go in as large arrays, in transactions of their own, so that
-//! the lane is not held up.
+//! that another server has told. They go in as arrays, or by `COPY` where they are many, in
+//! transactions of their own, so that the lane is not held up.
 
 use chatd_base::{EventNid, KeyNid, RoomNid, ShardId, TypeNid, UserNid, WriterId};
+use tokio_postgres::types::Type;
 
-use crate::{Batch, Pool, Result, params, shards, statement::statements};
+use crate::{Batch, Pool, Result, ToSql, params, shards, statement::statements};
+
+/// From so many rows on a `COPY`, which takes some round trips more, is done earlier than arrays.
+const COPIED: usize = 500;
 
 statements! {
     INSERT_OUTLIERS = "WITH given AS (
@@ -21,7 +25,28 @@ statements! {
                                 FROM given RETURNING nid)
                        INSERT INTO event_json (nid, content, rest)
                        SELECT g.nid, g.content, g.rest FROM given g JOIN made USING (nid)";
+    COPY_EVENTS = "COPY events (nid, pos, snapshot, depth, origin_ts, key, room, type, sender, writer,
+                                flags, event_id, prev_ids, auth_ids) FROM STDIN (FORMAT binary)";
+    COPY_EVENT_JSON = "COPY event_json (nid, content, rest) FROM STDIN (FORMAT binary)";
 }
+
+const EVENT_TYPES: [Type; 14] = [
+    Type::INT8,
+    Type::INT8,
+    Type::INT8,
+    Type::INT8,
+    Type::INT8,
+    Type::INT8,
+    Type::INT4,
+    Type::INT4,
+    Type::INT4,
+    Type::INT2,
+    Type::INT2,
+    Type::TEXT,
+    Type::INT8_ARRAY,
+    Type::INT8_ARRAY,
+];
+const EVENT_JSON_TYPES: [Type; 3] = [Type::INT8, Type::TEXT, Type::BYTEA];
 
 /// A row of `events` and `event_json` without a position.
 #[derive(Clone, Debug)]
@@ -43,6 +68,20 @@ pub struct NewOutlier {
 /// Writes events of one room. Fails as a whole if one of them is known, or if the shard has gone
 /// to another instance.
 pub async fn insert(
+    pool: &Pool,
+    room: RoomNid,
+    writer: WriterId,
+    fence: (ShardId, i64),
+    rows: &[NewOutlier],
+) -> Result<()> {
+    if rows.len() >= COPIED {
+        copy(pool, room, writer, fence, rows).await
+    } else {
+        insert_arrays(pool, room, writer, fence, rows).await
+    }
+}
+
+async fn insert_arrays(
     pool: &Pool,
     room: RoomNid,
     writer: WriterId,
@@ -71,4 +110,43 @@ pub async fn insert(
     );
     pool.commit(batch).await?;
     Ok(())
+}
+
+async fn copy(
+    pool: &Pool,
+    room: RoomNid,
+    writer: WriterId,
+    fence: (ShardId, i64),
+    rows: &[NewOutlier],
+) -> Result<()> {
+    let copying = pool.begin_copy(fence).await?;
+    let mut events = copying.fill(&COPY_EVENTS, &EVENT_TYPES).await?;
+    let (zero, nobody) = (0_i64, Vec::<i64>::new());
+    for row in rows {
+        let auth_ids: Vec<i64> = row.auth_ids.iter().map(|nid| nid.0).collect();
+        let columns: [&(dyn ToSql + Sync); 14] = [
+            &row.nid.0,
+            &zero,
+            &zero,
+            &row.depth,
+            &row.origin_ts,
+            &row.key.map(|key| key.0),
+            &room.0,
+            &row.kind.0,
+            &row.sender.0,
+            &writer.0,
+            &row.flags,
+            &row.event_id,
+            &nobody,
+            &auth_ids,
+        ];
+        events.add(&columns).await?;
+    }
+    copying.filled(events).await?;
+    let mut json = copying.fill(&COPY_EVENT_JSON, &EVENT_JSON_TYPES).await?;
+    for row in rows {
+        json.add(&[&row.nid.0, &row.content, &row.rest]).await?;
+    }
+    copying.filled(json).await?;
+    copying.commit().await
 }

@@ -80,7 +80,7 @@ pub struct Pool {
 const WAIT_FOR_CONNECTION: Duration = Duration::from_secs(10);
 
 /// How long a single statement may take. A database that is silent for longer is as good as away.
-const LONGEST_STATEMENT: Duration = Duration::from_secs(60);
+pub(crate) const LONGEST_STATEMENT: Duration = Duration::from_secs(60);
 
 /// When a connection over which nothing comes is found to be dead.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
@@ -142,7 +142,7 @@ impl Pool {
         (&self.connector.0, self.connector.1.clone())
     }
 
-    /// A connection for work that the other functions do not cover (migrations, `COPY`).
+    /// A connection for work that the other functions do not cover (migrations, copies).
     pub(crate) async fn client(&self) -> Result<Client> {
         let asked = Instant::now();
         let client = self.inner.get().await.map_err(|error| Error::from_pool(&error));
@@ -172,6 +172,15 @@ impl Pool {
         if self.is_away.load(Ordering::Relaxed) && self.is_away.swap(false, Ordering::Relaxed) {
             tracing::info!("the database is back");
         }
+    }
+
+    /// Notes of an outcome whether the database is there.
+    pub(crate) fn noting<T>(&self, outcome: Result<T>) -> Result<T> {
+        match &outcome {
+            Err(error @ Error::Lost(_)) => self.note_lost(error),
+            _ => self.note_answer(),
+        }
+        outcome
     }
 
     /// Runs one reading statement and returns its rows. One round trip.
@@ -239,31 +248,31 @@ impl Pool {
         meter::STATEMENTS.increment(batch.len() as u64);
         meter::COMMITS.increment(1);
         let begun = Instant::now();
-        let mut guard = Unfinished(Some(client));
+        let mut guard = Unfinished::new(client);
         let outcome = batch.run(guard.client()).await;
         meter::COMMIT.note(begun.elapsed());
-        match &outcome {
-            Err(error @ Error::Lost(_)) => self.note_lost(error),
-            _ => {
-                guard.finish();
-                self.note_answer();
-            }
+        if !matches!(outcome, Err(Error::Lost(_))) {
+            guard.finish();
         }
-        outcome
+        self.noting(outcome)
     }
 }
 
 /// Keeps a connection with an unfinished transaction from going back to the pool when the task
 /// that runs it is cancelled or fails.
-struct Unfinished(Option<Client>);
+pub(crate) struct Unfinished(Option<Client>);
 
 impl Unfinished {
-    fn client(&self) -> &Client {
+    pub(crate) fn new(client: Client) -> Self {
+        Self(Some(client))
+    }
+
+    pub(crate) fn client(&self) -> &Client {
         self.0.as_ref().expect("only `finish` and `drop` take the client")
     }
 
     /// The transaction is over: the connection may be used again.
-    fn finish(&mut self) {
+    pub(crate) fn finish(&mut self) {
         drop(self.0.take());
     }
 }

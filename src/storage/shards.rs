@@ -38,6 +38,7 @@ pub(crate) fn shard(row: &Row) -> Shard {
 pub async fn claim(pool: &Pool, ids: &[ShardId], owner: &str) -> Result<()> {
     let ids: Vec<i16> = ids.iter().map(|id| id.0).collect();
     pool.execute(&CLAIM_SHARDS, &[&ids, &owner]).await?;
+    pool.end_stale_copies().await;
     Ok(())
 }
 

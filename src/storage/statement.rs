@@ -34,6 +34,7 @@ pub(crate) use statements;
 pub static ALL_STATEMENTS: &[&[&Statement]] = &[
     crate::account_data::STATEMENTS,
     crate::accounts::STATEMENTS,
+    crate::copy::STATEMENTS,
     crate::cross_signing::STATEMENTS,
     crate::destinations::STATEMENTS,
     crate::devices::STATEMENTS,

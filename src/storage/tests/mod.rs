@@ -1,6 +1,8 @@
 //! Every statement is prepared against a freshly migrated database; what a real PostgreSQL
 //! guarantees is asked of one.
 
+mod copying;
+
 use chatd_base::{Position, RoomNid, UserNid, WriterId};
 use chatd_kit::{
     Database,
