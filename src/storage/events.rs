@@ -78,7 +78,21 @@ macro_rules! timeline {
     };
 }
 
-pub(crate) use {columns, joins};
+/// Who has written at the position of a row, in its room: not always the writer of the event that the
+/// row names, which may have been brought back later, by another owner of the room.
+macro_rules! writer_at {
+    ($row:literal) => {
+        concat!(
+            "(SELECT w.writer FROM events w WHERE w.room = ",
+            $row,
+            ".room AND w.pos = ",
+            $row,
+            ".pos AND w.pos > 0 LIMIT 1)"
+        )
+    };
+}
+
+pub(crate) use {columns, joins, writer_at};
 
 statements! {
     LIST_EVENTS_BY_NIDS = concat!("SELECT ", columns!(), " FROM events e", joins!(),

@@ -3,7 +3,7 @@
 
 use chatd_base::{Position, RoomNid, UserNid, WriterId};
 
-use crate::{Pool, Result, Row, presence, receipts, statement::statements};
+use crate::{Pool, Result, Row, events::writer_at, presence, receipts, statement::statements};
 
 /// The condition that the user `u` is of the server `$3`.
 macro_rules! ours {
@@ -25,12 +25,12 @@ statements! {
         FROM presence p JOIN users_nid u ON u.nid = p.user_nid
         WHERE p.pos > $1 AND p.pos <= $2 AND ", ours!(), "
         ORDER BY p.pos DESC LIMIT $4");
-    LIST_MISSED_JOINS = "
-        SELECT h.room, h.pos, e.writer, h.user_nid, u.user_id
+    LIST_MISSED_JOINS = concat!("
+        SELECT h.room, h.pos, coalesce(", writer_at!("h"), ", e.writer), h.user_nid, u.user_id
         FROM membership_history h
         JOIN events e ON e.nid = h.event JOIN users_nid u ON u.nid = h.user_nid
         WHERE h.membership = 'j' AND h.pos > $1 AND h.pos <= $2
-        ORDER BY h.pos DESC LIMIT $3";
+        ORDER BY h.pos DESC LIMIT $3");
 }
 
 /// Positions after `low`, up to `high`.

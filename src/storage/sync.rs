@@ -4,17 +4,16 @@
 
 use chatd_base::{EventNid, Position, RoomNid, UserNid, WriterId};
 
-use crate::{Pool, Result, Row, statement::statements};
+use crate::{Pool, Result, Row, events::writer_at, statement::statements};
 
 statements! {
-    LIST_MEMBERSHIPS = "SELECT m.user_nid, m.room, r.room_id, m.membership, m.event, m.pos,
+    LIST_MEMBERSHIPS = concat!("SELECT m.user_nid, m.room, r.room_id, m.membership, m.event, m.pos,
                                CASE WHEN m.membership = 'i' THEN
                                     (SELECT s.user_id FROM users_nid s WHERE s.nid = m.sender) END,
-                               p.room IS NOT NULL, p.whole_pos, p.whole_writer, e.writer
+                               p.room IS NOT NULL, p.whole_pos, p.whole_writer, ", writer_at!("m"), "
                         FROM memberships m JOIN rooms r ON r.nid = m.room
-                        LEFT JOIN events e ON e.nid = m.event
                         LEFT JOIN partial_rooms p ON p.room = m.room AND m.membership = 'j'
-                        WHERE m.user_nid = ANY($1::int4[]) AND m.membership IN ('j', 'i', 'k')";
+                        WHERE m.user_nid = ANY($1::int4[]) AND m.membership IN ('j', 'i', 'k')");
     LIST_LEFT_ROOMS = "SELECT m.user_nid, m.room, r.room_id, m.membership, m.event, m.pos,
                               NULL::text, false, NULL::int8, NULL::int2, NULL::int2
                        FROM memberships m JOIN rooms r ON r.nid = m.room
@@ -32,7 +31,8 @@ statements! {
     LIST_FORGOTTEN = "SELECT room FROM memberships
                       WHERE user_nid = $1 AND room = ANY($2::int4[]) AND forgotten";
     LIST_MEMBERSHIP_CHANGES =
-        "SELECT h.room, r.room_id, h.pos, e.writer, h.membership, h.event,
+        concat!("SELECT h.room, r.room_id, h.pos, coalesce(", writer_at!("h"), ", e.writer),
+                h.membership, h.event,
                 (SELECT b.membership FROM membership_history b
                  WHERE b.user_nid = h.user_nid AND b.room = h.room AND b.pos < h.pos
                  ORDER BY b.pos DESC LIMIT 1),
@@ -42,7 +42,7 @@ statements! {
          JOIN rooms r ON r.nid = h.room
          JOIN events e ON e.nid = h.event
          WHERE h.user_nid = $1 AND h.pos > $2 AND h.pos <= $3
-         ORDER BY h.pos";
+         ORDER BY h.pos");
     LIST_INVITE_STATE = "SELECT room, state FROM invite_state
                          WHERE user_nid = $1 AND room = ANY($2::int4[])";
     /// The current state with all later changes undone. `$3`: whether to include every member;
@@ -173,7 +173,7 @@ pub struct MembershipRow {
     pub membership: i8,
     pub event: EventNid,
     pub pos: Position,
-    /// Who has written it there; not known of rooms that the user has left.
+    /// Who has written at that position; not known of rooms that the user has left.
     pub writer: Option<WriterId>,
     /// Who has invited the user, if it is invited.
     pub inviter: Option<String>,

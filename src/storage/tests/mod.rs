@@ -16,7 +16,7 @@ use crate::{
     migrate,
     notices::{Heard, Notice, Notices},
     params, receipts,
-    sync::{get_delivered, set_delivered},
+    sync::{self, get_delivered, set_delivered},
 };
 
 /// Opens `database` as the server does.
@@ -266,4 +266,37 @@ async fn a_receipt_never_goes_back() {
         let stored: Vec<_> = stored.into_iter().map(|receipt| receipt.event_id).collect();
         assert_eq!(stored, [stands_at]);
     }
+}
+
+/// A shard has moved, and the new owner brings back what the one before had written: its position is
+/// the new owner's, whoever has written the event.
+#[tokio::test]
+async fn a_membership_that_comes_back_is_at_a_position_of_who_brings_it_back() {
+    let database = Database::empty(Cluster::shared().unwrap()).await.unwrap();
+    let pool = open(&database);
+    migrate(&pool).await.unwrap();
+    let client = pool.client().await.unwrap();
+    client
+        .batch_execute(
+            "INSERT INTO rooms (nid, room_id, version, creator, created_ts)
+             VALUES (1, '!r:x', '11', 1, 0);
+             INSERT INTO events (nid, pos, snapshot, depth, origin_ts, room, type, sender, writer,
+                                 flags, event_id, prev_ids, auth_ids)
+             VALUES (1, 5, 0, 1, 0, 1, 1, 1, 1, 0, '$join', '{}', '{}'),
+                    (2, 9, 0, 2, 0, 1, 1, 1, 2, 0, '$late', '{}', '{}'),
+                    (3, 0, 0, 2, 0, 1, 1, 1, 3, 1, '$outlier', '{}', '{}');
+             INSERT INTO memberships (user_nid, room, membership, is_local, sender, event, pos)
+             VALUES (1, 1, 'j', true, 1, 1, 9);
+             INSERT INTO membership_history (user_nid, room, pos, membership, event)
+             VALUES (1, 1, 5, 'j', 1), (1, 1, 9, 'j', 1);",
+        )
+        .await
+        .unwrap();
+    let (user, all) = (UserNid(1), Position(i64::MAX));
+    let now = sync::list_memberships(&pool, &[user]).await.unwrap();
+    let now: Vec<_> = now.iter().map(|row| (row.pos, row.writer)).collect();
+    assert_eq!(now, [(Position(9), Some(WriterId(2)))]);
+    let steps = sync::list_membership_changes(&pool, user, Position(0), all).await.unwrap();
+    let steps: Vec<_> = steps.iter().map(|step| (step.pos, step.writer)).collect();
+    assert_eq!(steps, [(Position(5), WriterId(1)), (Position(9), WriterId(2))]);
 }
