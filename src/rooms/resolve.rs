@@ -216,6 +216,21 @@ mod auth_tests;
 #[path = "tests/lab.rs"]
 mod lab;
 #[cfg(test)]
+#[path = "tests/oracle.rs"]
+mod oracle;
+#[cfg(test)]
+#[path = "tests/play.rs"]
+mod play;
+#[cfg(test)]
+#[path = "tests/record.rs"]
+mod record;
+#[cfg(test)]
+#[path = "tests/recorded.rs"]
+mod recorded;
+#[cfg(test)]
+#[path = "tests/recording.rs"]
+mod recording;
+#[cfg(test)]
 #[path = "tests/synapse.rs"]
 mod synapse_tests;
 #[cfg(test)]

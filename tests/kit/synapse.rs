@@ -139,6 +139,18 @@ impl Synapse {
         std::fs::read_to_string(self.folder.join("synapse.log")).unwrap_or_default()
     }
 
+    /// A room as its database has it, in the lines of a recorded one (`tests/synapse/room.py`).
+    pub fn record(&self, room: &str, made: &str) -> String {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../synapse/room.py");
+        let arguments = [&*self.folder.to_string_lossy(), room, made].map(str::to_owned);
+        let program = program().unwrap_or_else(|error| panic!("Synapse: {error:?}"));
+        let ended = Command::new(program).arg(script).args(arguments).output();
+        let ended = ended.expect("Python starts");
+        let told = String::from_utf8_lossy(&ended.stderr);
+        assert!(ended.status.success(), "{room} cannot be written down: {told}");
+        String::from_utf8(ended.stdout).expect("JSON is UTF-8")
+    }
+
     /// Its process, to kill and restart it; only of one that is a test's own.
     pub fn process(&mut self) -> &mut Process {
         self.own.as_mut().expect("a Synapse that belongs to this test")

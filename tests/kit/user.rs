@@ -73,6 +73,12 @@ impl User {
         }
     }
 
+    /// Whether both are users of one server.
+    pub fn is_of_server_of(&self, other: &Self) -> bool {
+        let server = |user: &Self| user.id.split_once(':').map(|(_, server)| server.to_owned());
+        server(self) == server(other)
+    }
+
     /// The same user as another device.
     pub async fn another_device(&self) -> Self {
         Self::login(&self.http, &self.name).await

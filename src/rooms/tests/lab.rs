@@ -1,10 +1,11 @@
 //! Rooms whose graph forks, in memory.
 
-use chatd_kit::other::Pdu as Wire;
+use chatd_kit::other::{Pdu as Wire, canonical};
 use ruma_common::{
     OwnedRoomId, OwnedUserId, RoomId, RoomVersionId,
     room_version_rules::{EventIdFormatVersion, EventsReferenceFormatVersion},
 };
+use ruma_signatures::add_content_hash_to_event;
 use serde_json::{Value, json, value::to_raw_value};
 
 use super::*;
@@ -118,12 +119,8 @@ impl Lab {
         draft: Draft<'_>,
         change: impl FnOnce(&Self, &mut Vec<EventNid>),
     ) -> EventNid {
-        let nid = EventNid(self.next() + 1);
-        let key = draft.key.map(|key| self.key(draft.kind, key));
-        let before = self.merge(draft.prev);
-        let states: Vec<StateMap> =
-            draft.prev.iter().map(|prev| self.after[prev].clone()).collect();
-        self.disputes += usize::from(!Split::of(&states).events().is_empty());
+        let (nid, key) = self.numbers(draft.kind, draft.key);
+        let before = self.before(draft.prev);
         let mut pdu = self.pdu(nid, key, &draft);
         let mut auth = self.named(&pdu, &before);
         change(self, &mut auth);
@@ -134,6 +131,25 @@ impl Lab {
         if is_create && draft.prev.is_empty() && self.has_hash_id() {
             self.room_id = crate::seal::room_id_of_create(&pdu.event_id.clone()).unwrap();
         }
+        self.take(pdu, wire, auth, before);
+        nid
+    }
+
+    /// The numbers of the next event and of what it is the state of.
+    pub(super) fn numbers(&mut self, kind: &str, key: Option<&str>) -> (EventNid, Option<KeyNid>) {
+        (EventNid(self.next() + 1), key.map(|key| self.key(kind, key)))
+    }
+
+    /// The state before an event that is to follow `prev`.
+    pub(super) fn before(&mut self, prev: &[EventNid]) -> StateMap {
+        let states: Vec<StateMap> = prev.iter().map(|prev| self.after[prev].clone()).collect();
+        self.disputes += usize::from(!Split::of(&states).events().is_empty());
+        self.merge(prev)
+    }
+
+    /// Takes in a complete event that names `auth`, judged by that and by the state before it.
+    pub(super) fn take(&mut self, mut pdu: Pdu, wire: Wire, auth: Vec<EventNid>, before: StateMap) {
+        let (nid, key) = (pdu.nid, pdu.key);
         let named: Vec<Arc<Pdu>> = auth.iter().map(|auth| self.events[auth].clone()).collect();
         let in_force = |kind: &str, key: &str| {
             self.get(&before, kind, key).map(|event| self.events[&event].clone())
@@ -150,7 +166,13 @@ impl Lab {
         self.edges.insert(nid, auth);
         self.wire.insert(nid, wire);
         self.events.insert(nid, Arc::new(pdu));
-        nid
+    }
+
+    /// All events in the order in which they were added.
+    pub(super) fn in_order(&self) -> Vec<EventNid> {
+        let mut order: Vec<EventNid> = self.events.keys().copied().collect();
+        order.sort();
+        order
     }
 
     fn next(&self) -> i64 {
@@ -202,7 +224,7 @@ impl Lab {
             .collect()
     }
 
-    /// The event as its server sends it, but for signatures that fit.
+    /// The event as its server sends it, but for the signatures, which are made up.
     fn wired(&self, pdu: &Pdu, draft: &Draft<'_>, auth: &[EventNid]) -> Wire {
         let references = |events: &[EventNid]| -> Vec<Value> {
             let ids = events.iter().map(|event| self.events[event].event_id.as_str());
@@ -228,7 +250,6 @@ impl Lab {
             "content": draft.content,
             "prev_events": references(draft.prev),
             "auth_events": references(auth),
-            "hashes": {"sha256": "made up"},
             "signatures": signatures,
         });
         if let Some(room_id) = &pdu.room_id {
@@ -244,7 +265,9 @@ impl Lab {
             let server = pdu.sender.server_name();
             event["event_id"] = format!("${}:{server}", pdu.nid.0).into();
         }
-        Wire::of(event, &self.rules)
+        let mut event = canonical(event);
+        add_content_hash_to_event(&mut event).unwrap();
+        Wire::of(serde_json::to_value(event).unwrap(), &self.rules)
     }
 
     pub(super) fn merge(&self, prev: &[EventNid]) -> StateMap {

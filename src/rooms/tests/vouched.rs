@@ -51,7 +51,7 @@ impl Vouching {
             14 => told["token"] = "unheard-of".into(),
             15 => told["token"] = 5.into(),
             16 => drop(told.as_object_mut().map(|told| told.remove("token"))),
-            17 => told["mxid"] = pick(random, &super::synapse_tests::USERS).into(),
+            17 => told["mxid"] = pick(random, &super::play::USERS).into(),
             18 => drop(told.as_object_mut().map(|told| told.remove("mxid"))),
             19 => told["mxid"] = 5.into(),
             _ => {}

@@ -2,7 +2,10 @@
 //! have the same room.
 //!
 //! A run prints its seed, which decides who does what; `CHATD_FAULT_SEED` repeats it, and
-//! `CHATD_FAULT_ROUNDS` is how often the servers part.
+//! `CHATD_FAULT_ROUNDS` is how often the servers part. Where `CHATD_RECORD_ROOMS_IN` names a folder, the
+//! rooms are written down there as Synapse has them in the end, for `src/rooms/tests/recorded`.
+
+use std::path::PathBuf;
 
 use chatd_kit::{Gate, Server, Settings, Synapse, User, path};
 use rand::{Rng, rngs::StdRng};
@@ -48,7 +51,7 @@ impl Pair {
         let target = &self.weak[random.random_range(0..self.weak.len())];
         let room = self.room.as_str();
         let number: u32 = random.random();
-        let answer = match random.random_range(0..8) {
+        let answer = match random.random_range(0..10) {
             0..4 => {
                 said.push(who.send(room, &format!("message {number}")).await);
                 return;
@@ -62,8 +65,20 @@ impl Pair {
                 who.set_state(room, "m.room.power_levels", "", &levels).await
             }
             6 => {
-                let action = ["kick", "ban", "unban"][random.random_range(0..3)];
-                who.change(action, room, target).await
+                // The server of somebody who is invited has to be there.
+                let actions: &[&str] = match target.is_of_server_of(who) {
+                    true => &["kick", "ban", "unban", "invite"],
+                    false => &["kick", "ban", "unban"],
+                };
+                who.change(actions[random.random_range(0..actions.len())], room, target).await
+            }
+            7 => {
+                let rule = ["public", "invite", "private"][random.random_range(0..3)];
+                who.set_state(room, "m.room.join_rules", "", &json!({"join_rule": rule})).await
+            }
+            8 if !said.is_empty() => {
+                let target = said[random.random_range(0..said.len())].clone();
+                who.redact(room, &target).await
             }
             _ => {
                 let content = json!({"number": number});
@@ -135,11 +150,38 @@ async fn two_of_chatd(version: &str) {
     Pair::of([one, other], strong, weak, version).await.part_and_meet().await;
 }
 
-async fn chatd_and_synapse(version: &str) {
+/// Whose room it is.
+#[derive(Clone, Copy, Debug)]
+enum Host {
+    Chatd,
+    Synapse,
+}
+
+async fn chatd_and_synapse(version: &str, host: Host) {
     let ((here, one), (synapse, other)) = (chatd_gated().await, Synapse::gated().await);
-    let strong = [here.user("alice").await, synapse.user("bob").await];
+    let (mut gates, mut strong) =
+        ([one, other], [here.user("alice").await, synapse.user("bob").await]);
+    if matches!(host, Host::Synapse) {
+        gates.reverse();
+        strong.reverse();
+    }
     let weak = vec![synapse.user("carol").await, synapse.user("dave").await];
-    Pair::of([one, other], strong, weak, version).await.part_and_meet().await;
+    let pair = Pair::of(gates, strong, weak, version).await;
+    pair.part_and_meet().await;
+    if let Some(folder) = std::env::var_os("CHATD_RECORD_ROOMS_IN") {
+        let name = format!("lived_{version:0>2}_{host:?}").to_lowercase();
+        record(&synapse, &pair.room, folder.into(), &name);
+    }
+}
+
+/// Writes a room down in a file that is not there yet.
+fn record(synapse: &Synapse, room: &str, folder: PathBuf, name: &str) {
+    let made = "chatd and Synapse, parted and met";
+    let lines = synapse.record(room, made);
+    let mut names = (1..).map(|number| folder.join(format!("{name}_{number}.jsonl")));
+    let file = names.find(|file| !file.exists()).expect("names do not end");
+    std::fs::write(&file, lines).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    chatd_kit::say(format!("recorded in {}", file.display()));
 }
 
 #[tokio::test]
@@ -159,10 +201,25 @@ async fn servers_that_part_come_together_again_in_version_1() {
 
 #[tokio::test]
 async fn chatd_and_synapse_part_and_come_together_again() {
-    chatd_and_synapse("10").await;
+    chatd_and_synapse("10", Host::Chatd).await;
+}
+
+#[tokio::test]
+async fn chatd_and_synapse_part_and_come_together_again_in_version_1() {
+    chatd_and_synapse("1", Host::Synapse).await;
+}
+
+#[tokio::test]
+async fn chatd_and_synapse_part_and_come_together_again_in_version_2() {
+    chatd_and_synapse("2", Host::Synapse).await;
+}
+
+#[tokio::test]
+async fn chatd_and_synapse_part_and_come_together_again_in_version_6() {
+    chatd_and_synapse("6", Host::Synapse).await;
 }
 
 #[tokio::test]
 async fn chatd_and_synapse_part_and_come_together_again_in_version_12() {
-    chatd_and_synapse("12").await;
+    chatd_and_synapse("12", Host::Chatd).await;
 }

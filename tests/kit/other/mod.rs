@@ -34,7 +34,7 @@ use tokio::sync::watch;
 
 pub use asking::{Peer, authorization};
 pub use identity::{ACCESS_TOKEN, Vouching};
-pub use key::{Key, Published, is_signed, keys_of, now_ms};
+pub use key::{Key, Published, canonical, is_signed, keys_of, now_ms};
 pub use memory::State;
 pub use pdu::{Pdu, rules_of};
 pub use reply::Reply;
