@@ -247,8 +247,8 @@ mod tests {
         let clock = Clock::fixed(0);
         let [here, there] = [(); 2].map(|()| limits(&clock, 0.1, 3.0));
         let stop = chatd_base::Stop::new();
-        let (told, mut heard) = tokio::sync::mpsc::unbounded_channel::<Vec<u8>>();
-        let tell = move |said| told.send(said).unwrap();
+        let (told, mut heard) = tokio::sync::mpsc::channel::<Vec<u8>>(8);
+        let tell = move |said| told.try_send(said).unwrap();
         let hears = async {
             tokio::task::yield_now().await;
             for _ in 0..2 {

@@ -29,7 +29,8 @@ async fn what_was_read_stays_read() {
         };
         let (first, second) =
             join!(mark(round, lesser).into_future(), mark(round + 1, further).into_future());
-        (first.ok(), second.ok());
+        first.ok();
+        second.ok();
 
         let url = path("/user/{}/rooms/{}/account_data/m.fully_read", &[&alice.id, &room]);
         let marker = reader.get(url).await;
