@@ -30,9 +30,9 @@ pub struct TypingRow {
     pub users: Vec<OwnedUserId>,
 }
 
-/// Puts `row` on the stream. `now_ms` keeps positions above those of earlier processes.
-pub fn publish(feed: &Feed<Typing>, id: WriterId, now_ms: u64, row: TypingRow) {
+/// Puts `rows` on the stream. `now_ms` keeps positions above those of earlier processes.
+pub fn publish(feed: &Feed<Typing>, id: WriterId, now_ms: u64, rows: Vec<TypingRow>) {
     let next = feed.position_of(id).0.saturating_add(1);
     let base = next.max(i64::try_from(now_ms).unwrap_or(next));
-    writer::publish(feed, id, Position(base), vec![row]);
+    writer::publish(feed, id, Position(base), rows);
 }

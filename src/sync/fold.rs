@@ -201,6 +201,10 @@ impl State {
 
     fn fold_typing(&mut self, frame: &Frame<Typing>) {
         for (at, row) in frame.rows.iter() {
+            // It is told more than once, in case that the bus loses it.
+            if self.typing.newest(&row.room).is_some_and(|known| known.value.users == row.users) {
+                continue;
+            }
             self.typing.push(row.room, frame.writer, *at, Arc::new(row.clone()), ROW);
             self.wake_room(row.room);
         }

@@ -31,6 +31,13 @@ const MAX_TIMEOUT_MS: u64 = 120_000;
 const MAX_TYPING: usize = 50_000;
 const MAX_TYPING_IN_ROOM: usize = 200;
 
+/// How often, and for how long, the others are told again what has changed: what the bus has lost is
+/// in no table.
+const RETELL_EVERY_MS: u64 = 5_000;
+const RETELL_FOR_MS: u64 = 20_000;
+/// Rooms of which they are told again (R8).
+const MAX_RETOLD: usize = 1_000;
+
 /// A user of another server begins to type, or stops.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct RemoteTyping {
@@ -64,6 +71,8 @@ struct State {
     rooms: HashMap<RoomNid, Room>,
     /// The same by time.
     timer: BTreeSet<(u64, RoomNid, OwnedUserId)>,
+    /// Rooms in which something has changed lately, and until when that is told again.
+    retold: BTreeMap<RoomNid, (OwnedRoomId, u64)>,
 }
 
 impl State {
@@ -95,6 +104,25 @@ impl State {
             self.rooms.remove(&room);
         }
         before.is_some() != until_ms.is_some()
+    }
+
+    /// Notes that a change in a room is to be told again.
+    fn note_change(&mut self, room: RoomNid, room_id: &RoomId, now_ms: u64) {
+        if self.retold.len() < MAX_RETOLD || self.retold.contains_key(&room) {
+            self.retold.insert(room, (room_id.to_owned(), now_ms + RETELL_FOR_MS));
+        }
+    }
+
+    /// What is to be told again now.
+    fn retold(&mut self, now_ms: u64) -> Vec<TypingRow> {
+        let row = |(room, (room_id, _)): (&RoomNid, &(OwnedRoomId, u64))| TypingRow {
+            room: *room,
+            room_id: room_id.clone(),
+            users: self.of_room(*room),
+        };
+        let rows = self.retold.iter().map(row).collect();
+        self.retold.retain(|_, (_, until_ms)| *until_ms > now_ms);
+        rows
     }
 
     fn of_room(&self, room: RoomNid) -> Vec<OwnedUserId> {
@@ -247,24 +275,51 @@ impl Typing {
             if !state.set(room, room_id, user, until_ms) {
                 return;
             }
+            self.note_change(&mut state, room, room_id);
             state.of_room(room)
         };
-        self.publish(TypingRow { room, room_id: room_id.to_owned(), users });
+        self.publish(vec![TypingRow { room, room_id: room_id.to_owned(), users }]);
+    }
+
+    fn note_change(&self, state: &mut State, room: RoomNid, room_id: &RoomId) {
+        if self.0.deps.streams.has_others() {
+            state.note_change(room, room_id, self.0.deps.clock.now_ms());
+            self.0.earlier.notify_one();
+        }
     }
 
     /// Called by whoever holds `publishing`.
-    fn publish(&self, row: TypingRow) {
+    fn publish(&self, rows: Vec<TypingRow>) {
         let streams = &self.0.deps.streams;
-        typing::publish(&streams.typing, streams.writer.writer, self.0.deps.clock.now_ms(), row);
+        typing::publish(&streams.typing, streams.writer.writer, self.0.deps.clock.now_ms(), rows);
     }
 
-    /// Until the end: stops those whose time is over.
+    /// Tells again what has changed lately. Who knows it does nothing with it.
+    fn retell(&self, now_ms: u64) {
+        let _line = self.0.publishing.lock();
+        let rows = self.0.state.lock().retold(now_ms);
+        if !rows.is_empty() {
+            self.publish(rows);
+        }
+    }
+
+    /// Until the end: stops those whose time is over, and tells again what has changed.
     async fn run(self) {
         let stop = self.0.deps.stop.clone();
+        let mut retell_at = 0;
         while !stop.is_triggered() {
             self.end_due();
-            let next = self.0.state.lock().timer.first().map(|(at, ..)| *at);
             let now_ms = self.0.deps.clock.now_ms();
+            if now_ms >= retell_at {
+                self.retell(now_ms);
+                retell_at = now_ms + RETELL_EVERY_MS;
+            }
+            let next = {
+                let state = self.0.state.lock();
+                let over = state.timer.first().map(|(at, ..)| *at);
+                let again = (!state.retold.is_empty()).then_some(retell_at);
+                over.into_iter().chain(again).min()
+            };
             // With nobody typing, whoever begins wakes the task.
             let wait_ms = next.map_or(MAX_TIMEOUT_MS, |at| at.saturating_sub(now_ms));
             tokio::select! {
@@ -298,9 +353,10 @@ impl Typing {
             }
             let room_id = found.room_id.clone();
             state.set(room, &room_id, user, None);
+            self.note_change(&mut state, room, &room_id);
             TypingRow { room, users: state.of_room(room), room_id }
         };
-        self.publish(row);
+        self.publish(vec![row]);
     }
 }
 
@@ -321,6 +377,24 @@ mod tests {
         assert!(state.set(room, id, &user, None));
         assert!(!state.set(room, id, &user, None));
         assert!(state.rooms.is_empty() && state.timer.is_empty());
+    }
+
+    #[test]
+    fn what_has_changed_is_told_again_for_a_while() {
+        let mut state = State::default();
+        let (room, id, user) = (RoomNid(1), room_id!("!r:x"), owned_user_id!("@a:x"));
+        state.set(room, id, &user, Some(5_000));
+        state.note_change(room, id, 0);
+        let told = |state: &mut State, now_ms| -> Vec<_> {
+            state.retold(now_ms).into_iter().map(|row| row.users).collect()
+        };
+        assert_eq!(told(&mut state, 1), [vec![user.clone()]]);
+        state.set(room, id, &user, None);
+        state.note_change(room, id, 10_000);
+        let nobody = [Vec::<OwnedUserId>::new()];
+        assert_eq!(told(&mut state, RETELL_FOR_MS), nobody);
+        assert_eq!(told(&mut state, RETELL_FOR_MS + 10_000), nobody, "for the last time");
+        assert!(told(&mut state, RETELL_FOR_MS + 15_000).is_empty());
     }
 
     #[test]

@@ -309,7 +309,6 @@ impl Planner<'_> {
 
     fn typing(&mut self, since: Option<&SyncToken>, arrived: &[RoomNid]) {
         let changed = since.and_then(|since| self.state.typing.changed_since(&since.typing));
-        let is_change = changed.is_some();
         let rooms: Vec<RoomNid> = match changed {
             Some(mut changed) => {
                 changed.extend(arrived);
@@ -321,7 +320,8 @@ impl Planner<'_> {
             let Some(row) = self.state.typing.newest(&room).map(|row| row.value.clone()) else {
                 continue;
             };
-            let is_news = is_change && !arrived.contains(&room);
+            // That nobody types is news to who may have been told of somebody, also after a gap.
+            let is_news = since.is_some() && !arrived.contains(&room);
             if !is_news && row.users.is_empty() {
                 continue;
             }

@@ -15,6 +15,7 @@
 //! | whoever asks many workers gets through a limit many times | `limits` |
 //! | presence flaps | `presence::a_long_sync_is_one_presence`; `chatd_users::presence::relay` (`half_an_hour_of_syncs_is_one_presence`) |
 //! | the writer of presence is drowned in calls | `presence::many_syncs_are_few_calls`; `chatd_users::presence::relay` (`ten_thousand_devices_are_a_few_calls`) |
+//! | somebody types for ever | `typing` |
 //! | an endpoint is not there at a worker | `roles` |
 
 mod apart;
@@ -25,6 +26,7 @@ mod presence;
 mod reads;
 mod roles;
 mod tokens;
+mod typing;
 mod whispers;
 
 use std::{
