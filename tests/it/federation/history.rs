@@ -258,7 +258,7 @@ scenario! {
 
     /// Time is up before all have been asked: that says nothing of those who have not been.
     async fn an_event_that_some_do_not_know_is_looked_for_again(server: Server)
-        in (monolith) with (still())
+        with (still())
     {
         let (other, last) = (Other::start().await, Other::start().await);
         let (alice, bob) = (server.user("alice").await, other.user("bob"));
